@@ -1,0 +1,18 @@
+"""Parts and appearances in the feature maps of convolutional networks.
+
+Everything a user needs is here and in ``panda_sklearn.datasets``,
+``panda_sklearn.generators`` and ``panda_sklearn.inspection``.
+"""
+
+from panda_sklearn._version import __version__
+from panda_sklearn.decomposition import PartsAppearanceDecomposition
+from panda_sklearn.editing import Edit, LocalEditor
+from panda_sklearn.feature_extractor import GeneratorFeatureExtractor
+
+__all__ = [
+    "Edit",
+    "GeneratorFeatureExtractor",
+    "LocalEditor",
+    "PartsAppearanceDecomposition",
+    "__version__",
+]

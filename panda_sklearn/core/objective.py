@@ -1,0 +1,273 @@
+r"""The objective of PandA and its gradients.
+
+Oldfield et al., *PandA: Unsupervised Learning of Parts and Appearances in the
+Feature Maps of GANs* (ICLR 2023), equations (3) to (6). Floor 0: torch only.
+
+Notation
+--------
+====  ==============  ============================================================
+Z     (N, C, S)       activations: N samples, C channels, S positions
+A     (C, R_C)        appearances, free
+P     (S, R_S)        parts; their sign is the solver's business, not of this file
+W     (N, C, R_S)     Z_i P
+Y     (N, R_C, S)     A' Z_i
+L     (N, R_C, R_S)   coefficients A' Z_i P = A' W_i = Y_i P
+G     (R_C, R_C)      A' A
+H     (R_S, R_S)      P' P
+X     (N, R_C, R_S)   G L_i H - 2 L_i
+====  ==============  ============================================================
+
+Everything follows from X: with E = sum ||Z_i||^2,
+
+.. math::
+
+    f &= E + \sum_i \langle L_i, X_i \rangle, \\
+    \nabla_P f &= 2 \bigl( P \sum_i L_i' G L_i + \sum_i Z_i' A X_i \bigr), \\
+    \nabla_A f &= 2 \bigl( A \sum_i L_i H L_i' + \sum_i Z_i P X_i' \bigr),
+
+which are (3), (4) and (5) with the products associated so that no S x S matrix is
+formed, and a C x C one only where R_C is near C and it saves work. There are three
+ways round, and each function takes the cheapest for the shapes at hand:
+
+- "positions" sums over positions first: W, then L = A'W;
+- "channels" sums over channels first: Y, then L = YP;
+- "projector" needs no L: with B = AA'W, (4) is P sum B'B + sum Z'(AA'BH - 2B), and
+  (5) is A (A'K A) + K A G - 2 M A with K = sum W H W' and M = sum W W'.
+
+Multiplications per sample (w = C S R_S, or 0 where the caller gives W):
+
+=========== ================================== ===================================
+way         gradient in P                      gradient in A
+=========== ================================== ===================================
+positions   w + C S R_S + 2 C R_C R_S + R_C^2  w + 2 C R_C R_S + 2 R_C^2 R_S +
+            R_S + 2 R_C R_S^2                  R_C R_S^2
+channels    C S R_C + 2 S R_C R_S + R_C^2 R_S  2 C S R_C + 2 S R_C R_S + 2 R_C^2
+            + 2 R_C R_S^2                      R_S + R_C R_S^2
+projector   w + C S R_S + 2 C^2 R_S +          w + 2 C^2 R_S + C R_S^2
+            2 C R_S^2
+=========== ================================== ===================================
+
+A test counts them: not more than twice what the dearest term of (3), (4) or (5) takes
+on its own in its best order; three times for R_C = C with only a few positions or with
+R_S = S.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "BATCH_ELEMENTS",
+    "accumulator_dtype",
+    "gradient_appearances",
+    "gradient_parts",
+    "objective",
+    "sample_energies",
+    "sample_gradients_parts",
+    "sample_objectives",
+]
+
+# Numbers of one batch that may be copied into double precision at a time (64 MB).
+BATCH_ELEMENTS = 2**23
+
+
+def accumulator_dtype(device: torch.device) -> torch.dtype:
+    """The widest floating type of a device, in which long sums are kept."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def sample_energies(Z: Tensor) -> Tensor:
+    """||Z_i||^2 of each sample, of shape (N,), in double precision.
+
+    Taken batch by batch, so that Z is never copied whole.
+    """
+    dtype = accumulator_dtype(Z.device)
+    norms = [
+        torch.linalg.vector_norm(batch.flatten(1), dim=1, dtype=dtype)
+        for batch in Z.split(max(1, BATCH_ELEMENTS // Z[0].numel()))
+    ]
+    return torch.cat(norms).square()
+
+
+def objective(
+    Z: Tensor,
+    A: Tensor,
+    P: Tensor,
+    *,
+    W: Tensor | None = None,
+    energy: Tensor | None = None,
+) -> Tensor:
+    """Sum over samples of the squared reconstruction error, equation (3).
+
+    Parameters
+    ----------
+    Z, A, P : Tensor
+        Shapes (N, C, S), (C, R_C) and (S, R_S).
+
+    W : Tensor of shape (N, C, R_S), default=None
+        Z @ P, where the caller has it already.
+
+    energy : scalar Tensor, default=None
+        ``sample_energies(Z).sum()``, where the caller has it already.
+
+    Returns
+    -------
+    f : scalar Tensor
+        In double precision: f is a small difference of large numbers.
+    """
+    if energy is None:
+        energy = sample_energies(Z).sum()
+    C, R_C = A.shape
+    S, R_S = P.shape
+    if W is None and R_C * S * (C + R_S) < C * R_S * (S + R_C):
+        L = torch.einsum("cr,ncs->nrs", A, Z) @ P
+    else:
+        L = torch.einsum("cr,nck->nrk", A, Z @ P if W is None else W)
+    GL = torch.einsum("rq,nqk->nrk", A.T @ A, L)
+    return energy + (L * (GL @ (P.T @ P) - 2 * L)).sum(dtype=energy.dtype)
+
+
+def gradient_parts(
+    Z: Tensor, A: Tensor, P: Tensor, *, W: Tensor | None = None
+) -> Tensor:
+    """Gradient of the objective (3) with respect to P, equation (4).
+
+    Parameters
+    ----------
+    Z, A, P, W
+        As in :func:`objective`.
+
+    Returns
+    -------
+    gradient : Tensor of shape (S, R_S)
+    """
+    C, R_C = A.shape
+    S, R_S = P.shape
+    w = C * S * R_S if W is None else 0
+    ranks = R_C * R_S * (R_C + 2 * R_S)
+    way = _cheapest(
+        positions=w + C * S * R_S + 2 * C * R_C * R_S + ranks,
+        channels=C * S * R_C + 2 * S * R_C * R_S + ranks,
+        projector=w + C * S * R_S + 2 * C * R_S * (C + R_S),
+    )
+    H = P.T @ P
+    if way == "channels":
+        Y = torch.einsum("cr,ncs->nrs", A, Z)
+        L = Y @ P
+        GL = torch.einsum("rq,nqk->nrk", A.T @ A, L)
+        cubic = torch.einsum("nrk,nrl->kl", L, GL)
+        return 2 * (P @ cubic + torch.einsum("nrs,nrk->sk", Y, GL @ H - 2 * L))
+
+    W = Z @ P if W is None else W
+    if way == "positions":
+        L = torch.einsum("cr,nck->nrk", A, W)
+        GL = torch.einsum("rq,nqk->nrk", A.T @ A, L)
+        cubic = torch.einsum("nrk,nrl->kl", L, GL)
+        AX = torch.einsum("cr,nrk->nck", A, GL @ H - 2 * L)
+    else:
+        projector = A @ A.T
+        B = torch.einsum("cd,ndk->nck", projector, W)
+        cubic = torch.einsum("nck,ncl->kl", B, B)
+        AX = torch.einsum("cd,ndk->nck", projector, B @ H) - 2 * B
+    return 2 * (P @ cubic + torch.einsum("ncs,nck->sk", Z, AX))
+
+
+def gradient_appearances(
+    Z: Tensor, A: Tensor, P: Tensor, *, W: Tensor | None = None
+) -> Tensor:
+    """Gradient of the objective (3) with respect to A, equation (5).
+
+    Parameters
+    ----------
+    Z, A, P, W
+        As in :func:`objective`.
+
+    Returns
+    -------
+    gradient : Tensor of shape (C, R_C)
+    """
+    C, R_C = A.shape
+    S, R_S = P.shape
+    w = C * S * R_S if W is None else 0
+    ranks = R_C * R_S * (2 * R_C + R_S)
+    way = _cheapest(
+        positions=w + 2 * C * R_C * R_S + ranks,
+        channels=2 * C * S * R_C + 2 * S * R_C * R_S + ranks,
+        projector=w + C * R_S * (2 * C + R_S),
+    )
+    G, H = A.T @ A, P.T @ P
+    if way == "channels":
+        L = torch.einsum("cr,ncs->nrs", A, Z) @ P
+        LH = L @ H
+        X = torch.einsum("rq,nqk->nrk", G, LH) - 2 * L
+        PX = torch.einsum("sk,nrk->nsr", P, X)
+        linear = torch.einsum("ncs,nsr->cr", Z, PX)
+        return 2 * (A @ torch.einsum("nrk,nqk->rq", L, LH) + linear)
+
+    W = Z @ P if W is None else W
+    if way == "positions":
+        L = torch.einsum("cr,nck->nrk", A, W)
+        LH = L @ H
+        X = torch.einsum("rq,nqk->nrk", G, LH) - 2 * L
+        linear = torch.einsum("nck,nrk->cr", W, X)
+        return 2 * (A @ torch.einsum("nrk,nqk->rq", L, LH) + linear)
+
+    K = torch.einsum("nck,ndk->cd", W @ H, W)
+    M = torch.einsum("nck,ndk->cd", W, W)
+    KA = K @ A
+    return 2 * (A @ (A.T @ KA) + KA @ G - 2 * M @ A)
+
+
+def sample_objectives(Y: Tensor, G: Tensor, P: Tensor, energies: Tensor) -> Tensor:
+    """Squared reconstruction error of each sample with parts of its own, (6).
+
+    A is held in (6), so that the data enter through Y = A'Z alone.
+
+    Parameters
+    ----------
+    Y : Tensor of shape (N, R_C, S)
+        A' Z_i.
+
+    G : Tensor of shape (R_C, R_C)
+        A' A.
+
+    P : Tensor of shape (N, S, R_S)
+        Parts of each sample.
+
+    energies : Tensor of shape (N,)
+        ||Z_i||^2.
+
+    Returns
+    -------
+    f : Tensor of shape (N,)
+        In the type of ``energies``.
+    """
+    L = Y @ P
+    X = G @ L @ (P.mT @ P) - 2 * L
+    return energies + (L * X).sum(dim=(1, 2), dtype=energies.dtype)
+
+
+def sample_gradients_parts(Y: Tensor, G: Tensor, P: Tensor) -> Tensor:
+    """Gradient of each sample's objective (6) with respect to its own parts.
+
+    Equation (4) with a sum of one term. Takes 2 R_C S R_S multiplications a sample,
+    without the terms that involve ranks alone.
+
+    Parameters
+    ----------
+    Y, G, P
+        As in :func:`sample_objectives`.
+
+    Returns
+    -------
+    gradient : Tensor of shape (N, S, R_S)
+    """
+    L = Y @ P
+    GL = G @ L
+    return 2 * (P @ (L.mT @ GL) + Y.mT @ (GL @ (P.mT @ P) - 2 * L))
+
+
+def _cheapest(**costs: int) -> str:
+    """Name of the smallest cost; of equal ones the first."""
+    return min(costs, key=costs.__getitem__)

@@ -1,0 +1,199 @@
+"""The architecture of the small face generator that the package ships.
+
+A style-based generator after Karras et al., *Analyzing and Improving the Image
+Quality of StyleGAN* (CVPR 2020), kept small enough to run on any laptop and with
+one deliberate simplification: it has no noise inputs, so that the same latents
+always give the same image. Its weights are made by
+``examples/train_face_generator.py``.
+
+Floor 2 of the package: depends on torch alone.
+
+Notation: N samples, ``z`` (N, 64) latents, ``w`` (N, 128) styles.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+# Guard of the two normalisations against division by zero; the usual value of the
+# style-based generators.
+EPS = 1e-8
+LATENT_SIZE = 64
+STYLE_SIZE = 128
+CHANNELS = {4: 128, 8: 128, 16: 96, 32: 48, 64: 24}
+
+
+def _activate(x):
+    """Leaky ReLU with slope 0.2, rescaled to keep the variance of its input."""
+    return F.leaky_relu(x, 0.2) * math.sqrt(2)
+
+
+class _Linear(nn.Module):
+    """A linear layer whose weight is scaled by its fan-in at run time.
+
+    With weights of unit variance Adam moves every layer at the same relative speed
+    ("equalised learning rate", Karras et al., ICLR 2018).
+    """
+
+    def __init__(self, n_in, n_out, bias=0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(n_out, n_in))
+        self.bias = nn.Parameter(torch.full((n_out,), float(bias)))
+        self.gain = 1 / math.sqrt(n_in)
+
+    def forward(self, x):
+        return F.linear(x, self.weight * self.gain, self.bias)
+
+
+class _StyledConv(nn.Module):
+    """A convolution whose input channels are scaled by a style.
+
+    The output is divided by the norm that unit-variance input would give it
+    ("demodulation"). Scaling input and output instead of the weights makes grouped
+    convolutions unnecessary: the result is the same.
+
+    With ``upsample=True`` the output of the convolution is doubled in size
+    bilinearly before bias and activation, which costs a quarter of upsampling first
+    and leaves no checkerboard.
+    """
+
+    def __init__(self, n_in, n_out, *, size=3, upsample=False, demodulate=True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(n_out, n_in, size, size))
+        self.bias = nn.Parameter(torch.zeros(n_out))
+        self.style = _Linear(STYLE_SIZE, n_in, bias=1.0)
+        self.gain = 1 / math.sqrt(n_in * size**2)
+        self.upsample = upsample
+        self.demodulate = demodulate
+
+    def forward(self, x, w):
+        weight = self.weight * self.gain
+        style = self.style(w)  # (N, n_in)
+        y = F.conv2d(
+            x * style[:, :, None, None], weight, padding=self.weight.shape[-1] // 2
+        )
+        if self.demodulate:
+            power = weight.square().sum(dim=(2, 3))  # (n_out, n_in)
+            norm = torch.rsqrt(style.square() @ power.T + EPS)  # (N, n_out)
+            y = y * norm[:, :, None, None]
+        if self.upsample:
+            y = _double(y)
+        return y + self.bias[:, None, None]
+
+
+class _Block(nn.Module):
+    """Two styled convolutions; the first doubles the size."""
+
+    def __init__(self, n_in, n_out):
+        super().__init__()
+        self.conv0 = _StyledConv(n_in, n_out, upsample=True)
+        self.conv1 = _StyledConv(n_out, n_out)
+
+    def forward(self, x, w):
+        x = _activate(self.conv0(x, w))
+        return _activate(self.conv1(x, w))
+
+
+class _StartBlock(nn.Module):
+    """The learned 4 x 4 constant and its styled convolution."""
+
+    def __init__(self, n_out):
+        super().__init__()
+        self.constant = nn.Parameter(torch.randn(n_out, 4, 4))
+        self.conv1 = _StyledConv(n_out, n_out)
+
+    def forward(self, w):
+        x = self.constant.expand(len(w), -1, -1, -1)
+        return _activate(self.conv1(x, w))
+
+
+def _double(x):
+    """Bilinear upsampling to twice the size."""
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+class FaceGenerator(nn.Module):
+    """A style-based generator of 64 x 64 face images.
+
+    Called as ``generator(latents)``. The feature maps worth decomposing are the
+    outputs of its blocks:
+
+    ========== ========= =========
+    layer      channels  size
+    ========== ========= =========
+    block4     128       4 x 4
+    block8     128       8 x 8
+    block16    96        16 x 16
+    block32    48        32 x 32
+    block64    24        64 x 64
+    ========== ========= =========
+
+    Each block's output feeds the next block and, from ``block8`` on, the image
+    branch of its size (``to_rgb8`` and so on).
+
+    Attributes
+    ----------
+    latent_size : int
+        Number of standard normal numbers of one sample, 64.
+
+    style_mean : Tensor of shape (128,)
+        Mean of the styles over the latent distribution, towards which
+        ``truncation`` pulls.
+    """
+
+    latent_size = LATENT_SIZE
+
+    def __init__(self):
+        super().__init__()
+        self.mapping = nn.ModuleList(
+            [_Linear(LATENT_SIZE, STYLE_SIZE), _Linear(STYLE_SIZE, STYLE_SIZE)]
+        )
+        self.register_buffer("style_mean", torch.zeros(STYLE_SIZE))
+        self.block4 = _StartBlock(CHANNELS[4])
+        self.block8 = _Block(CHANNELS[4], CHANNELS[8])
+        self.to_rgb8 = _StyledConv(CHANNELS[8], 3, size=1, demodulate=False)
+        self.block16 = _Block(CHANNELS[8], CHANNELS[16])
+        self.to_rgb16 = _StyledConv(CHANNELS[16], 3, size=1, demodulate=False)
+        self.block32 = _Block(CHANNELS[16], CHANNELS[32])
+        self.to_rgb32 = _StyledConv(CHANNELS[32], 3, size=1, demodulate=False)
+        self.block64 = _Block(CHANNELS[32], CHANNELS[64])
+        self.to_rgb64 = _StyledConv(CHANNELS[64], 3, size=1, demodulate=False)
+
+    def styles(self, latents):
+        """Map latents (N, 64) to styles (N, 128)."""
+        w = latents * torch.rsqrt(latents.square().mean(dim=1, keepdim=True) + EPS)
+        for layer in self.mapping:
+            w = _activate(layer(w))
+        return w
+
+    def forward(self, latents, truncation=1.0):
+        """Generate images.
+
+        Parameters
+        ----------
+        latents : Tensor of shape (n_samples, 64)
+            Standard normal numbers.
+
+        truncation : float, default=1.0
+            Styles are pulled towards their mean by this factor; below 1 the faces
+            are more alike and have fewer faults.
+
+        Returns
+        -------
+        images : Tensor of shape (n_samples, 3, 64, 64)
+            RGB, black is -1 and white is 1; values a little outside that range
+            occur.
+        """
+        w = self.style_mean.lerp(self.styles(latents), truncation)
+        x = self.block8(self.block4(w), w)
+        image = self.to_rgb8(x, w)
+        x = self.block16(x, w)
+        image = _double(image) + self.to_rgb16(x, w)
+        x = self.block32(x, w)
+        image = _double(image) + self.to_rgb32(x, w)
+        x = self.block64(x, w)
+        return _double(image) + self.to_rgb64(x, w)

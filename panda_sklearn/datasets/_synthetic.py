@@ -1,0 +1,104 @@
+"""Activations with planted parts and appearances.
+
+Floor 2: numpy and scikit-learn's check of random states.
+"""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+
+import numpy as np
+
+from panda_sklearn.utils.validation import check_random_state, check_rank
+
+
+def make_parts_appearances(
+    n_samples=100,
+    n_parts=4,
+    n_appearances=8,
+    *,
+    n_channels=16,
+    spatial_shape=(8, 8),
+    snr_db=None,
+    random_state=None,
+):
+    """Activations that are planted appearances at planted parts, with noise.
+
+    Parts are disjoint blocks of neighbouring positions with random positive weights,
+    scaled to unit norm, so that P'P = I; appearances are random orthonormal vectors;
+    coefficients are normal, and fall off geometrically from the first appearance to
+    the last, to a tenth, so that the appearances can be told apart.
+
+    Parameters
+    ----------
+    n_samples : int, default=100
+        Number of samples.
+
+    n_parts : int, default=4
+        Number of parts, at most the number of positions.
+
+    n_appearances : int, default=8
+        Number of appearances, at most ``n_channels``.
+
+    n_channels : int, default=16
+        Number of channels.
+
+    spatial_shape : tuple of int, default=(8, 8)
+        Sizes of the spatial axes.
+
+    snr_db : float, default=None
+        Ratio of the signal's to the noise's expected sum of squares, in decibels, for
+        normal noise. ``None`` adds no noise.
+
+    random_state : int, RandomState instance or None, default=None
+        Draws everything. Pass an int for the same data at every call.
+
+    Returns
+    -------
+    X : ndarray of shape (n_samples, n_channels, *spatial_shape)
+        Activations, float64.
+
+    parts : ndarray of shape (n_parts, *spatial_shape)
+        Planted parts.
+
+    appearances : ndarray of shape (n_appearances, n_channels)
+        Planted appearances.
+
+    Examples
+    --------
+    >>> from panda_sklearn.datasets import make_parts_appearances
+    >>> X, parts, appearances = make_parts_appearances(n_samples=10, random_state=0)
+    >>> X.shape, parts.shape, appearances.shape
+    ((10, 16, 8, 8), (4, 8, 8), (8, 16))
+    """
+    n_positions = math.prod(spatial_shape)
+    for name, value in {
+        "n_samples": n_samples,
+        "n_parts": n_parts,
+        "n_appearances": n_appearances,
+        "n_channels": n_channels,
+        "the product of spatial_shape": n_positions,
+    }.items():
+        if not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name} must be an int of 1 or more, got {value!r}.")
+    check_rank("n_parts", n_parts, 0, n_positions, "positions")
+    check_rank("n_appearances", n_appearances, 0, n_channels, "channels")
+    if snr_db is not None and not (isinstance(snr_db, Real) and np.isfinite(snr_db)):
+        raise ValueError(f"snr_db must be None or a finite number, got {snr_db!r}.")
+    random = check_random_state(random_state)
+
+    owner = np.arange(n_positions) * n_parts // n_positions  # of each position
+    weights = random.uniform(0.5, 1.0, n_positions)
+    P = np.where(owner == np.arange(n_parts)[:, None], weights, 0.0)
+    P /= np.linalg.norm(P, axis=1, keepdims=True)
+    A = np.linalg.qr(random.standard_normal((n_channels, n_appearances)))[0].T
+    L = random.standard_normal((n_samples, n_appearances, n_parts))
+    L *= np.geomspace(1.0, 0.1, n_appearances)[:, None]
+    X = A.T @ L @ P
+    if snr_db is not None:
+        power = np.mean(X**2) / 10 ** (snr_db / 10)
+        X += math.sqrt(power) * random.standard_normal(X.shape)
+    return X.reshape(n_samples, n_channels, *spatial_shape), (
+        P.reshape(n_parts, *spatial_shape)
+    ), A

@@ -1,0 +1,662 @@
+"""The estimator of parts and appearances.
+
+Floor 3: turns arrays into (N, C, S) tensors once, at the door, and leaves the
+mathematics to :mod:`panda_sklearn.core` and :mod:`panda_sklearn.solvers`. Knows
+nothing of networks.
+"""
+
+from __future__ import annotations
+
+import warnings
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+from tqdm import tqdm
+
+from panda_sklearn.core import hosvd, objective, random_appearances, random_parts
+from panda_sklearn.core.objective import BATCH_ELEMENTS, sample_energies
+from panda_sklearn.solvers import SOLVERS, SolverResult, refine_parts
+from panda_sklearn.utils.arrays import (
+    ArrayLike,
+    MapLayout,
+    Origin,
+    as_tensor,
+    randomness,
+)
+from panda_sklearn.utils.validation import (
+    Interval,
+    Options,
+    StrOptions,
+    _fit_context,
+    check_feature_names_in,
+    check_finite,
+    check_index,
+    check_is_fitted,
+    check_numbers,
+    check_random_state,
+    check_rank,
+    check_same_layout,
+    find_layout,
+    wants_container,
+)
+
+__all__ = ["PartsAppearanceDecomposition"]
+
+
+class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
+    r"""Parts and appearances of feature maps (PandA).
+
+    Learns from the activations :math:`Z_i` (channels x positions) of many samples at
+    one layer the appearances :math:`A` and the non-negative parts :math:`P` that
+    minimise
+
+    .. math::
+
+        \sum_i \lVert Z_i - A (A^\top Z_i P) P^\top \rVert_F^2
+        \quad \text{subject to } P \ge 0,
+
+    equation (3) of [1]_. Parts say *where*, appearances say *what*, and the
+    coefficients :math:`A^\top Z_i P` say how much of each appearance a sample has at
+    each part. The :ref:`user guide <user_guide>` explains the model and its symbols.
+
+    Parameters
+    ----------
+    n_parts : int, default=None
+        Number of parts, at most the number of positions. ``None`` means 8, or every
+        position where there are fewer.
+
+    n_appearances : int, default=None
+        Number of appearances, at most the number of channels. ``None`` means every
+        channel.
+
+    solver : {"pgd", "adam"}, default="pgd"
+        - "pgd": block-coordinate projected gradient descent with the gradients (4)
+          and (5) in closed form, Algorithm 1 of [1]_.
+        - "adam": Adam through automatic differentiation (section 4.3.3). Slower;
+          useful where a variant of the model has no closed-form gradient to compare.
+
+    init : {"hosvd", "random"} or pair of arrays, default="hosvd"
+        Where to start from.
+
+        - "hosvd": appearances are the leading eigenvectors of the channel scatter
+          (section 3.4), parts are drawn from U(0, 0.01).
+        - "random": appearances are random orthonormal vectors, parts as above.
+        - ``(appearances, parts)`` of shapes (n_appearances, n_channels) and
+          (n_parts, \*spatial), as the fitted attributes.
+
+    n_init : int, default=1
+        Number of starts; the fit with the lowest objective is kept.
+
+    max_iter : int, default=1000
+        Number of iterations, at most.
+
+    tol : float, default=1e-4
+        The fit ends when the objective, as a fraction of the data's sum of squares
+        and averaged over ten iterations, is less than this below its average over the
+        ten before. With ``batch_size`` the averages are over whole passes. 0 always
+        takes ``max_iter`` iterations.
+
+    learning_rate : float, default=None
+        Step size, of the gradients summed over the samples of an iteration. ``None``
+        chooses one that does not depend on the scale of the data: "pgd" adapts it so
+        that each step lowers the objective, "adam" takes
+        0.1 / sqrt(max(n_channels, n_positions)).
+
+    batch_size : int, default=None
+        Number of samples that an iteration uses. ``None`` means all of them; with a
+        number, each pass goes through the samples in a random order. Small batches
+        take more and much cheaper iterations.
+
+    nonnegative : bool, default=True
+        Whether parts are constrained to be non-negative. ``False`` is the ablation of
+        section 4.3.1.
+
+    map_shape : tuple of int, default=None
+        Shape (n_channels, \*spatial) of one sample, for a 2-D ``X`` whose rows are
+        flattened maps. ``None`` takes a 2-D ``X`` as one-channel maps with one
+        spatial axis.
+
+    channel_axis : {1, -1}, default=1
+        Where the channels are in an ``X`` of more than two axes: 1 for
+        (n_samples, n_channels, \*spatial), -1 for (n_samples, \*spatial, n_channels).
+
+    device : str or torch.device, default=None
+        Where the work is done for numpy input; ``None`` is the CPU. Tensors are worked
+        on where they are.
+
+    random_state : int, RandomState instance or None, default=None
+        Draws the start and the order of the batches. Pass an int for the same result
+        at every call.
+
+    verbose : int, default=0
+        Whether to show a progress bar.
+
+    Attributes
+    ----------
+    parts_ : array of shape (n_parts, \*spatial)
+        The parts, the columns of P.
+
+    appearances_ : array of shape (n_appearances, n_channels)
+        The appearances, the columns of A.
+
+    n_iter_ : int
+        Number of iterations taken.
+
+    objective_history_ : ndarray of shape (n_iter_,)
+        Mean over samples of the objective (3) after each iteration; with
+        ``batch_size``, over the samples of that iteration, but for the last value,
+        which is over all.
+
+    reconstruction_err_ : float
+        Mean over samples of the objective (3) at the fitted factors, the last value
+        of ``objective_history_``.
+
+    saliency_mean_ : array of shape (n_appearances,)
+        Mean of each appearance's saliency over training samples and positions,
+        :math:`\mu_k` of section 4.1.2.
+
+    map_shape_ : tuple of int
+        Shape (n_channels, \*spatial) of one sample.
+
+    n_features_in_ : int
+        Number of columns of a 2-D ``X``, else number of channels.
+
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns of ``X``; only where it has string names.
+
+    See Also
+    --------
+    GeneratorFeatureExtractor : Takes the activations of a layer of a network.
+    LocalEditor : Edits a generator's images with the fitted factors.
+    sklearn.decomposition.NMF : Non-negative factors of a matrix.
+
+    Notes
+    -----
+    Arrays are numpy arrays or torch tensors of float32 or float64 (half precision and
+    integers are promoted to float32). Every method answers with the kind and dtype
+    that it was given, tensors on the same device; so do the array attributes with
+    what ``fit`` was given.
+
+    Factors are determined only up to exchange of scale between A and P and rotation of
+    the appearances, and the objective has local minima: fits from different starts
+    can differ.
+
+    References
+    ----------
+    .. [1] J. Oldfield, C. Tzelepis, Y. Panagakis, M. A. Nicolaou, I. Patras. "PandA:
+       Unsupervised Learning of Parts and Appearances in the Feature Maps of GANs".
+       International Conference on Learning Representations (ICLR), 2023.
+       https://arxiv.org/abs/2206.00048
+
+    Examples
+    --------
+    >>> from panda_sklearn import PartsAppearanceDecomposition
+    >>> from panda_sklearn.datasets import make_parts_appearances
+    >>> X, parts, appearances = make_parts_appearances(
+    ...     n_samples=50, n_parts=3, n_appearances=5, random_state=0
+    ... )
+    >>> X.shape
+    (50, 16, 8, 8)
+    >>> panda = PartsAppearanceDecomposition(
+    ...     n_parts=3, n_appearances=5, random_state=0
+    ... ).fit(X)
+    >>> panda.parts_.shape, panda.appearances_.shape
+    ((3, 8, 8), (5, 16))
+    >>> panda.transform(X).shape
+    (50, 15)
+    >>> panda.score(X) > 0.99
+    True
+    """
+
+    _parameter_constraints: dict = {
+        "n_parts": [Interval(Integral, 1, None, closed="left"), None],
+        "n_appearances": [Interval(Integral, 1, None, closed="left"), None],
+        "solver": [StrOptions(set(SOLVERS))],
+        "init": [StrOptions({"hosvd", "random"}), tuple, list],
+        "n_init": [Interval(Integral, 1, None, closed="left")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither"), None],
+        "batch_size": [Interval(Integral, 1, None, closed="left"), None],
+        "nonnegative": ["boolean"],
+        "map_shape": [tuple, list, None],
+        "channel_axis": [Options(Integral, {1, -1})],
+        "device": [str, torch.device, None],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        n_parts=None,
+        n_appearances=None,
+        *,
+        solver="pgd",
+        init="hosvd",
+        n_init=1,
+        max_iter=1000,
+        tol=1e-4,
+        learning_rate=None,
+        batch_size=None,
+        nonnegative=True,
+        map_shape=None,
+        channel_axis=1,
+        device=None,
+        random_state=None,
+        verbose=0,
+    ):
+        self.n_parts = n_parts
+        self.n_appearances = n_appearances
+        self.solver = solver
+        self.init = init
+        self.n_init = n_init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.nonnegative = nonnegative
+        self.map_shape = map_shape
+        self.channel_axis = channel_axis
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    # Fitting
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y=None):
+        """Learn parts and appearances.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_channels, \\*spatial)
+            Activations with one, two or three spatial axes; or laid out as
+            ``channel_axis`` and ``map_shape`` say.
+
+        y : Ignored
+            Not used, present for API consistency by convention.
+
+        Returns
+        -------
+        self : PartsAppearanceDecomposition
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If ``X`` is not numeric, finite and of such a shape, if a rank exceeds the
+            data's, or if the given ``learning_rate`` makes the fit diverge.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If ``max_iter`` iterations did not meet ``tol``.
+        """
+        X = check_numbers(self, X, reset=True)
+        layout = find_layout(
+            X, map_shape=self.map_shape, channel_axis=self.channel_axis
+        )
+        start = self._check_start(layout)
+        origin = Origin.of(X)
+        Z = layout.to_maps(as_tensor(X, self.device))
+        with torch.no_grad():
+            result = self._best_fit(Z, *start)
+            self._store(result, Z, layout, origin)
+        if not result.converged and self.tol > 0:
+            warnings.warn(
+                f"The {self.solver!r} solver stopped since {result.reason}, before "
+                f"tol={self.tol:g} was met. Increase max_iter (it is "
+                f"{self.max_iter}) or tol.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        return self
+
+    def _check_start(
+        self, layout: MapLayout
+    ) -> tuple[int, int, tuple[Tensor, Tensor] | None]:
+        """Ranks, and the start if one is given: A (C, R_C) and P (S, R_S)."""
+        C, S = layout.n_channels, layout.n_positions
+        if isinstance(self.init, str):
+            R_S = check_rank("n_parts", self.n_parts, min(8, S), S, "positions")
+            R_C = check_rank("n_appearances", self.n_appearances, C, C, "channels")
+            return R_C, R_S, None
+        if len(self.init) != 2:
+            raise ValueError(
+                "init must be 'hosvd', 'random' or a pair (appearances, parts), got "
+                f"{len(self.init)} items."
+            )
+        if self.n_init != 1:
+            raise ValueError(
+                f"init gives one start, but n_init={self.n_init}. Set n_init=1, or "
+                "init='hosvd' for several starts."
+            )
+        given = []
+        for name, factor, rank, shape in (
+            ("appearances", self.init[0], self.n_appearances, (C,)),
+            ("parts", self.init[1], self.n_parts, layout.spatial),
+        ):
+            factor = factor if isinstance(factor, Tensor) else np.array(factor)
+            expected = (len(factor) if rank is None else rank, *shape)
+            if tuple(factor.shape) != expected:
+                raise ValueError(
+                    f"The {name} of init must be of shape {expected}, got "
+                    f"{tuple(factor.shape)}."
+                )
+            check_finite(factor, f"{name} of init")
+            given.append(as_tensor(factor).flatten(1).T)
+        A, P = given
+        if self.nonnegative and bool((P < 0).any()):
+            raise ValueError(
+                "The parts of init must be non-negative. Clip them at 0, or set "
+                "nonnegative=False."
+            )
+        check_rank("n_appearances", A.shape[1], C, C, "channels")
+        check_rank("n_parts", P.shape[1], S, S, "positions")
+        return A.shape[1], P.shape[1], (A, P)
+
+    def _best_fit(
+        self, Z: Tensor, R_C: int, R_S: int, start: tuple[Tensor, Tensor] | None
+    ) -> SolverResult:
+        """The best result of ``n_init`` starts."""
+        generator = randomness(check_random_state(self.random_state))
+        _, C, S = Z.shape
+        leading = hosvd(Z, R_C) if self.init == "hosvd" else None
+        best = None
+        for n_start in range(self.n_init):
+            if start is not None:
+                A, P = start
+            else:
+                P = random_parts(S, R_S, generator)
+                A = leading
+                if A is None:
+                    A = random_appearances(C, R_C, generator)
+            label = type(self).__name__
+            if self.n_init > 1:
+                label += f", start {n_start + 1} of {self.n_init}"
+            with tqdm(
+                total=self.max_iter, desc=label, disable=not self.verbose, mininterval=1
+            ) as bar:
+
+                def show(n_iter, objective, bar=bar):
+                    bar.set_postfix(objective=f"{objective:.5g}", refresh=False)
+                    bar.update()
+
+                result = SOLVERS[self.solver](
+                    Z,
+                    A.to(Z),
+                    P.to(Z),
+                    learning_rate=self.learning_rate,
+                    max_iter=self.max_iter,
+                    tol=self.tol,
+                    batch_size=self.batch_size,
+                    nonnegative=self.nonnegative,
+                    generator=generator,
+                    callback=show,
+                )
+            if self.batch_size is not None:  # a batch's own objective is no measure
+                whole = float(objective(Z, result.A, result.P)) / len(Z)
+                result.objective_history[-1] = max(whole, 0.0)
+            if (
+                best is None
+                or result.objective_history[-1] < best.objective_history[-1]
+            ):
+                best = result
+        return best
+
+    def _store(
+        self, result: SolverResult, Z: Tensor, layout: MapLayout, origin: Origin
+    ) -> None:
+        """Set the fitted attributes."""
+        A, P = result.A, result.P
+        if len(layout.sample_shape) > 1:
+            self.n_features_in_ = layout.n_channels
+            self.__dict__.pop("feature_names_in_", None)
+        self.map_shape_ = layout.map_shape
+        self._flattened = layout.flattened
+        self.appearances_ = origin.give(A.T.contiguous())
+        self.parts_ = origin.give(P.T.reshape(-1, *layout.spatial).contiguous())
+        channel_mean = torch.stack([z.mean(dim=1) for z in Z]).mean(dim=0)
+        self.saliency_mean_ = origin.give(A.T @ channel_mean)
+        self.n_iter_ = result.n_iter
+        self.objective_history_ = np.array(result.objective_history)
+        self.reconstruction_err_ = result.objective_history[-1]
+
+    # Encoding
+
+    @torch.no_grad()
+    def transform(self, X):
+        """Coefficients of the appearances at the parts, one row a sample.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_channels, \\*spatial)
+            Activations, laid out as for ``fit``.
+
+        Returns
+        -------
+        T : array of shape (n_samples, n_appearances * n_parts)
+            The coefficients A'Z_iP, row by row: all parts of the first appearance,
+            then of the second.
+        """
+        T = self.coefficients(X).reshape(len(X), -1)
+        if isinstance(T, Tensor) and wants_container(self):
+            return T.cpu().numpy()
+        return T
+
+    @torch.no_grad()
+    def coefficients(self, X):
+        """Coefficients of the appearances at the parts, one matrix a sample.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_channels, \\*spatial)
+            Activations, laid out as for ``fit``.
+
+        Returns
+        -------
+        L : array of shape (n_samples, n_appearances, n_parts)
+            The coefficients A'Z_iP of equation (2).
+        """
+        Z, origin = self._check_maps(X)
+        A, P = self._factors(Z)
+        return origin.give(torch.einsum("cr,nck->nrk", A, Z @ P))
+
+    @torch.no_grad()
+    def inverse_transform(self, X):
+        """Reconstruct activations from coefficients.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_appearances * n_parts) or \
+                (n_samples, n_appearances, n_parts)
+            Coefficients, as from ``transform`` or ``coefficients``.
+
+        Returns
+        -------
+        X_original : array of shape (n_samples, n_channels, \\*spatial)
+            The reconstruction A L_i P', laid out as the ``X`` given to ``fit``.
+        """
+        check_is_fitted(self)
+        L = X if isinstance(X, Tensor) else np.asarray(X)
+        R_C, R_S = len(self.appearances_), len(self.parts_)
+        if tuple(L.shape[1:]) not in {(R_C, R_S), (R_C * R_S,)}:
+            raise ValueError(
+                f"Expected coefficients of shape (n_samples, {R_C * R_S}) or "
+                f"(n_samples, {R_C}, {R_S}), got {tuple(L.shape)}."
+            )
+        check_finite(L, "X")
+        origin, L = Origin.of(L), as_tensor(L, self.device)
+        A, P = self._factors(L)
+        AL = torch.einsum("cr,nrk->nck", A, L.reshape(-1, R_C, R_S))
+        return origin.give(self._layout.from_maps(AL @ P.T))
+
+    @torch.no_grad()
+    def score(self, X, y=None):
+        """Share of the activations' sum of squares that the factors reconstruct.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_channels, \\*spatial)
+            Activations, laid out as for ``fit``.
+
+        y : Ignored
+            Not used, present for API consistency by convention.
+
+        Returns
+        -------
+        score : float
+            1 - sum of squared errors / sum of squares, uncentred: 1 is perfect. For
+            activations that are all zero it is 1, since zero is what they are
+            reconstructed to.
+        """
+        Z, _ = self._check_maps(X)
+        energy = sample_energies(Z).sum()
+        if energy == 0:
+            return 1.0
+        return 1 - float(objective(Z, *self._factors(Z), energy=energy) / energy)
+
+    def get_feature_names_out(self, input_features=None):
+        """Names of the columns of ``transform``.
+
+        Parameters
+        ----------
+        input_features : array-like of str or None, default=None
+            Only compared with the names seen by ``fit``.
+
+        Returns
+        -------
+        names : ndarray of str objects
+            "appearance0_part0", "appearance0_part1" and so on.
+        """
+        check_is_fitted(self)
+        check_feature_names_in(self, input_features)
+        names = [
+            f"appearance{j}_part{k}"
+            for j in range(len(self.appearances_))
+            for k in range(len(self.parts_))
+        ]
+        return np.asarray(names, dtype=object)
+
+    # Interpreting
+
+    @torch.no_grad()
+    def saliency(self, X):
+        """How much of each appearance there is at each position (section 4.1).
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_channels, \\*spatial)
+            Activations, laid out as for ``fit``.
+
+        Returns
+        -------
+        maps : array of shape (n_samples, n_appearances, \\*spatial)
+            The inner products a_k'Z_i.
+        """
+        Z, origin = self._check_maps(X)
+        A, _ = self._factors(Z)
+        Y = torch.einsum("cr,ncs->nrs", A, Z)
+        return origin.give(Y.reshape(*Y.shape[:2], *self.map_shape_[1:]))
+
+    @torch.no_grad()
+    def localize(self, X, appearance, threshold="mean"):
+        """Where an appearance is present: its saliency, thresholded (section 4.1.2).
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_channels, \\*spatial)
+            Activations, laid out as for ``fit``.
+
+        appearance : int
+            Index of the appearance.
+
+        threshold : "mean" or float, default="mean"
+            Positions count where the saliency is at least this; "mean" is the
+            appearance's mean over the training data.
+
+        Returns
+        -------
+        mask : boolean array of shape (n_samples, \\*spatial)
+            True where the appearance is present.
+        """
+        check_is_fitted(self)
+        k = check_index("appearance", appearance, len(self.appearances_))
+        if isinstance(threshold, str):
+            if threshold != "mean":
+                raise ValueError(
+                    f"threshold must be 'mean' or a number, got {threshold!r}."
+                )
+            threshold = self.saliency_mean_[k]
+        elif not isinstance(threshold, Real) or not np.isfinite(threshold):
+            raise ValueError(
+                f"threshold must be 'mean' or a finite number, got {threshold!r}."
+            )
+        Z, origin = self._check_maps(X)
+        A, _ = self._factors(Z)
+        maps = torch.einsum("c,ncs->ns", A[:, k], Z)
+        return origin.give((maps >= float(threshold)).reshape(-1, *self.map_shape_[1:]))
+
+    @torch.no_grad()
+    def refine(self, X, max_iter=100):
+        """Parts refined to each sample (section 3.5).
+
+        Descends equation (6) from ``parts_`` with the appearances held, for each
+        sample on its own; no sample's objective ends higher than it began.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_channels, \\*spatial)
+            Activations, laid out as for ``fit``.
+
+        max_iter : int, default=100
+            Number of projected gradient steps.
+
+        Returns
+        -------
+        parts : array of shape (n_samples, n_parts, \\*spatial)
+            Parts of each sample.
+        """
+        if not isinstance(max_iter, Integral) or max_iter < 0:
+            raise ValueError(f"max_iter must be an int of 0 or more, got {max_iter!r}.")
+        Z, origin = self._check_maps(X)
+        A, P = self._factors(Z)
+        refined = [
+            refine_parts(
+                batch, A, P, max_iter=max_iter, nonnegative=self.nonnegative
+            ).mT
+            for batch in Z.split(max(1, BATCH_ELEMENTS // Z[0].numel()))
+        ]
+        parts = torch.cat(refined)
+        return origin.give(parts.reshape(*parts.shape[:2], *self.map_shape_[1:]))
+
+    # Helpers
+
+    @property
+    def _layout(self) -> MapLayout:
+        """How maps lie in users' arrays, as ``fit`` saw them."""
+        return MapLayout(self.map_shape_, self.channel_axis, self._flattened)
+
+    def _check_maps(self, X: ArrayLike) -> tuple[Tensor, Origin]:
+        """Checked activations as a tensor (N, C, S), and where they came from."""
+        check_is_fitted(self)
+        X = check_numbers(self, X, reset=False)
+        check_same_layout(self, X, self._layout)
+        return self._layout.to_maps(as_tensor(X, self.device)), Origin.of(X)
+
+    def _factors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """A (C, R_C) and P (S, R_S), of the dtype and on the device of ``like``."""
+        A = as_tensor(self.appearances_).to(like)
+        P = as_tensor(self.parts_).to(like)
+        return A.T, P.flatten(1).T
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags

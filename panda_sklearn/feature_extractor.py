@@ -1,0 +1,437 @@
+"""The transformer that takes activations out of a network.
+
+Floor 3: joins :mod:`panda_sklearn.utils.hooks` to scikit-learn's conventions. Knows
+nothing of the decomposition.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from numbers import Integral
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from panda_sklearn.generators import device_of, list_layers, prepare_latents
+from panda_sklearn.utils.arrays import ArrayLike, Origin
+from panda_sklearn.utils.hooks import (
+    Seen,
+    Tap,
+    borrowed,
+    capture,
+    find_layer,
+    fixed_noise,
+    replace,
+)
+from panda_sklearn.utils.validation import (
+    Interval,
+    StrOptions,
+    _fit_context,
+    check_feature_names_in,
+    check_finite,
+    check_is_fitted,
+    check_numbers,
+)
+
+__all__ = ["GeneratorFeatureExtractor"]
+
+
+class GeneratorFeatureExtractor(
+    TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
+):
+    """Activations of a layer of a network, from the network's inputs.
+
+    Made for generators, whose inputs are latents, and good for any
+    ``torch.nn.Module``. ``transform`` runs the network up to the layer;
+    ``generate`` runs it whole, with the layer's activations replaced if wanted: the
+    edit of section 3.3 of [1]_ with everything else that the network computes left in
+    place.
+
+    Parameters
+    ----------
+    generator : torch.nn.Module
+        The network. It is run in evaluation mode and without gradients, and left as
+        it was: its hooks, each submodule's mode, its device, ``requires_grad``. It is
+        shared by clones, never copied.
+
+    layer : str
+        Dotted name of the layer, as in ``generator.named_modules()``. See
+        ``list_layers``.
+
+    forward : callable, default=None
+        ``forward(generator, latents)`` returns the images; ``None`` is
+        ``generator(latents)``. Truncation, class labels and the like go here.
+
+    tap : {"output", "input"}, default="output"
+        Whether to take the layer's output or its first input. Where several layers
+        read one tensor, replacing it as an output changes what all of them see, as an
+        input what that layer sees.
+
+    select : int or str, default=None
+        Index or key, where the layer's output (or input) is a tuple, a list or a dict.
+
+    call : int, default=None
+        Which call of the layer, from 0, where it runs several times in a forward pass.
+
+    batch_size : int, default=32
+        Number of samples in a forward pass.
+
+    device : str or torch.device, default=None
+        Where to run the network; ``None`` is where it is. It is brought back after
+        each call.
+
+    verbose : int, default=0
+        Whether to show a progress bar.
+
+    Attributes
+    ----------
+    feature_shape_ : tuple of int
+        Shape of one sample's activations.
+
+    latent_shape_ : tuple of int
+        Shape of one sample's latents.
+
+    n_features_in_ : int
+        Size of the second axis of the latents.
+
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns of the latents; only where they have string names.
+
+    See Also
+    --------
+    PartsAppearanceDecomposition : Learns parts and appearances from the activations.
+    LocalEditor : Edits images through both.
+
+    Notes
+    -----
+    Noise that the network draws from torch's global random numbers is the same in
+    each batch of each call, so that images with and without an edit can be compared;
+    the global random state is restored.
+
+    Latents may be numpy arrays or torch tensors; answers are of the same kind, on the
+    same device. Floating latents are cast to the dtype of the network's parameters.
+
+    Calls from several threads do not see each other's activations.
+
+    References
+    ----------
+    .. [1] J. Oldfield, C. Tzelepis, Y. Panagakis, M. A. Nicolaou, I. Patras. "PandA:
+       Unsupervised Learning of Parts and Appearances in the Feature Maps of GANs".
+       International Conference on Learning Representations (ICLR), 2023.
+       https://arxiv.org/abs/2206.00048
+
+    Examples
+    --------
+    >>> from panda_sklearn import GeneratorFeatureExtractor
+    >>> from panda_sklearn.datasets import load_face_generator, sample_latents
+    >>> generator = load_face_generator()
+    >>> latents = sample_latents(generator, 10, random_state=0)
+    >>> extractor = GeneratorFeatureExtractor(generator, "block8").fit(latents)
+    >>> features = extractor.transform(latents)
+    >>> features.shape
+    torch.Size([10, 128, 8, 8])
+    >>> extractor.generate(latents, features=0 * features).shape
+    torch.Size([10, 3, 64, 64])
+    """
+
+    _parameter_constraints: dict = {
+        "generator": [nn.Module],
+        "layer": [str],
+        "forward": [callable, None],
+        "tap": [StrOptions({"output", "input"})],
+        "select": [Integral, str, None],
+        "call": [Interval(Integral, 0, None, closed="left"), None],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "device": [str, torch.device, None],
+        "verbose": ["verbose"],
+    }
+
+    list_layers = staticmethod(list_layers)
+
+    def __init__(
+        self,
+        generator,
+        layer,
+        *,
+        forward=None,
+        tap="output",
+        select=None,
+        call=None,
+        batch_size=32,
+        device=None,
+        verbose=0,
+    ):
+        self.generator = generator
+        self.layer = layer
+        self.forward = forward
+        self.tap = tap
+        self.select = select
+        self.call = call
+        self.batch_size = batch_size
+        self.device = device
+        self.verbose = verbose
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y=None):
+        """Check that the layer can be tapped, on at most two samples.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, ...)
+            Latents.
+
+        y : Ignored
+            Not used, present for API consistency by convention.
+
+        Returns
+        -------
+        self : GeneratorFeatureExtractor
+            The fitted transformer.
+
+        Raises
+        ------
+        ValueError
+            If there is no such layer, if it does not run, if ``select`` or ``call``
+            is needed, or if the network does not take such latents.
+        TypeError
+            If the network is scripted, or the layer gives no tensor.
+        """
+        tap = self._tap()
+        latents = check_numbers(self, X, reset=True, keep_dtype=True)
+        probe = latents[:2]
+        with borrowed(self.generator, self._device()), capture(tap) as seen:
+            images = self._run_checked(probe)
+        seen.check()
+        if seen.tensor.ndim < 2 or len(seen.tensor) != len(probe):
+            raise ValueError(
+                f"The {self.tap} of layer {self.layer!r} is of shape "
+                f"{tuple(seen.tensor.shape)} for {len(probe)} samples: its first axis "
+                "is not the samples. Choose another layer."
+            )
+        del images
+        self.feature_shape_ = tuple(seen.tensor.shape[1:])
+        self.latent_shape_ = tuple(latents.shape[1:])
+        if latents.ndim > 2:
+            self.n_features_in_ = int(latents.shape[1])
+            self.__dict__.pop("feature_names_in_", None)
+        return self
+
+    def transform(self, X):
+        """Activations of the layer.
+
+        The forward pass ends where they are known.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, ...)
+            Latents.
+
+        Returns
+        -------
+        features : array of shape (n_samples, n_channels, \\*spatial)
+            The layer's activations, in the layout that the network gives them.
+        """
+        latents, origin = self._check_latents(X)
+        tap = self._tap()
+        features = None
+        for where, batch in self._batches(latents, "activations"):
+            with capture(tap, stop=True) as seen:
+                self._run(batch)
+            if seen.tensor is None:
+                seen.check()
+            self._check_shape(seen)
+            features = _fill(features, len(latents), where, seen.tensor, origin)
+        return origin.give(features)
+
+    def generate(self, latents, features=None):
+        """Images, with the layer's activations replaced if wanted.
+
+        Parameters
+        ----------
+        latents : array of shape (n_samples, ...)
+            Latents.
+
+        features : array of shape (n_samples, n_channels, \\*spatial) or callable, \
+                default=None
+            What to put in the place of the layer's activations. A callable is given
+            each batch's activations, a tensor on the network's device, and returns
+            their replacement. ``None`` leaves them.
+
+        Returns
+        -------
+        images : array of shape (n_samples, ...)
+            What the network gives.
+        """
+        latents, origin = self._check_latents(latents)
+        if features is not None and not callable(features):
+            features = self._check_features(features, len(latents))
+        tap = self._tap()
+        images = None
+        for where, batch in self._batches(latents, "images"):
+            if features is None:
+                made = self._run(batch)
+            else:
+                change = features
+                if not callable(features):
+                    rows = features[where]
+                    change = lambda original, rows=rows: rows  # noqa: E731
+                with replace(tap, change) as seen:
+                    made = self._run(batch)
+                seen.check()
+            if not isinstance(made, Tensor):
+                raise TypeError(
+                    f"The network returned a {type(made).__name__}, expected a tensor "
+                    "of images. Pass a forward that returns that."
+                )
+            images = _fill(images, len(latents), where, made, origin)
+        return origin.give(images)
+
+    def get_feature_names_out(self, input_features=None):
+        """Names of the channels.
+
+        Parameters
+        ----------
+        input_features : array-like of str or None, default=None
+            Only compared with the names seen by ``fit``.
+
+        Returns
+        -------
+        names : ndarray of str objects
+            "channel0", "channel1" and so on, for the second axis of ``transform``.
+        """
+        check_is_fitted(self)
+        check_feature_names_in(self, input_features)
+        names = [f"channel{c}" for c in range(self.feature_shape_[0])]
+        return np.asarray(names, dtype=object)
+
+    def set_output(self, *, transform=None):
+        """Do nothing: activations have more axes than a data frame.
+
+        Parameters
+        ----------
+        transform : str, default=None
+            Accepted so that a Pipeline can pass it on to its other steps.
+
+        Returns
+        -------
+        self : GeneratorFeatureExtractor
+            The transformer.
+        """
+        return self
+
+    def _tap(self) -> Tap:
+        """The tapped tensor; raises if there is no such layer."""
+        layer = find_layer(self.generator, self.layer)
+        return Tap(self.layer, layer, self.tap, self.select, self.call)
+
+    def _device(self) -> torch.device:
+        """Where to run the network."""
+        if self.device is None:
+            return device_of(self.generator)
+        device = torch.device(self.device)
+        if device.type == "cuda" and device.index is None:
+            return torch.device("cuda", torch.cuda.current_device())
+        return device
+
+    def _check_latents(self, X: ArrayLike) -> tuple[ArrayLike, Origin]:
+        """Latents of the shape seen by fit, and where they came from."""
+        check_is_fitted(self)
+        latents = check_numbers(self, X, reset=False, keep_dtype=True)
+        if tuple(latents.shape[1:]) != self.latent_shape_:
+            raise ValueError(
+                f"X has samples of shape {tuple(latents.shape[1:])}, but "
+                f"{type(self).__name__} is expecting {self.latent_shape_}, the shape "
+                "it was fitted on."
+            )
+        return latents, Origin.of(latents)
+
+    def _check_features(self, features: ArrayLike, n_samples: int) -> Tensor:
+        """Replacement activations as a tensor."""
+        if not isinstance(features, Tensor):
+            features = torch.from_numpy(np.array(features, order="C"))
+        expected = (n_samples, *self.feature_shape_)
+        if tuple(features.shape) != expected:
+            raise ValueError(
+                f"features must be of shape {expected}, one entry for each latent, got "
+                f"{tuple(features.shape)}."
+            )
+        check_finite(features, "features")
+        return features
+
+    def _check_shape(self, seen: Seen) -> None:
+        """Raise unless the activations are of the shape that fit saw."""
+        if tuple(seen.tensor.shape[1:]) != self.feature_shape_:
+            raise ValueError(
+                f"Layer {self.layer!r} gave activations of shape "
+                f"{tuple(seen.tensor.shape[1:])}, but {self.feature_shape_} when "
+                f"{type(self).__name__} was fitted. Fit it again."
+            )
+
+    def _batches(
+        self, latents: ArrayLike, what: str
+    ) -> Iterator[tuple[slice, ArrayLike]]:
+        """Slices of the latents, with the network borrowed while they are used."""
+        starts = range(0, len(latents), self.batch_size)
+        with (
+            borrowed(self.generator, self._device()),
+            tqdm(
+                total=len(latents),
+                desc=f"{type(self).__name__}, {what}",
+                disable=not self.verbose,
+                mininterval=1,
+            ) as bar,
+        ):
+            for start in starts:
+                where = slice(start, min(start + self.batch_size, len(latents)))
+                yield where, latents[where]
+                bar.update(where.stop - where.start)
+
+    def _run(self, latents: ArrayLike) -> object:
+        """One forward pass of the borrowed network."""
+        if not isinstance(latents, Tensor):
+            latents = torch.from_numpy(np.array(latents, order="C"))
+        device = self._device()
+        batch = prepare_latents(self.generator, latents.detach(), device)
+        with fixed_noise(device):
+            if self.forward is None:
+                return self.generator(batch)
+            return self.forward(self.generator, batch)
+
+    def _run_checked(self, latents: ArrayLike) -> object:
+        """A first forward pass, whose failure is put down to the latents."""
+        try:
+            return self._run(latents)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ValueError(
+                f"The network could not be run on latents of shape "
+                f"{tuple(latents.shape)}: {error}. Check their width, and forward if "
+                "the network is called in another way."
+            ) from error
+
+    def __sklearn_clone__(self):
+        """A clone that shares the network and its forward function."""
+        params = self.get_params(deep=False)
+        shared = {name: params.pop(name) for name in ("generator", "forward")}
+        copied = {name: clone(value, safe=False) for name, value in params.items()}
+        twin = type(self)(**shared, **copied)
+        if hasattr(self, "_metadata_request"):  # as scikit-learn's own clone does
+            twin._metadata_request = copy.deepcopy(self._metadata_request)
+        return twin
+
+
+def _fill(
+    whole: Tensor | None, n_samples: int, where: slice, part: Tensor, origin: Origin
+) -> Tensor:
+    """Write a batch into the whole, which the first batch allocates."""
+    if whole is None:
+        whole = torch.empty(
+            n_samples, *part.shape[1:], dtype=part.dtype, device=origin.device
+        )
+    whole[where] = part.detach()
+    return whole

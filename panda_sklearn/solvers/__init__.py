@@ -1,0 +1,19 @@
+"""Loops over the mathematics that minimise the objective.
+
+Floor 1 of the package: torch and :mod:`panda_sklearn.core` alone; knows nothing of
+numpy arrays, scikit-learn or networks.
+
+A solver is a function ``solver(Z, A, P, *, learning_rate, max_iter, tol, batch_size,
+nonnegative, generator, callback)`` that returns a :class:`SolverResult`. A new one
+enters the package by a line in ``SOLVERS``.
+"""
+
+from panda_sklearn.solvers.adam import adam
+from panda_sklearn.solvers.base import DivergenceError, SolverResult
+from panda_sklearn.solvers.pgd import pgd
+from panda_sklearn.solvers.refinement import refine_parts
+
+#: Solvers by the name that the estimator's ``solver`` parameter takes.
+SOLVERS = {"adam": adam, "pgd": pgd}
+
+__all__ = ["SOLVERS", "DivergenceError", "SolverResult", "adam", "pgd", "refine_parts"]

@@ -1,0 +1,86 @@
+"""Adam through automatic differentiation (section 4.3.3 of the paper).
+
+Floor 1: torch and :mod:`panda_sklearn.core` alone. Notation as in
+:mod:`panda_sklearn.core.objective`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from panda_sklearn.core.objective import objective
+from panda_sklearn.solvers.base import (
+    Callback,
+    Progress,
+    SolverResult,
+    check_not_diverged,
+    draw_batches,
+)
+
+# The default learning rate. Adam moves every entry by about this much an iteration,
+# and entries of unit-norm columns are of size 1 / sqrt(number of rows); so it is
+# given for a column of one entry and divided by that root.
+RATE_OF_UNIT_COLUMN = 0.1
+
+
+def adam(
+    Z: Tensor,
+    A: Tensor,
+    P: Tensor,
+    *,
+    learning_rate: float | None,
+    max_iter: int,
+    tol: float,
+    batch_size: int | None,
+    nonnegative: bool,
+    generator: torch.Generator,
+    callback: Callback | None = None,
+) -> SolverResult:
+    """Minimise the objective with Adam on both factors at once, projecting P.
+
+    What is differentiated is the objective divided by the batch's sum of squares, so
+    that Adam's guard against division by zero does not depend on the scale of Z.
+
+    With ``learning_rate=None`` the rate is 0.1 / sqrt(max(C, S)).
+
+    Raises
+    ------
+    DivergenceError
+        If the given learning rate is too large.
+    """
+    batches = draw_batches(Z, batch_size, generator)
+    batch = next(batches)
+    progress = Progress(
+        tol=tol, n_samples=len(Z), batch_size=batch_size, callback=callback
+    )
+    rate = learning_rate
+    if rate is None:
+        rate = RATE_OF_UNIT_COLUMN / max(Z.shape[1:]) ** 0.5
+    A, P = A.clone().requires_grad_(), P.clone().requires_grad_()
+    optimiser = torch.optim.Adam([A, P], lr=rate)
+
+    def relative_objective(batch):
+        unit = batch.energy.clamp(min=torch.finfo(Z.dtype).tiny)
+        return objective(batch.Z, A, P, energy=batch.energy) / unit, unit
+
+    with torch.enable_grad():
+        loss, unit = relative_objective(batch)
+        for n_iter in range(1, max_iter + 1):
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            if nonnegative:
+                with torch.no_grad():
+                    P.clamp_(min=0)
+            # The objective after the step is, on the same batch, also the next one's.
+            with torch.set_grad_enabled(batch.size == len(Z)):
+                loss, unit = relative_objective(batch)
+            f = float(loss.detach() * unit)
+            check_not_diverged(f, batch, P.detach(), n_iter, rate)
+            if progress.record(f, batch):
+                break
+            if batch.size < len(Z):
+                batch = next(batches)
+                loss, unit = relative_objective(batch)
+    return progress.result(A.detach(), P.detach())

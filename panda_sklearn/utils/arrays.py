@@ -1,0 +1,122 @@
+"""From users' arrays to tensors (N, C, S) and back.
+
+Floor 2: numpy and torch. Settles kind, dtype, device and layout; whether the values
+are acceptable is the business of :mod:`panda_sklearn.utils.validation`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["ArrayLike", "MapLayout", "Origin", "as_tensor", "is_tensor", "randomness"]
+
+#: What users hand in and get back.
+ArrayLike = np.ndarray | Tensor
+
+
+def is_tensor(X: object) -> bool:
+    """Whether X is a torch tensor."""
+    return isinstance(X, Tensor)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an input came from, so that what is made of it can go back there."""
+
+    tensor: bool
+    device: torch.device
+
+    @classmethod
+    def of(cls, X: object) -> Origin:
+        """The origin of an array or tensor."""
+        if isinstance(X, Tensor):
+            return cls(True, X.device)
+        return cls(False, torch.device("cpu"))
+
+    def give(self, result: Tensor) -> ArrayLike:
+        """The result as an array of the kind, and on the device, of the input."""
+        result = result.detach().to(self.device)
+        return result if self.tensor else result.numpy()
+
+
+def as_tensor(X: ArrayLike, device: str | torch.device | None = None) -> Tensor:
+    """A tensor that shares X's memory where it can.
+
+    Half precision and integers become float32. Numpy arrays go to ``device``; tensors
+    stay where they are. Read-only arrays are copied: torch cannot wrap them.
+    """
+    if isinstance(X, Tensor):
+        T = X.detach()
+    else:
+        T = torch.from_numpy(X if X.flags.writeable else X.copy())
+        if device is not None:
+            T = T.to(device)
+    return T if T.dtype in (torch.float32, torch.float64) else T.to(torch.float32)
+
+
+def randomness(random_state: np.random.RandomState) -> torch.Generator:
+    """A torch generator on the CPU, seeded from a numpy random state."""
+    return torch.Generator().manual_seed(int(random_state.randint(2**31 - 1)))
+
+
+@dataclass(frozen=True)
+class MapLayout:
+    """How feature maps are laid out in a user's array.
+
+    Attributes
+    ----------
+    map_shape : tuple of int
+        (C, *spatial) of one sample.
+    channel_axis : {1, -1}
+        Where the channels are in arrays of more than two axes.
+    flattened : bool
+        Whether samples are rows of C * S numbers, channels first.
+    """
+
+    map_shape: tuple[int, ...]
+    channel_axis: int = 1
+    flattened: bool = False
+
+    @property
+    def n_channels(self) -> int:
+        """C."""
+        return self.map_shape[0]
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        """The spatial sizes."""
+        return self.map_shape[1:]
+
+    @property
+    def n_positions(self) -> int:
+        """S."""
+        return math.prod(self.spatial)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample in the user's array."""
+        if self.flattened:
+            return (math.prod(self.map_shape),)
+        if self.channel_axis == -1:
+            return (*self.spatial, self.n_channels)
+        return self.map_shape
+
+    def to_maps(self, X: Tensor) -> Tensor:
+        """Tensor in this layout -> (N, C, S), contiguous."""
+        if not self.flattened and self.channel_axis == -1:
+            X = X.movedim(-1, 1)
+        return X.reshape(len(X), self.n_channels, self.n_positions).contiguous()
+
+    def from_maps(self, Z: Tensor) -> Tensor:
+        """(N, C, S) -> tensor in this layout."""
+        if self.flattened:
+            return Z.reshape(len(Z), *self.sample_shape)
+        X = Z.reshape(len(Z), *self.map_shape)
+        if self.channel_axis == -1:
+            X = X.movedim(1, -1).contiguous()
+        return X

@@ -1,0 +1,242 @@
+"""Checks of users' input, and the only imports of scikit-learn's helpers.
+
+Floor 2. Everything is checked here, once, before any work; the floors below trust
+their inputs. ``Interval``, ``StrOptions`` and ``_fit_context`` are not part of
+scikit-learn's public interface: only this module knows where they live.
+"""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import _fit_context
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils._param_validation import Interval, Options, StrOptions
+from sklearn.utils._set_output import _get_output_config
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from panda_sklearn.utils.arrays import ArrayLike, MapLayout
+
+__all__ = [
+    "Interval",
+    "Options",
+    "StrOptions",
+    "_fit_context",
+    "check_feature_names_in",
+    "check_finite",
+    "check_index",
+    "check_is_fitted",
+    "check_numbers",
+    "check_random_state",
+    "check_rank",
+    "check_same_layout",
+    "find_layout",
+    "wants_container",
+]
+
+
+def check_numbers(
+    estimator: Any, X: Any, *, reset: bool, keep_dtype: bool = False
+) -> ArrayLike:
+    """A numeric, dense, finite array or tensor of two axes or more.
+
+    Sets or compares ``n_features_in_`` (and names of columns) for arrays of two axes.
+    Numpy input becomes float32 or float64, unless ``keep_dtype``.
+
+    Raises
+    ------
+    TypeError
+        If X is sparse or holds something other than numbers.
+    ValueError
+        If X is complex, holds NaN or infinity, has less than two axes or no samples.
+    """
+    if isinstance(X, torch.Tensor):
+        _check_tensor(X)
+        if X.ndim == 2:
+            validate_data(estimator, X, reset=reset, skip_check_array=True)
+    else:
+        options = {
+            "dtype": "numeric" if keep_dtype else [np.float32, np.float64],
+            "order": "C",
+            "allow_nd": True,
+            "ensure_all_finite": False,  # check_finite says where, too
+        }
+        if getattr(X, "ndim", 2) > 2:
+            X = check_array(X, **options, estimator=estimator)
+        else:
+            X = validate_data(estimator, X, reset=reset, **options)
+    check_finite(X, "X")
+    return X
+
+
+def _check_tensor(X: torch.Tensor) -> None:
+    """What check_array checks, for a tensor; in scikit-learn's words."""
+    if X.layout != torch.strided:
+        raise TypeError(
+            f"Sparse input is not supported, got a tensor of layout {X.layout}. Use "
+            "X.to_dense()."
+        )
+    if X.is_complex():
+        raise ValueError(
+            "Complex data not supported. Pass real and imaginary parts as channels."
+        )
+    if X.ndim < 2:
+        raise ValueError(
+            f"Expected 2D array or more axes, got {X.ndim}D array instead. Reshape "
+            "your data: a single sample is X[None]."
+        )
+    if X.shape[0] == 0:
+        raise ValueError(
+            f"Found array with 0 sample(s) (shape={tuple(X.shape)}) while a minimum of "
+            "1 is required."
+        )
+    if 0 in X.shape:
+        raise ValueError(
+            f"Found array with 0 feature(s) (shape={tuple(X.shape)}) while a minimum "
+            "of 1 is required."
+        )
+
+
+def check_finite(X: ArrayLike, name: str) -> None:
+    """Raise ValueError that names the first entry which is NaN or infinite."""
+    T = X if isinstance(X, torch.Tensor) else None
+    if T is not None:
+        if not T.is_floating_point():
+            return
+        bad = None
+        for start, batch in _batches(T):
+            finite = torch.isfinite(batch)
+            if not bool(finite.all()):
+                bad = (~finite).nonzero()[0].tolist()
+                bad[0] += start
+                break
+    else:
+        if X.dtype.kind != "f" or np.isfinite(np.sum(X)):  # the sum: a quick look
+            return
+        bad = None
+        for start, batch in _batches(X):
+            if not np.isfinite(batch).all():
+                bad = np.argwhere(~np.isfinite(batch))[0].tolist()
+                bad[0] += start
+                break
+    if bad is None:
+        return
+    where = tuple(int(i) for i in bad)
+    kind = "NaN" if math.isnan(float(X[where])) else "infinity"
+    raise ValueError(
+        f"Input {name} contains {kind}, first at {name}[{', '.join(map(str, where))}]. "
+        "Remove or replace such samples."
+    )
+
+
+def _batches(X: ArrayLike) -> Any:
+    """Views of about 8 M numbers along the first axis, with where each begins."""
+    size = max(1, 2**23 // max(1, math.prod(X.shape[1:])))
+    for start in range(0, len(X), size):
+        yield start, X[start : start + size]
+
+
+def find_layout(
+    X: ArrayLike, *, map_shape: tuple[int, ...] | None, channel_axis: int
+) -> MapLayout:
+    """How the maps lie in X, from its shape and the two parameters.
+
+    Raises
+    ------
+    ValueError
+        If X has more than three spatial axes or does not fit ``map_shape``.
+    """
+    if X.ndim == 2:
+        n_features = int(X.shape[1])
+        if map_shape is None:
+            return MapLayout((1, n_features), flattened=True)
+        if channel_axis != 1:
+            raise ValueError(
+                "Flattened maps are laid out channels first, as map_shape says: "
+                f"channel_axis must be 1 for them, got {channel_axis}. Move the "
+                "channels first before flattening."
+            )
+        if math.prod(map_shape) != n_features:
+            raise ValueError(
+                f"map_shape={tuple(map_shape)} needs {math.prod(map_shape)} columns, "
+                f"but X has {n_features}."
+            )
+        return MapLayout(tuple(map_shape), flattened=True)
+    if X.ndim > 5:
+        raise ValueError(
+            "Expected X of shape (n_samples, n_channels, *spatial) with one, two or "
+            f"three spatial axes, got shape {tuple(X.shape)}. Reshape it, for example "
+            "to one spatial axis."
+        )
+    shape = tuple(int(n) for n in X.shape[1:])
+    shape = shape if channel_axis == 1 else (shape[-1], *shape[:-1])
+    if map_shape is not None and tuple(map_shape) != shape:
+        raise ValueError(
+            f"X holds maps of shape {shape} (channels first), but "
+            f"map_shape={tuple(map_shape)}. Leave map_shape at None unless X is "
+            "flattened."
+        )
+    return MapLayout(shape, channel_axis=channel_axis)
+
+
+def check_same_layout(estimator: Any, X: ArrayLike, layout: MapLayout) -> None:
+    """Raise ValueError unless the samples of X have the shape seen by fit."""
+    if tuple(X.shape[1:]) != layout.sample_shape:
+        raise ValueError(
+            f"X has samples of shape {tuple(X.shape[1:])}, but "
+            f"{type(estimator).__name__} is expecting {layout.sample_shape}, the shape "
+            "it was fitted on."
+        )
+
+
+def check_rank(name: str, asked: int | None, default: int, limit: int, of: str) -> int:
+    """The rank to use; ValueError if more is asked for than the data have."""
+    if asked is None:
+        return default
+    if asked > limit:
+        raise ValueError(
+            f"{name}={asked} exceeds the number of {of}, {limit}. Use a number from 1 "
+            f"to {limit}."
+        )
+    return int(asked)
+
+
+def check_index(name: str, index: Any, size: int) -> int:
+    """An index from 0 to size - 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no integer, or out of range.
+    """
+    if isinstance(index, bool) or not isinstance(index, Integral):
+        raise TypeError(
+            f"{name} must be an int from 0 to {size - 1}, got {index!r} of type "
+            f"{type(index).__name__}."
+        )
+    if not 0 <= index < size:
+        raise ValueError(f"{name} must be from 0 to {size - 1}, got {index}.")
+    return int(index)
+
+
+def check_feature_names_in(estimator: Any, input_features: Any) -> None:
+    """Raise ValueError unless ``input_features`` fits what was seen by fit."""
+    if input_features is None:
+        return
+    seen = getattr(estimator, "feature_names_in_", None)
+    if seen is not None and not np.array_equal(seen, input_features):
+        raise ValueError("input_features is not equal to feature_names_in_")
+    if len(input_features) != estimator.n_features_in_:
+        raise ValueError(
+            "input_features should have length equal to number of features "
+            f"({estimator.n_features_in_}), got {len(input_features)}"
+        )
+
+
+def wants_container(estimator: Any) -> bool:
+    """Whether ``set_output`` asks for something else than a plain array."""
+    return _get_output_config("transform", estimator)["dense"] != "default"
