@@ -48,8 +48,10 @@ def load_images(source):
         faces = fetch_lfw_people(color=True, resize=None, slice_=CROP, funneled=True)
         scale = 255 if faces.images.max() <= 1 else 1
         pictures = (faces.images * scale).round().astype(np.uint8)
-        pictures = [np.asarray(Image.fromarray(p).resize((SIZE, SIZE), Image.LANCZOS))
-                    for p in pictures]
+        pictures = [
+            np.asarray(Image.fromarray(p).resize((SIZE, SIZE), Image.LANCZOS))
+            for p in pictures
+        ]
     else:
         source = Path(source)
         if source.is_dir():
@@ -183,9 +185,7 @@ def train(images, out, *, steps, batch_size, seed, report_every):
                 averaged.style_mean.copy_(styles.mean(dim=0))
                 grid = torch.cat([averaged(part) for part in fixed.split(16)])
             picture(grid, 12).save(out / f"samples_{step:06d}.png")
-            half = {
-                k: v.half().contiguous() for k, v in averaged.state_dict().items()
-            }
+            half = {k: v.half().contiguous() for k, v in averaged.state_dict().items()}
             save_file(half, out / "face_generator.safetensors")
             minutes = (time.perf_counter() - started) / 60
             print(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -213,7 +213,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
     True
     """
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: ClassVar[dict] = {
         "n_parts": [Interval(Integral, 1, None, closed="left"), None],
         "n_appearances": [Interval(Integral, 1, None, closed="left"), None],
         "solver": [StrOptions(set(SOLVERS))],
@@ -270,11 +270,11 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y=None):
-        """Learn parts and appearances.
+        r"""Learn parts and appearances.
 
         Parameters
         ----------
-        X : array of shape (n_samples, n_channels, \\*spatial)
+        X : array of shape (n_samples, n_channels, \*spatial)
             Activations with one, two or three spatial axes; or laid out as
             ``channel_axis`` and ``map_shape`` say.
 
@@ -367,15 +367,17 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         generator = randomness(check_random_state(self.random_state))
         _, C, S = Z.shape
         leading = hosvd(Z, R_C) if self.init == "hosvd" else None
-        best = None
+        best: SolverResult | None = None
         for n_start in range(self.n_init):
             if start is not None:
                 A, P = start
             else:
                 P = random_parts(S, R_S, generator)
-                A = leading
-                if A is None:
-                    A = random_appearances(C, R_C, generator)
+                A = (
+                    random_appearances(C, R_C, generator)
+                    if leading is None
+                    else leading
+                )
             label = type(self).__name__
             if self.n_init > 1:
                 label += f", start {n_start + 1} of {self.n_init}"
@@ -407,6 +409,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
                 or result.objective_history[-1] < best.objective_history[-1]
             ):
                 best = result
+        assert best is not None  # n_init is at least 1
         return best
 
     def _store(
@@ -431,11 +434,11 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
 
     @torch.no_grad()
     def transform(self, X):
-        """Coefficients of the appearances at the parts, one row a sample.
+        r"""Coefficients of the appearances at the parts, one row a sample.
 
         Parameters
         ----------
-        X : array of shape (n_samples, n_channels, \\*spatial)
+        X : array of shape (n_samples, n_channels, \*spatial)
             Activations, laid out as for ``fit``.
 
         Returns
@@ -451,11 +454,11 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
 
     @torch.no_grad()
     def coefficients(self, X):
-        """Coefficients of the appearances at the parts, one matrix a sample.
+        r"""Coefficients of the appearances at the parts, one matrix a sample.
 
         Parameters
         ----------
-        X : array of shape (n_samples, n_channels, \\*spatial)
+        X : array of shape (n_samples, n_channels, \*spatial)
             Activations, laid out as for ``fit``.
 
         Returns
@@ -469,17 +472,17 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
 
     @torch.no_grad()
     def inverse_transform(self, X):
-        """Reconstruct activations from coefficients.
+        r"""Reconstruct activations from coefficients.
 
         Parameters
         ----------
-        X : array of shape (n_samples, n_appearances * n_parts) or \
-                (n_samples, n_appearances, n_parts)
-            Coefficients, as from ``transform`` or ``coefficients``.
+        X : array of shape (n_samples, n_appearances * n_parts)
+            Coefficients as from ``transform``, or of shape (n_samples, n_appearances,
+            n_parts) as from ``coefficients``.
 
         Returns
         -------
-        X_original : array of shape (n_samples, n_channels, \\*spatial)
+        X_original : array of shape (n_samples, n_channels, \*spatial)
             The reconstruction A L_i P', laid out as the ``X`` given to ``fit``.
         """
         check_is_fitted(self)
@@ -498,11 +501,11 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
 
     @torch.no_grad()
     def score(self, X, y=None):
-        """Share of the activations' sum of squares that the factors reconstruct.
+        r"""Share of the activations' sum of squares that the factors reconstruct.
 
         Parameters
         ----------
-        X : array of shape (n_samples, n_channels, \\*spatial)
+        X : array of shape (n_samples, n_channels, \*spatial)
             Activations, laid out as for ``fit``.
 
         y : Ignored
@@ -547,16 +550,16 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
 
     @torch.no_grad()
     def saliency(self, X):
-        """How much of each appearance there is at each position (section 4.1).
+        r"""How much of each appearance there is at each position (section 4.1).
 
         Parameters
         ----------
-        X : array of shape (n_samples, n_channels, \\*spatial)
+        X : array of shape (n_samples, n_channels, \*spatial)
             Activations, laid out as for ``fit``.
 
         Returns
         -------
-        maps : array of shape (n_samples, n_appearances, \\*spatial)
+        maps : array of shape (n_samples, n_appearances, \*spatial)
             The inner products a_k'Z_i.
         """
         Z, origin = self._check_maps(X)
@@ -566,11 +569,11 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
 
     @torch.no_grad()
     def localize(self, X, appearance, threshold="mean"):
-        """Where an appearance is present: its saliency, thresholded (section 4.1.2).
+        r"""Where an appearance is present: its saliency, thresholded (section 4.1.2).
 
         Parameters
         ----------
-        X : array of shape (n_samples, n_channels, \\*spatial)
+        X : array of shape (n_samples, n_channels, \*spatial)
             Activations, laid out as for ``fit``.
 
         appearance : int
@@ -582,7 +585,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
 
         Returns
         -------
-        mask : boolean array of shape (n_samples, \\*spatial)
+        mask : boolean array of shape (n_samples, \*spatial)
             True where the appearance is present.
         """
         check_is_fitted(self)
@@ -604,14 +607,14 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
 
     @torch.no_grad()
     def refine(self, X, max_iter=100):
-        """Parts refined to each sample (section 3.5).
+        r"""Parts refined to each sample (section 3.5).
 
         Descends equation (6) from ``parts_`` with the appearances held, for each
         sample on its own; no sample's objective ends higher than it began.
 
         Parameters
         ----------
-        X : array of shape (n_samples, n_channels, \\*spatial)
+        X : array of shape (n_samples, n_channels, \*spatial)
             Activations, laid out as for ``fit``.
 
         max_iter : int, default=100
@@ -619,7 +622,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
 
         Returns
         -------
-        parts : array of shape (n_samples, n_parts, \\*spatial)
+        parts : array of shape (n_samples, n_parts, \*spatial)
             Parts of each sample.
         """
         if not isinstance(max_iter, Integral) or max_iter < 0:

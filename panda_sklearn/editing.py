@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from numbers import Real
 
 import numpy as np
@@ -146,8 +147,8 @@ class LocalEditor:
         """
         if not isinstance(pipeline, Pipeline):
             raise TypeError(f"Expected a Pipeline, got a {type(pipeline).__name__}.")
-        steps = [step for _, step in pipeline.steps if step not in (None, "passthrough")]
-        for first, second in zip(steps, steps[1:], strict=False):
+        steps = [step for _, step in pipeline.steps if not isinstance(step, str)]
+        for first, second in pairwise(steps):
             if isinstance(first, GeneratorFeatureExtractor) and isinstance(
                 second, PartsAppearanceDecomposition
             ):

@@ -7,8 +7,9 @@ nothing of the decomposition.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from numbers import Integral
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +20,6 @@ from tqdm import tqdm
 from panda_sklearn.generators import device_of, list_layers, prepare_latents
 from panda_sklearn.utils.arrays import ArrayLike, Origin
 from panda_sklearn.utils.hooks import (
-    Seen,
     Tap,
     borrowed,
     capture,
@@ -40,7 +40,7 @@ from panda_sklearn.utils.validation import (
 __all__ = ["GeneratorFeatureExtractor"]
 
 
-class GeneratorFeatureExtractor(
+class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
 ):
     """Activations of a layer of a network, from the network's inputs.
@@ -138,7 +138,7 @@ class GeneratorFeatureExtractor(
     torch.Size([10, 3, 64, 64])
     """
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: ClassVar[dict] = {
         "generator": [nn.Module],
         "layer": [str],
         "forward": [callable, None],
@@ -221,7 +221,7 @@ class GeneratorFeatureExtractor(
         return self
 
     def transform(self, X):
-        """Activations of the layer.
+        r"""Activations of the layer.
 
         The forward pass ends where they are known.
 
@@ -232,7 +232,7 @@ class GeneratorFeatureExtractor(
 
         Returns
         -------
-        features : array of shape (n_samples, n_channels, \\*spatial)
+        features : array of shape (n_samples, n_channels, \*spatial)
             The layer's activations, in the layout that the network gives them.
         """
         latents, origin = self._check_latents(X)
@@ -243,23 +243,22 @@ class GeneratorFeatureExtractor(
                 self._run(batch)
             if seen.tensor is None:
                 seen.check()
-            self._check_shape(seen)
+            self._check_shape(seen.tensor)
             features = _fill(features, len(latents), where, seen.tensor, origin)
         return origin.give(features)
 
     def generate(self, latents, features=None):
-        """Images, with the layer's activations replaced if wanted.
+        r"""Images, with the layer's activations replaced if wanted.
 
         Parameters
         ----------
         latents : array of shape (n_samples, ...)
             Latents.
 
-        features : array of shape (n_samples, n_channels, \\*spatial) or callable, \
-                default=None
-            What to put in the place of the layer's activations. A callable is given
-            each batch's activations, a tensor on the network's device, and returns
-            their replacement. ``None`` leaves them.
+        features : array of shape (n_samples, n_channels, \*spatial), default=None
+            What to put in the place of the layer's activations. Or a callable:
+            it is given each batch's activations, a tensor on the network's device, and
+            returns their replacement. ``None`` leaves them.
 
         Returns
         -------
@@ -362,13 +361,14 @@ class GeneratorFeatureExtractor(
         check_finite(features, "features")
         return features
 
-    def _check_shape(self, seen: Seen) -> None:
-        """Raise unless the activations are of the shape that fit saw."""
-        if tuple(seen.tensor.shape[1:]) != self.feature_shape_:
+    def _check_shape(self, features: Tensor) -> None:
+        """Raise unless activations are of the shape that fit saw."""
+        shape = tuple(features.shape[1:])
+        if shape != self.feature_shape_:
             raise ValueError(
-                f"Layer {self.layer!r} gave activations of shape "
-                f"{tuple(seen.tensor.shape[1:])}, but {self.feature_shape_} when "
-                f"{type(self).__name__} was fitted. Fit it again."
+                f"Layer {self.layer!r} gave activations of shape {shape}, but "
+                f"{self.feature_shape_} when {type(self).__name__} was fitted. Fit it "
+                "again."
             )
 
     def _batches(

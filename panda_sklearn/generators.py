@@ -9,10 +9,10 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from panda_sklearn.utils.arrays import as_tensor
 from panda_sklearn.utils.hooks import Tap, borrowed, fixed_noise, watch
 
 __all__ = ["LayerInfo", "list_layers"]
@@ -100,9 +100,9 @@ def list_layers(
     shapes: dict[str, tuple[int, ...]] = {}
     calls: dict[str, int] = {}
     device = device_of(generator)
-    latents = prepare_latents(
-        generator, latents if isinstance(latents, Tensor) else as_tensor(latents), device
-    )
+    if not isinstance(latents, Tensor):
+        latents = torch.from_numpy(np.array(latents))
+    latents = prepare_latents(generator, latents, device)
     with contextlib.ExitStack() as stack:
         stack.enter_context(borrowed(generator, device))
         stack.enter_context(fixed_noise(device))

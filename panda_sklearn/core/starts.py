@@ -20,7 +20,7 @@ def channel_scatter(Z: Tensor) -> Tensor:
     single precision would lose those below 3e-4 of the largest. Z is never copied
     whole.
     """
-    N, C, S = Z.shape
+    _, C, S = Z.shape
     total = torch.zeros(C, C, dtype=accumulator_dtype(Z.device), device=Z.device)
     for batch in Z.split(max(1, BATCH_ELEMENTS // (C * S))):
         rows = batch.to(total.dtype).transpose(0, 1).reshape(C, -1)  # (C, batch * S)

@@ -99,6 +99,8 @@ def make_parts_appearances(
     if snr_db is not None:
         power = np.mean(X**2) / 10 ** (snr_db / 10)
         X += math.sqrt(power) * random.standard_normal(X.shape)
-    return X.reshape(n_samples, n_channels, *spatial_shape), (
-        P.reshape(n_parts, *spatial_shape)
-    ), A
+    return (
+        X.reshape(n_samples, n_channels, *spatial_shape),
+        (P.reshape(n_parts, *spatial_shape)),
+        A,
+    )

@@ -363,16 +363,15 @@ def _uncompiled(model: nn.Module) -> contextlib.AbstractContextManager:
 @contextlib.contextmanager
 def fixed_noise(device: torch.device) -> Iterator[None]:
     """Seed torch's random numbers alike for each block, and restore them after."""
-    cuda = device.type == "cuda" and torch.cuda.is_available()
-    index = (device.index or 0) if cuda else None
-    before = torch.get_rng_state()
-    before_cuda = torch.cuda.get_rng_state(index) if cuda else None
+    generators = [torch.random.default_generator]
+    if device.type == "cuda" and torch.cuda.is_available():
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
+    before = [generator.get_state() for generator in generators]
     try:
-        torch.random.default_generator.manual_seed(NOISE_SEED)
-        if cuda:
-            torch.cuda.default_generators[index].manual_seed(NOISE_SEED)
+        for generator in generators:
+            generator.manual_seed(NOISE_SEED)
         yield
     finally:
-        torch.set_rng_state(before)
-        if cuda:
-            torch.cuda.set_rng_state(before_cuda, index)
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)

@@ -103,29 +103,20 @@ def _check_tensor(X: torch.Tensor) -> None:
 
 def check_finite(X: ArrayLike, name: str) -> None:
     """Raise ValueError that names the first entry which is NaN or infinite."""
-    T = X if isinstance(X, torch.Tensor) else None
-    if T is not None:
-        if not T.is_floating_point():
+    if isinstance(X, torch.Tensor):
+        if not X.is_floating_point():
             return
-        bad = None
-        for start, batch in _batches(T):
-            finite = torch.isfinite(batch)
-            if not bool(finite.all()):
-                bad = (~finite).nonzero()[0].tolist()
-                bad[0] += start
-                break
-    else:
-        if X.dtype.kind != "f" or np.isfinite(np.sum(X)):  # the sum: a quick look
-            return
-        bad = None
-        for start, batch in _batches(X):
-            if not np.isfinite(batch).all():
-                bad = np.argwhere(~np.isfinite(batch))[0].tolist()
-                bad[0] += start
-                break
-    if bad is None:
+    elif X.dtype.kind != "f":
         return
-    where = tuple(int(i) for i in bad)
+    namespace: Any = torch if isinstance(X, torch.Tensor) else np
+    for start, batch in _batches(X):  # noqa: B007, used after the loop
+        bad = ~namespace.isfinite(batch)
+        if bool(bad.any()):
+            break
+    else:
+        return
+    first = np.argwhere(bad if namespace is np else bad.cpu().numpy())[0]
+    where = (start + int(first[0]), *(int(i) for i in first[1:]))
     kind = "NaN" if math.isnan(float(X[where])) else "infinity"
     raise ValueError(
         f"Input {name} contains {kind}, first at {name}[{', '.join(map(str, where))}]. "
@@ -218,7 +209,7 @@ def check_index(name: str, index: Any, size: int) -> int:
             f"{name} must be an int from 0 to {size - 1}, got {index!r} of type "
             f"{type(index).__name__}."
         )
-    if not 0 <= index < size:
+    if not 0 <= int(index) < size:
         raise ValueError(f"{name} must be from 0 to {size - 1}, got {index}.")
     return int(index)
 

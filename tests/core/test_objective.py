@@ -91,7 +91,7 @@ def test_gradients_are_equations_4_and_5(problem):
 
 @given(problems())
 def test_given_products_change_nothing(problem):
-    Z, A, P = problem
+    Z, _, P = problem
     known = {"W": Z @ P}
     assert_close(objective(*problem, **known), objective(*problem))
     assert_close(gradient_parts(*problem, **known), gradient_parts(*problem))
@@ -276,7 +276,8 @@ TERMS = {
 )
 def test_multiplications_against_the_dearest_term_in_its_best_order(sizes, most):
     N, (C, S, R_C, R_S) = 10_000, sizes
-    shapes = dict(zip("ncdstrqkl", [N, C, C, S, S, R_C, R_C, R_S, R_S]))
+    sizes_of_axes = [N, C, C, S, S, R_C, R_C, R_S, R_S]
+    shapes = dict(zip("ncdstrqkl", sizes_of_axes, strict=True))
     Z, A, P = (
         torch.zeros(shape, device="meta") for shape in ((N, C, S), (C, R_C), (S, R_S))
     )

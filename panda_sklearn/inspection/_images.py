@@ -1,0 +1,97 @@
+"""Pictures and maps as arrays that matplotlib draws.
+
+Floor 4: numpy, torch; matplotlib inside functions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from panda_sklearn.utils.arrays import ArrayLike
+
+
+def as_pictures(images: ArrayLike, value_range: tuple[float, float]) -> np.ndarray:
+    """Images (N, 1 or 3, H, W) -> pictures (N, H, W, 3) with values in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If the images are of another shape.
+    """
+    pictures = _host(images)
+    if pictures.ndim != 4 or pictures.shape[1] not in (1, 3):
+        raise ValueError(
+            "images must be of shape (n_samples, 1 or 3, height, width), got "
+            f"{pictures.shape}."
+        )
+    low, high = value_range
+    pictures = np.clip((pictures - low) / (high - low), 0, 1)
+    return np.moveaxis(np.broadcast_to(pictures, _with_three(pictures)), 1, -1)
+
+
+def _with_three(pictures: np.ndarray) -> tuple[int, ...]:
+    n, _, height, width = pictures.shape
+    return n, 3, height, width
+
+
+def as_maps(maps: ArrayLike) -> np.ndarray:
+    """Maps (..., H, W) as a float array on the host.
+
+    Raises
+    ------
+    ValueError
+        If there are not two spatial axes before which stand one or two others.
+    """
+    array = _host(maps)
+    if array.ndim not in (3, 4):
+        raise ValueError(
+            "Displays need two spatial axes; the maps are of shape "
+            f"{array.shape}. Draw others with matplotlib."
+        )
+    return array
+
+
+def enlarge(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Maps (..., h, w) -> (..., H, W), bilinearly."""
+    flat = torch.from_numpy(np.ascontiguousarray(maps)).reshape(-1, 1, *maps.shape[-2:])
+    big = F.interpolate(flat, size=size, mode="bilinear", align_corners=False)
+    return big.reshape(*maps.shape[:-2], *size).numpy()
+
+
+def _host(array: ArrayLike) -> np.ndarray:
+    """A float array on the host."""
+    if isinstance(array, Tensor):
+        array = array.detach().cpu().numpy()
+    return np.asarray(array, dtype=float)
+
+
+def new_axes(n_rows: int, n_columns: int, axes: Any) -> tuple[Any, np.ndarray]:
+    """A figure with a grid of bare axes; or the given axes, checked."""
+    try:
+        from matplotlib import pyplot as plt
+    except ImportError as error:
+        raise ImportError(
+            "Displays need matplotlib. Install it with: pip install matplotlib"
+        ) from error
+    if axes is None:
+        # Each cell is 1.1 inches wide, with room above for titles.
+        size = 1.1 * n_columns + 0.6, 1.1 * n_rows + 0.5
+        figure, axes = plt.subplots(
+            n_rows, n_columns, squeeze=False, figsize=size, layout="constrained"
+        )
+    axes = np.asarray(axes, dtype=object)
+    if axes.size != n_rows * n_columns:
+        raise ValueError(
+            f"axes must hold {n_rows} x {n_columns} axes, got {axes.size}."
+        )
+    axes = axes.reshape(n_rows, n_columns)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        for side in ax.spines.values():
+            side.set_visible(False)
+    return axes.flat[0].figure, axes

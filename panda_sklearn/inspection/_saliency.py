@@ -1,0 +1,146 @@
+"""Saliency of appearances beside images.
+
+Floor 4: see :mod:`panda_sklearn.inspection`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from panda_sklearn.inspection._images import as_maps, as_pictures, enlarge, new_axes
+from panda_sklearn.utils.validation import check_index
+
+
+class SaliencyDisplay:
+    r"""Where appearances are: saliency maps, with their mean as a contour.
+
+    Use :meth:`from_estimator` to make one. Section 4.1.2 of the paper.
+
+    Parameters
+    ----------
+    saliency : ndarray of shape (n_samples, n_shown, height, width)
+        Saliency of the shown appearances.
+
+    appearances : sequence of int
+        Their indices.
+
+    thresholds : ndarray of shape (n_shown,)
+        At what value each is contoured.
+
+    pictures : ndarray of shape (n_samples, image_height, image_width, 3) or None
+        Pictures to show above.
+
+    Attributes
+    ----------
+    axes_ : ndarray of shape (n_rows, n_columns)
+        The axes drawn on; set by ``plot``.
+
+    figure_ : matplotlib.figure.Figure
+        The figure; set by ``plot``.
+    """
+
+    def __init__(self, saliency, appearances, thresholds, pictures=None):
+        self.saliency = saliency
+        self.appearances = appearances
+        self.thresholds = thresholds
+        self.pictures = pictures
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator,
+        X,
+        images=None,
+        *,
+        appearances=(0, 1, 2, 3),
+        value_range=(-1, 1),
+        axes=None,
+        cmap="RdBu_r",
+    ):
+        r"""Draw where appearances of a fitted decomposition are in samples.
+
+        Parameters
+        ----------
+        estimator : PartsAppearanceDecomposition
+            Fitted on maps with two spatial axes.
+
+        X : array of shape (n_samples, n_channels, height, width)
+            Activations of the samples.
+
+        images : array of shape (n_samples, 1 or 3, height, width), default=None
+            Images of the same samples, to show above.
+
+        appearances : sequence of int, default=(0, 1, 2, 3)
+            Which appearances to show, a row each.
+
+        value_range : tuple of float, default=(-1, 1)
+            Values of black and white in the images.
+
+        axes : array of matplotlib axes, default=None
+            Axes to draw on; ``None`` makes a figure.
+
+        cmap : str, default="RdBu_r"
+            Colour map; its middle is at the mean, :math:`\mu_k`.
+
+        Returns
+        -------
+        display : SaliencyDisplay
+            The display, drawn.
+        """
+        maps = as_maps(estimator.saliency(X))
+        chosen = [check_index("appearance", k, maps.shape[1]) for k in appearances]
+        thresholds = np.array([float(estimator.saliency_mean_[k]) for k in chosen])
+        pictures = None if images is None else as_pictures(images, value_range)
+        if pictures is not None and len(pictures) != len(maps):
+            raise ValueError(
+                f"images must be one for each sample of X: expected {len(maps)}, got "
+                f"{len(pictures)}."
+            )
+        display = cls(maps[:, chosen], chosen, thresholds, pictures)
+        return display.plot(axes=axes, cmap=cmap)
+
+    def plot(self, *, axes=None, cmap="RdBu_r"):
+        """Draw.
+
+        Parameters
+        ----------
+        axes : array of matplotlib axes, default=None
+            A row for each appearance, below one for the images if there are any; a
+            column for each sample. ``None`` makes a figure.
+
+        cmap : str, default="RdBu_r"
+            Colour map; its middle is at the contoured value.
+
+        Returns
+        -------
+        self : SaliencyDisplay
+            The display.
+        """
+        n_samples, n_shown = self.saliency.shape[:2]
+        above = 0 if self.pictures is None else 1
+        self.figure_, self.axes_ = new_axes(n_shown + above, n_samples, axes)
+        if self.pictures is not None:
+            for ax, picture in zip(self.axes_[0], self.pictures, strict=True):
+                ax.imshow(picture)
+        size = self.saliency.shape[2:]
+        if self.pictures is not None:
+            size = self.pictures.shape[1:3]
+        for row, k, middle, maps in zip(
+            self.axes_[above:],
+            self.appearances,
+            self.thresholds,
+            np.moveaxis(enlarge(self.saliency, size), 1, 0),
+            strict=True,
+        ):
+            reach = float(np.abs(maps - middle).max()) or 1.0
+            for ax, saliency in zip(row, maps, strict=True):
+                drawn = ax.imshow(
+                    saliency, cmap=cmap, vmin=middle - reach, vmax=middle + reach
+                )
+                if saliency.min() < middle <= saliency.max():
+                    ax.contour(saliency, [middle], colors="black", linewidths=0.6, linestyles="solid")
+            row[0].set_ylabel(f"appearance {k}", fontsize="small")
+            bar = self.figure_.colorbar(drawn, ax=list(row), fraction=0.02, pad=0.01)
+            bar.set_ticks([middle], labels=[f"mean {middle:.2g}"])
+            bar.ax.tick_params(labelsize="x-small")
+        return self
