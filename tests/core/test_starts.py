@@ -1,0 +1,82 @@
+"""Starting points."""
+
+import numpy as np
+import pytest
+import torch
+
+from panda_sklearn.core import hosvd, random_appearances, random_parts, starts
+
+
+def make_maps(n=30, c=12, s=20, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, c, s, dtype=torch.float64, generator=generator).to(dtype)
+
+
+def test_hosvd_is_the_leading_left_singular_vectors():
+    Z = make_maps() * torch.linspace(1, 2, 12, dtype=torch.float64)[:, None]
+    A = hosvd(Z, 5)
+    unfolded = Z.transpose(0, 1).reshape(12, -1).numpy()
+    U = np.linalg.svd(unfolded, full_matrices=False)[0][:, :5]
+    np.testing.assert_allclose(np.abs(U.T @ A.numpy()), np.eye(5), atol=1e-9)
+
+
+def test_hosvd_is_uncentred():
+    direction = torch.linspace(-1, 2, 12, dtype=torch.float64)
+    Z = 0.01 * make_maps() + 5 * direction[:, None]
+    np.testing.assert_allclose(
+        hosvd(Z, 1)[:, 0], direction / direction.norm(), atol=1e-3
+    )
+
+
+def test_hosvd_is_accurate_in_single_precision():
+    # Singular values from 1 to 1e-5: their squares do not fit in single precision.
+    U = torch.linalg.qr(make_maps(1, 12, 12, seed=1)[0]).Q
+    V = torch.linalg.qr(make_maps(1, 200, 12, seed=2)[0]).Q
+    unfolded = U * torch.logspace(0, -5, 12, dtype=torch.float64) @ V.T
+    Z = unfolded.reshape(12, 10, 20).transpose(0, 1)
+    A = hosvd(Z.to(torch.float32).contiguous(), 10)
+    assert A.dtype == torch.float32
+    overlap = (U[:, :10].T @ A.double()).abs().diagonal()
+    assert overlap.min() > 0.99
+
+
+def test_hosvd_does_not_depend_on_how_samples_are_batched(monkeypatch):
+    Z = make_maps()
+    whole = hosvd(Z, 12)
+    monkeypatch.setattr(starts, "BATCH_ELEMENTS", 12 * 20 * 7)
+    np.testing.assert_allclose(hosvd(Z, 12), whole, atol=1e-9)
+
+
+def test_hosvd_never_copies_all_samples(monkeypatch):
+    monkeypatch.setattr(starts, "BATCH_ELEMENTS", 12 * 20 * 4)
+    sizes = []
+    to = torch.Tensor.to
+
+    def note(tensor, *args, **kwargs):
+        sizes.append(tensor.numel())
+        return to(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", note)
+    hosvd(make_maps(dtype=torch.float32), 3)
+    assert max(sizes[1:]) <= 12 * 20 * 4  # the first is make_maps' own
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_hosvd_is_orthonormal_for_rank_deficient_and_zero_data(dtype):
+    for Z in (make_maps(1, 12, 3, dtype=dtype), torch.zeros(4, 12, 3, dtype=dtype)):
+        A = hosvd(Z, 12)
+        np.testing.assert_allclose(A.T @ A, np.eye(12), atol=1e-5)
+
+
+def test_random_starts_come_from_their_generator_alone():
+    def draw(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return random_appearances(6, 4, generator), random_parts(9, 3, generator)
+
+    before = torch.get_rng_state()
+    A, P = draw(0)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(*pair) for pair in zip((A, P), draw(0), strict=True))
+    assert not torch.equal(P, draw(1)[1])
+    np.testing.assert_allclose(A.T @ A, np.eye(4), atol=1e-12)
+    assert 0 <= P.min() and P.max() <= 0.01 and P.max() > 0.005
