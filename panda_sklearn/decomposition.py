@@ -313,7 +313,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
                 f"tol={self.tol:g} was met. Increase max_iter (it is "
                 f"{self.max_iter}) or tol.",
                 ConvergenceWarning,
-                stacklevel=2,
+                stacklevel=3,  # past scikit-learn's wrapper of fit
             )
         return self
 
@@ -447,7 +447,8 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             The coefficients A'Z_iP, row by row: all parts of the first appearance,
             then of the second.
         """
-        T = self.coefficients(X).reshape(len(X), -1)
+        L = self.coefficients(X)
+        T = L.reshape(len(L), -1)
         if isinstance(T, Tensor) and wants_container(self):
             return T.cpu().numpy()
         return T

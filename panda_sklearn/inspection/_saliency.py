@@ -138,7 +138,13 @@ class SaliencyDisplay:
                     saliency, cmap=cmap, vmin=middle - reach, vmax=middle + reach
                 )
                 if saliency.min() < middle <= saliency.max():
-                    ax.contour(saliency, [middle], colors="black", linewidths=0.6, linestyles="solid")
+                    ax.contour(
+                        saliency,
+                        [middle],
+                        colors="black",
+                        linewidths=0.6,
+                        linestyles="solid",
+                    )
             row[0].set_ylabel(f"appearance {k}", fontsize="small")
             bar = self.figure_.colorbar(drawn, ax=list(row), fraction=0.02, pad=0.01)
             bar.set_ticks([middle], labels=[f"mean {middle:.2g}"])

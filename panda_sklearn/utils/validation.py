@@ -69,6 +69,11 @@ def check_numbers(
             X = check_array(X, **options, estimator=estimator)
         else:
             X = validate_data(estimator, X, reset=reset, **options)
+    if 0 in X.shape:
+        raise ValueError(
+            f"Found array with 0 feature(s) (shape={tuple(X.shape)}) while a minimum "
+            "of 1 is required."
+        )
     check_finite(X, "X")
     return X
 
@@ -93,11 +98,6 @@ def _check_tensor(X: torch.Tensor) -> None:
         raise ValueError(
             f"Found array with 0 sample(s) (shape={tuple(X.shape)}) while a minimum of "
             "1 is required."
-        )
-    if 0 in X.shape:
-        raise ValueError(
-            f"Found array with 0 feature(s) (shape={tuple(X.shape)}) while a minimum "
-            "of 1 is required."
         )
 
 

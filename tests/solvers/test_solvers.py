@@ -86,8 +86,9 @@ def test_automatic_pgd_never_raises_the_objective(problem, dtype, scale):
 def test_result_does_not_depend_on_scale(problem, name, batch_size):
     Z, A, P = problem
     options = {"batch_size": batch_size, "max_iter": 60}
-    plain, scaled = solve(name, Z, A, P, **options), solve(
-        name, 1000 * Z, A, P, **options
+    plain, scaled = (
+        solve(name, Z, A, P, **options),
+        solve(name, 1000 * Z, A, P, **options),
     )
     np.testing.assert_allclose(plain.A, scaled.A, atol=1e-6)
     np.testing.assert_allclose(plain.P, scaled.P, atol=1e-6)
