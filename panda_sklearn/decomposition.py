@@ -32,7 +32,6 @@ from panda_sklearn.utils.validation import (
     Interval,
     Options,
     StrOptions,
-    _fit_context,
     check_feature_names_in,
     check_finite,
     check_index,
@@ -42,6 +41,7 @@ from panda_sklearn.utils.validation import (
     check_rank,
     check_same_layout,
     find_layout,
+    fit_method,
     wants_container,
 )
 
@@ -268,7 +268,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
 
     # Fitting
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_method
     def fit(self, X, y=None):
         r"""Learn parts and appearances.
 
@@ -313,7 +313,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
                 f"tol={self.tol:g} was met. Increase max_iter (it is "
                 f"{self.max_iter}) or tol.",
                 ConvergenceWarning,
-                stacklevel=3,  # past scikit-learn's wrapper of fit
+                stacklevel=4,  # past the wrappers of fit
             )
         return self
 

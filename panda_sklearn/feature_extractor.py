@@ -30,11 +30,11 @@ from panda_sklearn.utils.hooks import (
 from panda_sklearn.utils.validation import (
     Interval,
     StrOptions,
-    _fit_context,
     check_feature_names_in,
     check_finite,
     check_is_fitted,
     check_numbers,
+    fit_method,
 )
 
 __all__ = ["GeneratorFeatureExtractor"]
@@ -175,7 +175,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         self.device = device
         self.verbose = verbose
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_method
     def fit(self, X, y=None):
         """Check that the layer can be tapped, on at most two samples.
 

@@ -400,6 +400,14 @@ def test_bad_options(X, options, part):
         panda.transform(X)
 
 
+def test_a_failed_fit_loses_nothing(X, fitted):
+    panda = clone(fitted).fit(X)
+    for bad in (X[:, :2, 0], X[:, :5] * np.nan, X[:, :1]):
+        with pytest.raises(ValueError):
+            panda.fit(bad)
+        np.testing.assert_array_equal(panda.transform(X), fitted.transform(X))
+
+
 def test_flattened_maps_of_another_width(X):
     rows = X.reshape(30, -1)
     panda = make_panda(map_shape=(6, 4, 4))

@@ -98,7 +98,9 @@ class EditDisplay:
             column[0].imshow(before)
             column[1].imshow(after)
             drawn = column[2].imshow(difference, cmap=cmap, vmin=0, vmax=top)
-        for ax, label in zip(self.axes_[:, 0], ("before", "after", "change")):
+        for ax, label in zip(
+            self.axes_[:, 0], ("before", "after", "change"), strict=True
+        ):
             ax.set_ylabel(label, fontsize="small")
         bar = self.figure_.colorbar(
             drawn, ax=list(self.axes_[2]), fraction=0.02, pad=0.01

@@ -81,7 +81,7 @@ def new_axes(n_rows: int, n_columns: int, axes: Any) -> tuple[Any, np.ndarray]:
     if axes is None:
         # Each cell is 1.1 inches wide, with room above for titles.
         size = 1.1 * n_columns + 0.6, 1.1 * n_rows + 0.5
-        figure, axes = plt.subplots(
+        _, axes = plt.subplots(
             n_rows, n_columns, squeeze=False, figsize=size, layout="constrained"
         )
     axes = np.asarray(axes, dtype=object)

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from panda_sklearn.core.objective import objective
 from panda_sklearn.solvers.base import (
+    EPS,
     Callback,
     Progress,
     SolverResult,
     check_not_diverged,
+    divergence_limit,
     draw_batches,
 )
 
@@ -61,11 +63,12 @@ def adam(
     optimiser = torch.optim.Adam([A, P], lr=rate)
 
     def relative_objective(batch):
-        unit = batch.energy.clamp(min=torch.finfo(Z.dtype).tiny)
+        unit = batch.energy.clamp(min=EPS)
         return objective(batch.Z, A, P, energy=batch.energy) / unit, unit
 
     with torch.enable_grad():
         loss, unit = relative_objective(batch)
+        limit = divergence_limit(float(loss.detach() * unit), batch)
         for n_iter in range(1, max_iter + 1):
             optimiser.zero_grad()
             loss.backward()
@@ -77,7 +80,7 @@ def adam(
             with torch.set_grad_enabled(batch.size == len(Z)):
                 loss, unit = relative_objective(batch)
             f = float(loss.detach() * unit)
-            check_not_diverged(f, batch, P.detach(), n_iter, rate)
+            check_not_diverged(f, batch, P.detach(), n_iter, rate, limit)
             if progress.record(f, batch):
                 break
             if batch.size < len(Z):

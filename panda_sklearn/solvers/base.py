@@ -19,6 +19,10 @@ from panda_sklearn.core.objective import sample_energies
 Callback = Callable[[int, float], object]
 
 
+# Stands for the sum of squares of data that are all zero.
+EPS = torch.finfo(torch.float32).tiny
+
+
 class DivergenceError(ValueError):
     """The objective grew without bound or every part vanished."""
 
@@ -149,20 +153,28 @@ class Progress:
         )
 
 
+def divergence_limit(f: float, batch: Batch) -> float:
+    """Relative objective that means divergence, from the objective at the start.
+
+    Ten times that of the start, or of zero factors if that is more.
+    """
+    return 10 * max(1.0, f / max(float(batch.energy), EPS))
+
+
 def check_not_diverged(
-    f: float, batch: Batch, P: Tensor, n_iter: int, learning_rate: float
+    f: float, batch: Batch, P: Tensor, n_iter: int, learning_rate: float, limit: float
 ) -> None:
     """Raise :class:`DivergenceError` when a step has destroyed the factors.
 
-    That is when the objective is not finite or ten times what zero factors give, or
-    when every part is zero: then both gradients are zero for good.
+    That is when the relative objective is not finite or above ``limit``, or when
+    every part is zero: then both gradients are zero for good.
     """
     energy = float(batch.energy)
     remedy = (
         f"Lower learning_rate (it is {learning_rate:g}), or leave it at None to have "
         "one chosen."
     )
-    if not math.isfinite(f) or f > 10 * energy:
+    if not math.isfinite(f) or f > limit * max(energy, EPS):
         raise DivergenceError(
             f"The fit diverged at iteration {n_iter}: the mean objective is "
             f"{f / batch.size:g}, against {energy / batch.size:g} for no factors at "

@@ -15,11 +15,13 @@ from panda_sklearn.core.objective import (
     objective,
 )
 from panda_sklearn.solvers.base import (
+    EPS,
     Batch,
     Callback,
     Progress,
     SolverResult,
     check_not_diverged,
+    divergence_limit,
     draw_batches,
 )
 
@@ -67,18 +69,19 @@ def pgd(
     )
     W = batch.Z @ P
     multiple = FIRST_STEP
-    f = None
+    f = float(objective(batch.Z, A, P, W=W, energy=batch.energy))
+    limit = divergence_limit(f, batch)
     for n_iter in range(1, max_iter + 1):
         if n_iter > 1 and (drawn := next(batches)) is not batch:
-            batch, W, f = drawn, drawn.Z @ P, None
+            batch, W = drawn, drawn.Z @ P
+            if learning_rate is None:
+                f = float(objective(batch.Z, A, P, W=W, energy=batch.energy))
         gradient = gradient_parts(batch.Z, A, P, W=W)
         if learning_rate is not None:
             A, P, W, f = step(batch, A, P, gradient, learning_rate, nonnegative)
-            check_not_diverged(f, batch, P, n_iter, learning_rate)
+            check_not_diverged(f, batch, P, n_iter, learning_rate, limit)
         else:
-            if f is None:
-                f = float(objective(batch.Z, A, P, W=W, energy=batch.energy))
-            unit = 1 / max(float(batch.energy), torch.finfo(Z.dtype).tiny)
+            unit = 1 / max(float(batch.energy), EPS)
             for _ in range(MAX_SHRINKAGES):
                 trial = step(batch, A, P, gradient, multiple * unit, nonnegative)
                 if trial[3] <= f:

@@ -14,6 +14,7 @@ from panda_sklearn.core.objective import (
     sample_gradients_parts,
     sample_objectives,
 )
+from panda_sklearn.solvers.base import EPS
 from panda_sklearn.solvers.pgd import FIRST_STEP, GROWTH, SHRINKAGE
 
 
@@ -46,7 +47,7 @@ def refine_parts(
     G = A.T @ A
     P = P.expand(len(Z), -1, -1)
     f = sample_objectives(Y, G, P, energies)
-    unit = 1 / energies.clamp(min=torch.finfo(Z.dtype).tiny)
+    unit = 1 / energies.clamp(min=EPS)
     multiple = torch.full_like(unit, FIRST_STEP)
     for _ in range(max_iter):
         rates = (multiple * unit).to(Z.dtype)[:, None, None]

@@ -7,7 +7,9 @@ scikit-learn's public interface: only this module knows where they live.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
@@ -25,7 +27,6 @@ __all__ = [
     "Interval",
     "Options",
     "StrOptions",
-    "_fit_context",
     "check_feature_names_in",
     "check_finite",
     "check_index",
@@ -35,8 +36,28 @@ __all__ = [
     "check_rank",
     "check_same_layout",
     "find_layout",
+    "fit_method",
     "wants_container",
 ]
+
+
+def fit_method(fit: Callable) -> Callable:
+    """Decorate ``fit``: check the parameters first, and lose nothing if it fails.
+
+    After an exception of any kind the estimator has the attributes that it had before.
+    """
+
+    @functools.wraps(fit)
+    def keep_state(self, *args, **kwargs):
+        before = dict(vars(self))
+        try:
+            return fit(self, *args, **kwargs)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    return _fit_context(prefer_skip_nested_validation=True)(keep_state)
 
 
 def check_numbers(

@@ -79,4 +79,4 @@ def test_random_starts_come_from_their_generator_alone():
     assert all(torch.equal(*pair) for pair in zip((A, P), draw(0), strict=True))
     assert not torch.equal(P, draw(1)[1])
     np.testing.assert_allclose(A.T @ A, np.eye(4), atol=1e-12)
-    assert 0 <= P.min() and P.max() <= 0.01 and P.max() > 0.005
+    assert P.min() >= 0 and 0.005 < P.max() <= 0.01

@@ -134,6 +134,14 @@ def test_too_large_a_learning_rate_says_so(problem, name):
         solve(name, *problem, learning_rate=1e3)
 
 
+def test_a_start_of_large_objective_is_no_divergence(problem):
+    Z, A, P = problem
+    result = solve("pgd", Z, A, 300 * P, learning_rate=1e-9, max_iter=5)
+    first = float(objective(Z, A, 300 * P)) / len(Z)
+    assert first > 20 * float((Z**2).sum()) / len(Z)
+    assert result.objective_history[-1] < first
+
+
 def test_parts_that_all_vanish_are_no_result(problem):
     Z, A, P = problem
     with pytest.raises(DivergenceError, match="Every part became zero"):

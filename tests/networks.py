@@ -1,0 +1,83 @@
+"""Small networks, each with a trait that trips up hooks."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class TinyGenerator(nn.Module):
+    """Latents (N, 6) -> images (N, 3, 8, 8), with traits of real generators.
+
+    ``block1`` feeds both ``block2`` and ``to_rgb1`` (as in StyleGAN2); ``block2`` is
+    followed by an operation in place; ``norm`` runs twice; ``unused`` never does.
+    """
+
+    latent_size = 6
+
+    def __init__(self, noise=0.0, seed=0):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.dense = nn.utils.parametrizations.spectral_norm(nn.Linear(6, 5 * 4))
+            self.norm = nn.BatchNorm2d(5)
+            self.block1 = nn.Conv2d(5, 5, 3, padding=1)
+            self.to_rgb1 = nn.Conv2d(5, 3, 1)
+            self.block2 = nn.Conv2d(5, 4, 3, padding=1)
+            self.to_rgb2 = nn.Conv2d(4, 3, 1)
+            self.unused = nn.Conv2d(4, 4, 1)
+            self.norm.running_mean.normal_()
+        self.noise = noise
+        self.eval()
+
+    def forward(self, z):
+        x = self.norm(self.dense(z).reshape(-1, 5, 2, 2))
+        x = F.interpolate(x, scale_factor=2)
+        x = self.block1(self.norm(x))
+        x = x + self.noise * torch.randn_like(x)
+        image = self.to_rgb1(x)
+        x = self.block2(F.interpolate(x, scale_factor=2))
+        x.relu_()
+        return F.interpolate(image, scale_factor=2) + self.to_rgb2(x)
+
+    def by_hand(self, z, change_block1=None):
+        """The forward pass in two pieces: block1's output, and the image from it."""
+        x = self.norm(self.dense(z).reshape(-1, 5, 2, 2))
+        features = self.block1(self.norm(F.interpolate(x, scale_factor=2)))
+        x = features if change_block1 is None else change_block1(features)
+        image = self.to_rgb1(x)
+        x = self.block2(F.interpolate(x, scale_factor=2)).relu()
+        return features, F.interpolate(image, scale_factor=2) + self.to_rgb2(x)
+
+
+class Containers(nn.Module):
+    """Layers that return a tuple, a dict, a list, and something else."""
+
+    class Pair(nn.Module):
+        def forward(self, x):
+            return 2 * x, 3 * x
+
+    class Named(nn.Module):
+        def forward(self, x):
+            return {"maps": 2 * x, "name": "x"}
+
+    class Pieces(nn.Module):
+        def forward(self, x):
+            return [x, x + 1]
+
+    class Number(nn.Module):
+        def forward(self, x):
+            return 3
+
+    def __init__(self):
+        super().__init__()
+        self.pair, self.named = self.Pair(), self.Named()
+        self.pieces, self.number = self.Pieces(), self.Number()
+        self.loner = nn.Identity()
+
+    def forward(self, z):
+        a, b = self.pair(z[:, :, None])
+        named = self.named(a)
+        pieces = self.pieces(b)
+        if self.number(z) != 3:
+            raise AssertionError
+        return self.loner(input=named["maps"] + pieces[0] + pieces[1])

@@ -1,0 +1,302 @@
+"""Looking into networks, and leaving them as they were."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from panda_sklearn.utils.hooks import (
+    Tap,
+    borrowed,
+    capture,
+    find_layer,
+    fixed_noise,
+    replace,
+)
+from tests.networks import Containers, TinyGenerator
+
+CPU = torch.device("cpu")
+
+
+def tap(network, name, **options):
+    return Tap(name, find_layer(network, name), **options)
+
+
+def n_hooks(network):
+    return sum(
+        len(m._forward_hooks) + len(m._forward_pre_hooks) for m in network.modules()
+    )
+
+
+@pytest.fixture
+def network():
+    return TinyGenerator()
+
+
+@pytest.fixture
+def z():
+    return torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+
+
+def test_unknown_layer_offers_near_names(network):
+    with pytest.raises(ValueError, match=r"no layer 'blok2'. Nearest names: block2"):
+        find_layer(network, "blok2")
+
+
+def test_layers_are_found_under_every_name(network):
+    network.alias = network.block1
+    assert find_layer(network, "alias") is network.block1
+
+
+def test_captures_outputs_and_inputs(network, z):
+    with capture(tap(network, "block2")) as seen, torch.no_grad():
+        network(z)
+    features = seen.tensor
+    with capture(tap(network, "to_rgb2", where="input")) as seen, torch.no_grad():
+        network(z)
+    torch.testing.assert_close(seen.tensor, features.relu())
+    # The network overwrote block2's output in place after the hook saw it.
+    assert features.min() < 0 and n_hooks(network) == 0
+
+
+def test_stops_early(network, z):
+    def never(*args):
+        raise AssertionError("ran on")
+
+    network.to_rgb1.register_forward_pre_hook(never)
+    with capture(tap(network, "block1"), stop=True) as seen:
+        network(z)
+    assert seen.tensor.shape == (4, 5, 4, 4)
+    assert n_hooks(network) == 1  # its own
+
+
+def test_early_stop_is_not_caught_by_the_network(network, z):
+    class Careful(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network
+
+        def forward(self, z):
+            try:
+                return self.inner(z)
+            except Exception:
+                raise AssertionError("caught") from None
+
+    careful = Careful()
+    with capture(tap(careful, "inner.block1"), stop=True) as seen:
+        careful(z)
+    assert seen.tensor is not None
+
+
+def test_calls_are_counted_and_told_apart(network, z):
+    first, second = [], []
+    with capture(tap(network, "norm", call=0)) as seen:
+        network(z)
+    assert seen.n_calls == 2
+    first = seen.tensor
+    with capture(tap(network, "norm", call=1)) as seen:
+        network(z)
+    second = seen.tensor
+    assert first.shape == (4, 5, 2, 2) and second.shape == (4, 5, 4, 4)
+    with capture(tap(network, "norm")) as seen:
+        network(z)
+    with pytest.raises(ValueError, match=r"ran 2 times .* say which with call"):
+        seen.check()
+    with capture(tap(network, "norm", call=2)) as seen:
+        network(z)
+    with pytest.raises(ValueError, match=r"call=2.* ran 2 times"):
+        seen.check()
+
+
+def test_a_layer_that_never_runs(network, z):
+    with capture(tap(network, "unused")) as seen:
+        network(z)
+    with pytest.raises(ValueError, match="'unused' never ran"):
+        seen.check()
+
+
+def test_replacing_an_output_reaches_every_consumer(network, z):
+    with replace(tap(network, "block1"), lambda x: 2 * x), torch.no_grad():
+        edited = network(z)
+    expected = network.by_hand(z, lambda x: 2 * x)[1]
+    torch.testing.assert_close(edited, expected)
+    # The input of to_rgb1 alone leaves the path through block2 as it was.
+    with replace(tap(network, "to_rgb1", where="input"), lambda x: 2 * x):
+        other = network(z)
+    assert not torch.allclose(other, expected)
+    assert not torch.allclose(other, network(z))
+
+
+def test_replacement_takes_dtype_and_layout_of_the_original(network, z):
+    seen = {}
+
+    def change(x):
+        seen["strides"] = x.stride()
+        return x.double().contiguous() + 1
+
+    network.to(memory_format=torch.channels_last)
+    network.to_rgb1.register_forward_pre_hook(lambda m, a: seen.update(got=a[0]))
+    original = torch.empty(4, 5, 4, 4).to(memory_format=torch.channels_last)
+    with replace(tap(network, "block1"), change):
+        network(z)
+    assert seen["got"].dtype == torch.float32
+    assert seen["got"].stride() == seen["strides"] == original.stride()
+
+
+def test_replacement_of_another_shape(network, z):
+    with (
+        pytest.raises(ValueError, match=r"\(4, 5, 4, 4\), got \(4, 5, 4, 3\)"),
+        replace(tap(network, "block1"), lambda x: x[..., 1:]),
+    ):
+        network(z)
+    assert n_hooks(network) == 0
+
+
+def test_containers(z):
+    network = Containers()
+    x = z[:, :, None]
+    for name, select, expected in (
+        ("pair", 1, 3 * x),
+        ("named", "maps", 4 * x),
+        ("pieces", 0, 3 * x),
+    ):
+        with capture(tap(network, name, select=select)) as seen:
+            network(z)
+        torch.testing.assert_close(seen.tensor, expected)
+        plain = network(z)
+        with replace(tap(network, name, select=select), lambda x: x + 1):
+            moved = network(z)
+        assert (moved - plain).min() > 0.5  # the other entries still arrive
+
+
+@pytest.mark.parametrize(
+    "name, options, kind, match",
+    [
+        ("pair", {}, ValueError, r"tuple of several: say which with select.*\[0, 1\]"),
+        ("named", {}, ValueError, r"dict of several.*'maps'"),
+        ("pair", {"select": 2}, ValueError, r"select=2 is not in"),
+        ("named", {"select": "name"}, TypeError, "of type str"),
+        ("number", {}, TypeError, "of type int"),
+        ("loner", {"select": 0}, ValueError, "leave select at None"),
+        ("loner", {"where": "input"}, ValueError, "without positional inputs"),
+    ],
+)
+def test_unclear_taps(z, name, options, kind, match):
+    network = Containers()
+    with (
+        pytest.raises(kind, match=match),
+        capture(tap(network, name, **options)),
+    ):
+        network(z)
+    assert n_hooks(network) == 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_everything_is_restored_after_an_exception(network, z, error):
+    network.train()
+    network.block1.eval()  # a mixture, to be restored as such
+    modes = [m.training for m in network.modules()]
+    state = {k: v.clone() for k, v in network.state_dict().items()}
+
+    def fail(*args):
+        assert not any(m.training for m in network.modules())
+        assert not torch.is_grad_enabled()
+        raise error
+
+    handle = network.to_rgb1.register_forward_hook(fail)
+    with pytest.raises(error), borrowed(network, CPU), capture(tap(network, "block1")):
+        network(z)
+    handle.remove()
+    assert [m.training for m in network.modules()] == modes
+    assert n_hooks(network) == 0
+    assert all(p.requires_grad for p in network.parameters())
+    assert torch.is_grad_enabled()
+    after = network.state_dict()
+    assert all(torch.equal(v, after[k]) for k, v in state.items())
+
+
+def test_overlapping_loans_restore_once_at_the_end(network):
+    network.train()
+    with borrowed(network, CPU):
+        with borrowed(network, CPU):
+            assert not network.training
+        assert not network.training
+    assert network.training
+    with (
+        borrowed(network, CPU),
+        pytest.raises(RuntimeError, match="in use on cpu"),
+        borrowed(network, torch.device("meta")),
+    ):
+        pass
+
+
+def test_threads_see_their_own_activations(network):
+    """Many threads on one network in train mode, each with latents of its own."""
+    network.train()
+    latents = torch.randn(8, 2, 6, generator=torch.Generator().manual_seed(0))
+    with borrowed(network, CPU):
+        expected = [network.by_hand(z)[0] for z in latents]
+    wrong = []
+    barrier = threading.Barrier(len(latents))
+
+    def work(i):
+        barrier.wait()
+        for _ in range(30):
+            with (
+                borrowed(network, CPU),
+                capture(tap(network, "block1"), stop=True) as seen,
+            ):
+                network(latents[i])
+            if not torch.allclose(seen.tensor, expected[i], atol=1e-6):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(latents))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert network.training and n_hooks(network) == 0
+
+
+def test_noise_is_fixed_and_the_global_state_restored(z):
+    network = TinyGenerator(noise=1.0)
+    before = torch.get_rng_state()
+    images = []
+    for _ in range(2):
+        with fixed_noise(CPU):
+            images.append(network(z))
+        torch.randn(3)
+    assert torch.equal(*images)
+    torch.set_rng_state(before)
+    with fixed_noise(CPU):
+        network(z)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.jit warns that it is deprecated
+def test_scripted_networks_are_refused(network, z):
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(6, 6)))
+    with pytest.raises(TypeError, match="scripted"):
+        find_layer(scripted, "0")
+    with pytest.raises(TypeError, match="scripted"):
+        find_layer(nn.Sequential(scripted), "0")
+    traced = torch.jit.trace(network.block1, torch.zeros(1, 5, 4, 4))
+    with pytest.raises(TypeError, match="traced"):
+        find_layer(traced, "")
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_compiled_networks_are_hooked(network, z, whole):
+    expected = network.by_hand(z)[0]
+    if whole:
+        compiled = torch.compile(network, backend="eager")
+    else:
+        network.block1.compile(backend="eager")
+        compiled = network
+    with torch.no_grad():
+        compiled(z)
+    with borrowed(compiled, CPU), capture(tap(compiled, "block1"), stop=True) as seen:
+        compiled(z)
+    torch.testing.assert_close(seen.tensor, expected)
