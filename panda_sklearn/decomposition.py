@@ -434,7 +434,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
 
     @torch.no_grad()
     def transform(self, X):
-        r"""Coefficients of the appearances at the parts, one row a sample.
+        r"""Encode activations as coefficients, one row a sample.
 
         Parameters
         ----------
@@ -455,7 +455,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
 
     @torch.no_grad()
     def coefficients(self, X):
-        r"""Coefficients of the appearances at the parts, one matrix a sample.
+        r"""Encode activations as coefficients, one matrix a sample.
 
         Parameters
         ----------
@@ -502,7 +502,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
 
     @torch.no_grad()
     def score(self, X, y=None):
-        r"""Share of the activations' sum of squares that the factors reconstruct.
+        r"""Return the share of the sum of squares that the factors reconstruct.
 
         Parameters
         ----------
@@ -526,7 +526,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         return 1 - float(objective(Z, *self._factors(Z), energy=energy) / energy)
 
     def get_feature_names_out(self, input_features=None):
-        """Names of the columns of ``transform``.
+        """Name the columns of ``transform``.
 
         Parameters
         ----------
@@ -551,7 +551,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
 
     @torch.no_grad()
     def saliency(self, X):
-        r"""How much of each appearance there is at each position (section 4.1).
+        r"""Map how much of each appearance there is at each position (section 4.1).
 
         Parameters
         ----------
@@ -570,7 +570,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
 
     @torch.no_grad()
     def localize(self, X, appearance, threshold="mean"):
-        r"""Where an appearance is present: its saliency, thresholded (section 4.1.2).
+        r"""Find where an appearance is present (section 4.1.2).
 
         Parameters
         ----------
@@ -608,7 +608,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
 
     @torch.no_grad()
     def refine(self, X, max_iter=100):
-        r"""Parts refined to each sample (section 3.5).
+        r"""Refine the parts to each sample (section 3.5).
 
         Descends equation (6) from ``parts_`` with the appearances held, for each
         sample on its own; no sample's objective ends higher than it began.

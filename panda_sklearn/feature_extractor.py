@@ -221,7 +221,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         return self
 
     def transform(self, X):
-        r"""Activations of the layer.
+        r"""Extract the activations of the layer.
 
         The forward pass ends where they are known.
 
@@ -248,7 +248,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         return origin.give(features)
 
     def generate(self, latents, features=None):
-        r"""Images, with the layer's activations replaced if wanted.
+        r"""Generate images, with the layer's activations replaced if wanted.
 
         Parameters
         ----------
@@ -290,7 +290,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         return origin.give(images)
 
     def get_feature_names_out(self, input_features=None):
-        """Names of the channels.
+        """Name the channels.
 
         Parameters
         ----------
@@ -433,5 +433,5 @@ def _fill(
         whole = torch.empty(
             n_samples, *part.shape[1:], dtype=part.dtype, device=origin.device
         )
-    whole[where] = part.detach()
+    whole[where].copy_(part.detach())
     return whole

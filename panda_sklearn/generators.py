@@ -21,7 +21,7 @@ __all__ = ["LayerInfo", "list_layers"]
 class LayerInfo(NamedTuple):
     """A layer of a network, as seen in one forward pass.
 
-    Attributes
+    Parameters
     ----------
     name : str
         Dotted name, for ``GeneratorFeatureExtractor(generator, name)``.

@@ -23,7 +23,7 @@ def make_parts_appearances(
     snr_db=None,
     random_state=None,
 ):
-    """Activations that are planted appearances at planted parts, with noise.
+    """Make activations of planted appearances at planted parts, with noise.
 
     Parts are disjoint blocks of neighbouring positions with random positive weights,
     scaled to unit norm, so that P'P = I; appearances are random orthonormal vectors;

@@ -21,7 +21,7 @@ class PartsDisplay:
     parts : ndarray of shape (n_parts, height, width)
         Parts, each scaled to reach from 0 to 1.
 
-    pictures : ndarray of shape (n_images, image_height, image_width, 3) or None
+    pictures : ndarray of shape (n_images, image_height, image_width, 3), default=None
         Pictures to draw them over, with values in [0, 1].
 
     Attributes

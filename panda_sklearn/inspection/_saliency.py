@@ -27,7 +27,7 @@ class SaliencyDisplay:
     thresholds : ndarray of shape (n_shown,)
         At what value each is contoured.
 
-    pictures : ndarray of shape (n_samples, image_height, image_width, 3) or None
+    pictures : ndarray of shape (n_samples, image_height, image_width, 3), default=None
         Pictures to show above.
 
     Attributes

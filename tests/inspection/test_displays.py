@@ -1,0 +1,124 @@
+"""Displays: what they compute and what they leave on the axes."""
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot as plt
+from sklearn.pipeline import make_pipeline
+
+from panda_sklearn import (
+    Edit,
+    GeneratorFeatureExtractor,
+    LocalEditor,
+    PartsAppearanceDecomposition,
+)
+from panda_sklearn.inspection import EditDisplay, PartsDisplay, SaliencyDisplay
+from tests.networks import TinyGenerator
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def z():
+    return torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def pipeline(z):
+    return make_pipeline(
+        GeneratorFeatureExtractor(TinyGenerator(), "block1"),
+        PartsAppearanceDecomposition(3, 4, max_iter=30, tol=0, random_state=0),
+    ).fit(z)
+
+
+def drawn(ax):
+    return np.asarray(ax.get_images()[0].get_array())
+
+
+def test_parts_alone(pipeline):
+    display = PartsDisplay.from_estimator(pipeline[-1])
+    assert display.axes_.shape == (1, 3)
+    for part, ax in zip(pipeline[-1].parts_.numpy(), display.axes_[0], strict=True):
+        expected = (part - part.min()) / (part.max() - part.min())
+        np.testing.assert_allclose(drawn(ax), expected, atol=1e-6)
+
+
+def test_parts_over_images(pipeline, z):
+    images = pipeline[0].generate(z[:2])
+    display = PartsDisplay.from_estimator(pipeline[-1], images)
+    assert display.axes_.shape == (2, 4)
+    assert [ax.get_title() for ax in display.axes_[0]] == [
+        "image",
+        "part 0",
+        "part 1",
+        "part 2",
+    ]
+    picture = drawn(display.axes_[1, 0])
+    np.testing.assert_allclose(
+        picture, ((images[1] + 1) / 2).clamp(0, 1).permute(1, 2, 0), atol=1e-6
+    )
+    over = drawn(display.axes_[1, 2])
+    assert over.shape == (8, 8, 3) and over.min() >= 0 and over.max() <= 1
+    part = display.parts[1]
+    peak, bottom = (
+        np.unravel_index(f(part), part.shape) for f in (np.argmax, np.argmin)
+    )
+    # Colours where the part is, grey where it is not (corners are not interpolated).
+    spread = np.ptp(over, axis=-1)[::7, ::7]
+    corners = part[::3, ::3]
+    assert spread[corners < 0.01].max(initial=0) < 0.05
+    assert peak != bottom
+
+
+def test_saliency(pipeline, z):
+    extractor, panda = pipeline
+    X, images = extractor.transform(z), extractor.generate(z)
+    display = SaliencyDisplay.from_estimator(panda, X, images, appearances=[2, 0])
+    assert display.axes_.shape == (3, 5)
+    np.testing.assert_allclose(
+        display.saliency, panda.saliency(X).numpy()[:, [2, 0]], atol=1e-6
+    )
+    assert display.axes_[1, 0].get_ylabel() == "appearance 2"
+    low, high = display.axes_[1, 0].get_images()[0].get_clim()
+    assert (low + high) / 2 == pytest.approx(float(panda.saliency_mean_[2]))
+    assert SaliencyDisplay.from_estimator(panda, X).axes_.shape == (4, 5)
+
+
+def test_edits(pipeline, z):
+    editor = LocalEditor.from_pipeline(pipeline)
+    display = EditDisplay.from_editor(editor, z, Edit(1, 2, 3.0))
+    assert display.axes_.shape == (3, 5)
+    assert display.change.shape == (5, 8, 8) and display.change.max() > 0
+    difference = display.after[0] - display.before[0]
+    np.testing.assert_allclose(
+        drawn(display.axes_[2, 0]), np.sqrt((difference**2).mean(axis=-1))
+    )
+    unedited = EditDisplay.from_editor(editor, z, Edit(1, 2, 0.0))
+    assert unedited.change.max() == 0
+
+
+def test_given_axes_are_drawn_on(pipeline):
+    figure, axes = plt.subplots(1, 3)
+    display = PartsDisplay.from_estimator(pipeline[-1], axes=axes)
+    assert display.figure_ is figure
+    with pytest.raises(ValueError, match="1 x 3 axes, got 2"):
+        display.plot(axes=axes[:2])
+
+
+def test_what_cannot_be_drawn(pipeline, z):
+    panda = pipeline[-1]
+    with pytest.raises(ValueError, match=r"\(n_samples, 1 or 3, height, width\)"):
+        PartsDisplay.from_estimator(panda, torch.zeros(2, 4, 8, 8))
+    one_axis = PartsAppearanceDecomposition(2, 2, max_iter=3, tol=0)
+    one_axis.fit(np.random.default_rng(0).random((5, 3, 7)))
+    with pytest.raises(ValueError, match="two spatial axes"):
+        PartsDisplay.from_estimator(one_axis)
+    X = pipeline[0].transform(z)
+    with pytest.raises(ValueError, match="expected 5, got 2"):
+        SaliencyDisplay.from_estimator(panda, X, torch.zeros(2, 3, 8, 8))
+    with pytest.raises(ValueError, match="appearance must be from 0 to 3"):
+        SaliencyDisplay.from_estimator(panda, X, appearances=[4])

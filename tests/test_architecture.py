@@ -1,0 +1,120 @@
+"""Imports only go down: the floors of the package."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import panda_sklearn
+
+ROOT = Path(panda_sklearn.__file__).parent
+MODULES = sorted(ROOT.rglob("*.py"))
+
+# The floor of each module, by the longest matching prefix of its dotted name.
+FLOORS = {
+    "panda_sklearn.core": 0,
+    "panda_sklearn.solvers": 1,
+    "panda_sklearn.utils": 2,
+    "panda_sklearn.generators": 2,
+    "panda_sklearn.datasets": 2,
+    "panda_sklearn.decomposition": 3,
+    "panda_sklearn.feature_extractor": 3,
+    "panda_sklearn.editing": 3,
+    "panda_sklearn.inspection": 4,
+    "panda_sklearn._version": 0,
+    "panda_sklearn": 5,
+}
+
+# What else each floor may import.
+OUTSIDE = {
+    0: {"torch"},
+    1: {"torch"},
+    2: {"torch", "numpy", "scipy", "sklearn", "safetensors"},
+    3: {"torch", "numpy", "scipy", "sklearn", "tqdm"},
+    4: {"torch", "numpy", "scipy", "sklearn", "matplotlib"},
+    5: set(),
+}
+
+
+def name_of(path):
+    parts = ("panda_sklearn", *path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def floor_of(module):
+    while module not in FLOORS:
+        module = module.rpartition(".")[0]
+    return FLOORS[module]
+
+
+def imports_of(path):
+    """Every imported module; of ``from package import module`` both."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_only_go_down(path):
+    floor = floor_of(name_of(path))
+    for imported in imports_of(path):
+        top = imported.partition(".")[0]
+        if top == "panda_sklearn":
+            assert floor_of(imported) <= floor, f"{imported} is above floor {floor}"
+        elif top not in sys.stdlib_module_names:
+            assert top in OUTSIDE[floor], f"floor {floor} may not import {top}"
+
+
+def test_imports_have_no_circles():
+    above = {
+        name_of(path): {
+            imported
+            for imported in imports_of(path)
+            if imported.startswith("panda_sklearn.")
+        }
+        for path in MODULES
+    }
+
+    def visit(module, path):
+        assert module not in path, " -> ".join([*path, module])
+        for imported in above.get(module, ()):
+            visit(imported, [*path, module])
+
+    for module in above:
+        visit(module, [])
+
+
+def test_estimators_do_not_know_each_other():
+    for one, other in (
+        ("decomposition", "feature_extractor"),
+        ("feature_extractor", "decomposition"),
+    ):
+        assert f"panda_sklearn.{other}" not in set(imports_of(ROOT / f"{one}.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_modules_say_their_duty(path):
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_importing_the_package_is_light():
+    """It brings in nothing but itself and what it is built on."""
+
+    def brought_in_by(statement):
+        code = f"{statement}; import sys; print(*sys.modules)"
+        output = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        return {module.partition(".")[0] for module in output.split()}
+
+    ours = brought_in_by(
+        "import panda_sklearn, panda_sklearn.datasets, panda_sklearn.generators, "
+        "panda_sklearn.inspection"
+    )
+    basis = brought_in_by("import sklearn.pipeline, torch, safetensors.torch, tqdm")
+    assert {m for m in ours - basis if not m.startswith("_")} == {"panda_sklearn"}

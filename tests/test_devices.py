@@ -1,0 +1,183 @@
+"""Every public method on tensors that are on another device.
+
+On an emulated CUDA device everywhere, on a real one where there is one.
+"""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+
+from panda_sklearn import (
+    Edit,
+    GeneratorFeatureExtractor,
+    LocalEditor,
+    PartsAppearanceDecomposition,
+)
+from panda_sklearn.datasets import (
+    load_face_generator,
+    make_parts_appearances,
+    sample_latents,
+)
+from panda_sklearn.generators import list_layers
+from panda_sklearn.inspection import EditDisplay, PartsDisplay, SaliencyDisplay
+from tests.emulated_cuda import emulated_cuda
+from tests.networks import TinyGenerator
+
+X = make_parts_appearances(
+    20, 3, 4, n_channels=6, spatial_shape=(4, 5), snr_db=10, random_state=0
+)[0]
+
+
+@contextlib.contextmanager
+def real_cuda():
+    yield torch.device("cuda", 0)
+
+
+@pytest.fixture(
+    params=[emulated_cuda, pytest.param(real_cuda, marks=pytest.mark.gpu)],
+    ids=["emulated", "real"],
+)
+def cuda(request):
+    with request.param() as device:
+        yield device
+
+
+def test_the_emulation_catches_mistakes():
+    with emulated_cuda() as device:
+        on = torch.ones(3, 3, device=device)
+        assert on.is_cuda and on.device == device
+        assert (on @ on).device == device
+        assert on.cpu().device.type == "cpu" and on.sum().item() == 9
+        for mistake in (
+            lambda: on @ torch.eye(3),
+            lambda: torch.cat([on, torch.ones(3, 3)]),
+            lambda: torch.einsum("ij,jk", torch.eye(3), on),
+            lambda: on + torch.ones(3),
+        ):
+            with pytest.raises(RuntimeError, match="same device"):
+                mistake()
+        with pytest.raises(TypeError, match="numpy"):
+            on.numpy()
+        with pytest.raises(TypeError, match="numpy"):
+            np.asarray(on)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"solver": "adam"},
+        {"batch_size": 6},
+        {"init": "random", "n_init": 2},
+        {"nonnegative": False},
+    ],
+    ids=str,
+)
+def test_decomposition(cuda, options):
+    options = {"max_iter": 20, "tol": 0, "random_state": 0, **options}
+    panda = PartsAppearanceDecomposition(3, 4, **options)
+    expected = panda.fit(X)
+    numbers = {
+        "transform": expected.transform(X),
+        "saliency": expected.saliency(X),
+        "localize": expected.localize(X, 0),
+        "refine": expected.refine(X, max_iter=5),
+        "inverse_transform": expected.inverse_transform(expected.transform(X)),
+        "score": expected.score(X),
+    }
+    on = torch.from_numpy(X).to(cuda)
+    panda.fit(on)
+    results = {
+        "transform": panda.transform(on),
+        "saliency": panda.saliency(on),
+        "localize": panda.localize(on, 0),
+        "refine": panda.refine(on, max_iter=5),
+        "inverse_transform": panda.inverse_transform(panda.transform(on)),
+    }
+    for name in ("parts_", "appearances_", "saliency_mean_"):
+        assert getattr(panda, name).device == cuda
+    for name, result in results.items():
+        assert result.device == cuda, name
+        np.testing.assert_allclose(result.cpu().numpy(), numbers[name], atol=1e-8)
+    assert panda.score(on) == pytest.approx(numbers["score"])
+    # Fitted there, it also serves arrays of the host.
+    np.testing.assert_allclose(panda.transform(X), numbers["transform"], atol=1e-8)
+    frame = panda.set_output(transform="pandas").transform(on)
+    np.testing.assert_allclose(frame, numbers["transform"], atol=1e-8)
+
+
+def test_device_parameter_moves_numpy_work(cuda, monkeypatch):
+    seen = set()
+    for name in ("pgd",):
+        from panda_sklearn import decomposition
+
+        solver = decomposition.SOLVERS[name]
+
+        def watched(Z, A, P, solver=solver, **options):
+            seen.update({Z.device, A.device, P.device})
+            return solver(Z, A, P, **options)
+
+        monkeypatch.setitem(decomposition.SOLVERS, name, watched)
+    panda = PartsAppearanceDecomposition(3, 4, max_iter=5, tol=0, device="cuda").fit(X)
+    assert seen == {cuda}
+    assert isinstance(panda.parts_, np.ndarray)
+    assert isinstance(panda.transform(X), np.ndarray)
+
+
+def test_extractor_and_editor(cuda):
+    network = TinyGenerator()
+    z = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
+    panda = PartsAppearanceDecomposition(3, 4, max_iter=5, tol=0, random_state=0)
+
+    def run(z, network):
+        pipeline = make_pipeline(GeneratorFeatureExtractor(network, "block1"), panda)
+        coefficients = pipeline.fit_transform(z)
+        editor = LocalEditor.from_pipeline(pipeline)
+        return coefficients, editor.edit(z, Edit(1, 2, 3.0))
+
+    expected = run(z, network)
+    network.to(cuda)
+    assert list_layers(network, z)[0].shape[0] == 6
+    for result, value in zip(run(z.to(cuda), network), expected, strict=True):
+        assert result.device == cuda
+        torch.testing.assert_close(result.cpu(), value, atol=1e-4, rtol=1e-4)
+    # Latents of the host come back to the host.
+    for result, value in zip(run(z, network), expected, strict=True):
+        assert result.device.type == "cpu"
+        torch.testing.assert_close(result, value, atol=1e-4, rtol=1e-4)
+
+
+def test_extractor_borrows_a_network_for_its_device(cuda):
+    network = TinyGenerator()
+    z = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
+    places = set()
+    network.block1.register_forward_hook(lambda m, a, o: places.add(o.device))
+    extractor = GeneratorFeatureExtractor(network, "block1", device=cuda).fit(z)
+    features = extractor.transform(z)
+    assert places == {cuda}
+    assert features.device.type == "cpu"
+    assert {p.device.type for p in network.parameters()} == {"cpu"}
+    torch.testing.assert_close(
+        features, network.by_hand(z)[0].detach(), atol=1e-5, rtol=0
+    )
+
+
+def test_grid_search_and_displays(cuda):
+    generator = load_face_generator().to(cuda)
+    latents = sample_latents(generator, 12, random_state=0)
+    assert latents.device == cuda
+    panda = PartsAppearanceDecomposition(2, 4, max_iter=5, tol=0, random_state=0)
+    pipeline = make_pipeline(GeneratorFeatureExtractor(generator, "block8"), panda)
+    grid = {"partsappearancedecomposition__n_parts": [1, 2]}
+    search = GridSearchCV(pipeline, grid, cv=2, error_score="raise").fit(latents)
+    best = search.best_estimator_
+    images = best[0].generate(latents[:2])
+    PartsDisplay.from_estimator(best[1], images)
+    SaliencyDisplay.from_estimator(best[1], best[0].transform(latents[:2]), images)
+    EditDisplay.from_editor(
+        LocalEditor.from_pipeline(best), latents[:2], Edit(0, 0, 1.0)
+    )
