@@ -7,7 +7,9 @@ not run when the documentation is built.
 
 Recipe: the non-saturating loss with an R1 penalty every eighth step, Adam at 2e-3
 decayed linearly over the last third, horizontal flips, weights averaged over time,
-a discriminator with one score for the image and one for each patch.
+a discriminator with one score for the image and one for each patch. Two things keep
+the faces varied: the mapping network learns slowly, and half of the training images
+mix the styles of two latents.
 
 Images come from :func:`sklearn.datasets.fetch_lfw_people` (downloaded on first
 use), or with ``--images`` from a tar archive or a folder of the same photographs
@@ -34,7 +36,11 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from panda_sklearn.datasets._face_generator import LATENT_SIZE, FaceGenerator
+from panda_sklearn.datasets._face_generator import (
+    CHANNELS,
+    LATENT_SIZE,
+    FaceGenerator,
+)
 
 SIZE = 64
 CROP = (slice(45, 195), slice(50, 200))
@@ -112,6 +118,25 @@ def loss_on(scores, sign, patch_weight=0.3):
     )
 
 
+def generate_mixed(generator, n_samples):
+    """Images; half of them take a second latent's style from a random block on."""
+    w, other = generator.styles(torch.randn(2 * n_samples, LATENT_SIZE)).chunk(2)
+    n_blocks = len(CHANNELS)
+    switch = torch.randint(1, n_blocks, (n_samples, 1))
+    switch[torch.rand(n_samples) < 0.5] = n_blocks
+    return generator.synthesize(
+        [torch.where(switch > block, w, other) for block in range(n_blocks)]
+    )
+
+
+def variety(images):
+    """Median distance of an image to its nearest neighbour, at 16 x 16, in std."""
+    x = F.avg_pool2d(images, 4).flatten(1)
+    x = (x - x.mean(dim=1, keepdim=True)) / x.std(dim=1, keepdim=True)
+    distances = torch.cdist(x, x).fill_diagonal_(torch.inf)
+    return (distances.min(dim=1).values.median() / x.shape[1] ** 0.5).item()
+
+
 def picture(images, columns):
     """Tile images in [-1, 1] into one PIL picture."""
     images = images.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
@@ -137,7 +162,9 @@ def train(images, out, *, steps, batch_size, seed, report_every):
         )
         for o in optimisers
     ]
-    fixed = torch.randn(96, LATENT_SIZE)
+    fixed = torch.randn(1000, LATENT_SIZE)
+    some = images[torch.randint(len(images), (1000,))].float() / 127.5 - 1
+    print(f"variety of the photographs: {variety(some):.3f}")
     started = time.perf_counter()
     for step in range(1, steps + 1):
         real = images[torch.randint(len(images), (batch_size,))].float() / 127.5 - 1
@@ -146,7 +173,7 @@ def train(images, out, *, steps, batch_size, seed, report_every):
         real[flip] = real[flip].flip(-1)
 
         with torch.no_grad():
-            fake = generator(torch.randn(batch_size, LATENT_SIZE))
+            fake = generate_mixed(generator, batch_size)
         penalise = step % 8 == 0
         real.requires_grad_(penalise)
         scores = critic(real)
@@ -164,7 +191,7 @@ def train(images, out, *, steps, batch_size, seed, report_every):
         optimisers[1].step()
 
         critic.requires_grad_(False)
-        fake_loss = loss_on(critic(generator(torch.randn(batch_size, LATENT_SIZE))), -1)
+        fake_loss = loss_on(critic(generate_mixed(generator, batch_size)), -1)
         optimisers[0].zero_grad(set_to_none=True)
         fake_loss.backward()
         optimisers[0].step()
@@ -183,14 +210,15 @@ def train(images, out, *, steps, batch_size, seed, report_every):
             with torch.no_grad():
                 styles = averaged.styles(torch.randn(10_000, LATENT_SIZE))
                 averaged.style_mean.copy_(styles.mean(dim=0))
-                grid = torch.cat([averaged(part) for part in fixed.split(16)])
-            picture(grid, 12).save(out / f"samples_{step:06d}.png")
+                samples = torch.cat([averaged(part) for part in fixed.split(50)])
+            picture(samples[:96], 12).save(out / f"samples_{step:06d}.png")
             half = {k: v.half().contiguous() for k, v in averaged.state_dict().items()}
             save_file(half, out / "face_generator.safetensors")
             minutes = (time.perf_counter() - started) / 60
             print(
                 f"step {step} of {steps}, {minutes:.1f} min, "
-                f"losses {fake_loss.item():.2f} {critic_loss.item():.2f}",
+                f"losses {fake_loss.item():.2f} {critic_loss.item():.2f}, "
+                f"variety {variety(samples):.3f}",
                 flush=True,
             )
 

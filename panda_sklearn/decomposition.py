@@ -147,7 +147,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
     n_iter_ : int
         Number of iterations taken.
 
-    objective_history_ : ndarray of shape (n_iter_,)
+    objective_history_ : ndarray of shape (n_iter,)
         Mean over samples of the objective (3) after each iteration; with
         ``batch_size``, over the samples of that iteration, but for the last value,
         which is over all.
@@ -166,7 +166,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
     n_features_in_ : int
         Number of columns of a 2-D ``X``, else number of channels.
 
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features_in,)
         Names of the columns of ``X``; only where it has string names.
 
     See Also

@@ -98,7 +98,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     n_features_in_ : int
         Size of the second axis of the latents.
 
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features_in,)
         Names of the columns of the latents; only where they have string names.
 
     See Also

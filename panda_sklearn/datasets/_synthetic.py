@@ -23,7 +23,7 @@ def make_parts_appearances(
     snr_db=None,
     random_state=None,
 ):
-    """Make activations of planted appearances at planted parts, with noise.
+    r"""Make activations of planted appearances at planted parts, with noise.
 
     Parts are disjoint blocks of neighbouring positions with random positive weights,
     scaled to unit norm, so that P'P = I; appearances are random orthonormal vectors;
@@ -56,10 +56,10 @@ def make_parts_appearances(
 
     Returns
     -------
-    X : ndarray of shape (n_samples, n_channels, *spatial_shape)
+    X : ndarray of shape (n_samples, n_channels, \*spatial_shape)
         Activations, float64.
 
-    parts : ndarray of shape (n_parts, *spatial_shape)
+    parts : ndarray of shape (n_parts, \*spatial_shape)
         Planted parts.
 
     appearances : ndarray of shape (n_appearances, n_channels)
