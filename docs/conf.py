@@ -1,27 +1,25 @@
 """Sphinx configuration."""
 
-import os
 import warnings
 
 import matplotlib
 
 import panda_sklearn
 
-# Examples draw off screen, and a progress bar would fill the page.
-matplotlib.use("Agg")
-os.environ["TQDM_DISABLE"] = "1"
+matplotlib.use("Agg")  # examples draw off screen
 warnings.filterwarnings("ignore", message="Matplotlib is currently using agg")
 
 project = "panda_sklearn"
 author = "the panda_sklearn developers"
+copyright = f"2026, {author}"
 version = release = panda_sklearn.__version__
 
 extensions = [
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx_gallery.gen_gallery",
+    "sphinx_mathjax_offline",
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "auto_examples/*.ipynb"]

@@ -401,6 +401,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
                     generator=generator,
                     callback=show,
                 )
+                bar.total = bar.n  # done, whatever max_iter was
             if self.batch_size is not None:  # a batch's own objective is no measure
                 whole = float(objective(Z, result.A, result.P)) / len(Z)
                 result.objective_history[-1] = max(whole, 0.0)

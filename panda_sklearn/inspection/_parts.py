@@ -102,7 +102,7 @@ class PartsDisplay:
         for row, picture in zip(self.axes_, self.pictures, strict=True):
             row[0].imshow(picture)
             # Outside the part the picture is grey and dark, inside in its colours.
-            dark = 0.25 * picture.mean(axis=-1, keepdims=True)
+            dark = 0.35 * picture.mean(axis=-1, keepdims=True)
             for ax, mask in zip(row[1:], masks, strict=True):
                 ax.imshow(dark + (picture - dark) * mask[..., None])
         self.axes_[0, 0].set_title("image", fontsize="small")

@@ -107,6 +107,16 @@ def test_solvers_reach_the_noise(problem, name, batch_size):
 
 
 @pytest.mark.parametrize("name", SOLVERS)
+def test_batches_go_through_all_samples(name):
+    """Samples that share nothing are all learnt from."""
+    Z = torch.eye(4, dtype=torch.float64)[:, None, :].repeat(1, 3, 1)  # (4, 3, 4)
+    start = hosvd(Z, 1), random_parts(4, 4, torch.Generator().manual_seed(0))
+    result = solve(name, Z, *start, batch_size=1, max_iter=2000)
+    errors = [float(objective(z[None], result.A, result.P)) for z in Z]
+    assert max(errors) < 0.1 * 3
+
+
+@pytest.mark.parametrize("name", SOLVERS)
 def test_history_ends_with_the_objective_of_the_result(problem, name):
     Z, A, P = problem
     result = solve(name, Z, A, P, max_iter=5)
