@@ -18,8 +18,12 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 from tqdm import tqdm
 
-from panda_sklearn.core import hosvd, objective, random_appearances, random_parts
-from panda_sklearn.core.objective import BATCH_ELEMENTS, sample_energies
+from panda_sklearn.core import hosvd, random_appearances, random_parts
+from panda_sklearn.core.objective import (
+    BATCH_ELEMENTS,
+    sample_energies,
+    total_objective,
+)
 from panda_sklearn.solvers import SOLVERS, SolverResult, refine_parts
 from panda_sklearn.utils.arrays import (
     ArrayLike,
@@ -40,6 +44,8 @@ from panda_sklearn.utils.validation import (
     check_random_state,
     check_rank,
     check_same_layout,
+    check_scale,
+    check_values,
     find_layout,
     fit_method,
     wants_container,
@@ -104,7 +110,8 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
     learning_rate : float, default=None
         Step size, of the gradients summed over the samples of an iteration. ``None``
         chooses one that does not depend on the scale of the data: "pgd" adapts it so
-        that each step lowers the objective, "adam" takes
+        that each step lowers the objective of the samples that it used, and with
+        ``batch_size`` makes it shorter when whole passes no longer help; "adam" takes
         0.1 / sqrt(max(n_channels, n_positions)).
 
     batch_size : int, default=None
@@ -148,9 +155,9 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         Number of iterations taken.
 
     objective_history_ : ndarray of shape (n_iter,)
-        Mean over samples of the objective (3) after each iteration; with
-        ``batch_size``, over the samples of that iteration, but for the last value,
-        which is over all.
+        Mean over samples of the objective (3) after each iteration. With
+        ``batch_size``: over the samples of the iteration, before its step, but for
+        the last value, which is over all samples at the end.
 
     reconstruction_err_ : float
         Mean over samples of the objective (3) at the fitted factors, the last value
@@ -304,7 +311,8 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         start = self._check_start(layout)
         origin = Origin.of(X)
         Z = layout.to_maps(as_tensor(X, self.device))
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
+            check_scale(Z)
             result = self._best_fit(Z, *start)
             self._store(result, Z, layout, origin)
         if not result.converged and self.tol > 0:
@@ -403,7 +411,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
                 )
                 bar.total = bar.n  # done, whatever max_iter was
             if self.batch_size is not None:  # a batch's own objective is no measure
-                whole = float(objective(Z, result.A, result.P)) / len(Z)
+                whole = float(total_objective(Z, result.A, result.P)) / len(Z)
                 result.objective_history[-1] = max(whole, 0.0)
             if (
                 best is None
@@ -425,8 +433,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         self._flattened = layout.flattened
         self.appearances_ = origin.give(A.T.contiguous())
         self.parts_ = origin.give(P.T.reshape(-1, *layout.spatial).contiguous())
-        channel_mean = torch.stack([z.mean(dim=1) for z in Z]).mean(dim=0)
-        self.saliency_mean_ = origin.give(A.T @ channel_mean)
+        self.saliency_mean_ = origin.give(A.T @ Z.mean(dim=(0, 2)))
         self.n_iter_ = result.n_iter
         self.objective_history_ = np.array(result.objective_history)
         self.reconstruction_err_ = result.objective_history[-1]
@@ -470,7 +477,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         """
         Z, origin = self._check_maps(X)
         A, P = self._factors(Z)
-        return origin.give(torch.einsum("cr,nck->nrk", A, Z @ P))
+        return origin.give(A.T @ (Z @ P))
 
     @torch.no_grad()
     def inverse_transform(self, X):
@@ -488,14 +495,13 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             The reconstruction A L_i P', laid out as the ``X`` given to ``fit``.
         """
         check_is_fitted(self)
-        L = X if isinstance(X, Tensor) else np.asarray(X)
+        L = check_values(X, "X")
         R_C, R_S = len(self.appearances_), len(self.parts_)
         if tuple(L.shape[1:]) not in {(R_C, R_S), (R_C * R_S,)}:
             raise ValueError(
                 f"Expected coefficients of shape (n_samples, {R_C * R_S}) or "
                 f"(n_samples, {R_C}, {R_S}), got {tuple(L.shape)}."
             )
-        check_finite(L, "X")
         origin, L = Origin.of(L), as_tensor(L, self.device)
         A, P = self._factors(L)
         AL = torch.einsum("cr,nrk->nck", A, L.reshape(-1, R_C, R_S))
@@ -521,10 +527,10 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             reconstructed to.
         """
         Z, _ = self._check_maps(X)
-        energy = sample_energies(Z).sum()
+        energy = float(sample_energies(Z).sum())
         if energy == 0:
             return 1.0
-        return 1 - float(objective(Z, *self._factors(Z), energy=energy) / energy)
+        return 1 - float(total_objective(Z, *self._factors(Z))) / energy
 
     def get_feature_names_out(self, input_features=None):
         """Name the columns of ``transform``.
@@ -566,7 +572,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         """
         Z, origin = self._check_maps(X)
         A, _ = self._factors(Z)
-        Y = torch.einsum("cr,ncs->nrs", A, Z)
+        Y = A.T @ Z
         return origin.give(Y.reshape(*Y.shape[:2], *self.map_shape_[1:]))
 
     @torch.no_grad()
@@ -604,7 +610,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             )
         Z, origin = self._check_maps(X)
         A, _ = self._factors(Z)
-        maps = torch.einsum("c,ncs->ns", A[:, k], Z)
+        maps = A[:, k] @ Z  # (N, S)
         return origin.give((maps >= float(threshold)).reshape(-1, *self.map_shape_[1:]))
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from panda_sklearn.generators import device_of, list_layers, prepare_latents
-from panda_sklearn.utils.arrays import ArrayLike, Origin
+from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor
 from panda_sklearn.utils.hooks import (
     Tap,
     borrowed,
@@ -31,9 +31,9 @@ from panda_sklearn.utils.validation import (
     Interval,
     StrOptions,
     check_feature_names_in,
-    check_finite,
     check_is_fitted,
     check_numbers,
+    check_values,
     fit_method,
 )
 
@@ -350,16 +350,14 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
 
     def _check_features(self, features: ArrayLike, n_samples: int) -> Tensor:
         """Replacement activations as a tensor."""
-        if not isinstance(features, Tensor):
-            features = torch.from_numpy(np.array(features, order="C"))
+        features = check_values(features, "features")
         expected = (n_samples, *self.feature_shape_)
         if tuple(features.shape) != expected:
             raise ValueError(
                 f"features must be of shape {expected}, one entry for each latent, got "
                 f"{tuple(features.shape)}."
             )
-        check_finite(features, "features")
-        return features
+        return as_tensor(features)
 
     def _check_shape(self, features: Tensor) -> None:
         """Raise unless activations are of the shape that fit saw."""
@@ -407,11 +405,11 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             return self._run(latents)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, IndexError, AssertionError) as error:
             raise ValueError(
                 f"The network could not be run on latents of shape "
-                f"{tuple(latents.shape)}: {error}. Check their width, and forward if "
-                "the network is called in another way."
+                f"{tuple(latents.shape)} ({type(error).__name__}: {error}). Check "
+                "their width; if the network is called in another way, pass forward."
             ) from error
 
     def __sklearn_clone__(self):

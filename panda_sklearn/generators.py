@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from panda_sklearn.utils.hooks import Tap, borrowed, fixed_noise, watch
+from panda_sklearn.utils.hooks import Tap, borrowed, check_hookable, fixed_noise, watch
 
 __all__ = ["LayerInfo", "list_layers"]
 
@@ -97,6 +97,7 @@ def list_layers(
     >>> [layer for layer in layers if layer.name == "block16"]
     [LayerInfo(name='block16', type='_Block', shape=(2, 96, 16, 16), n_calls=1)]
     """
+    check_hookable(generator)
     shapes: dict[str, tuple[int, ...]] = {}
     calls: dict[str, int] = {}
     device = device_of(generator)

@@ -14,6 +14,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from panda_sklearn import PartsAppearanceDecomposition
 from panda_sklearn.datasets import make_parts_appearances
+from panda_sklearn.utils.arrays import as_tensor
 
 
 def make_panda(*ranks, **options):
@@ -232,6 +233,20 @@ def test_scale_of_the_data_does_not_matter(X, dtype, solver):
     assert np.abs(result - expected).max() < tolerance * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_scales_that_cannot_be_squared(X, dtype):
+    X = X.astype(dtype)
+    for scale in (1e-9, 1e9):
+        scaled = X * X.dtype.type(scale)
+        expected = make_panda(3, 4).fit(X).score(X)
+        assert make_panda(3, 4).fit(scaled).score(scaled) == pytest.approx(
+            expected, rel=1e-3
+        )
+    for scale in (1e-18, 1e18) if dtype == "float32" else (1e-180, 1e180):
+        with pytest.raises(ValueError, match="Divide X by its largest magnitude"):
+            make_panda(3, 4).fit(X * X.dtype.type(scale))
+
+
 def test_planted_parts_are_found():
     X, parts, _ = make_parts_appearances(100, 3, 5, random_state=0)
     panda = PartsAppearanceDecomposition(3, 5, n_init=3, random_state=0).fit(X)
@@ -287,6 +302,37 @@ def test_verbose_shows_progress(X, capsys):
     assert "start 2 of 2" in shown and "10/10" in shown and "objective=" in shown
     make_panda(3, 4).fit(X)
     assert capsys.readouterr().err == ""
+
+
+def test_arrays_in_odd_layouts(X, fitted):
+    expected = fitted.transform(X)
+    swapped = X.astype(">f8")
+    np.testing.assert_array_equal(make_panda(3, 4).fit_transform(swapped), expected)
+    assert make_panda(3, 4).fit_transform(X.tolist()).dtype == np.float64
+    backwards = expected[:, ::-1].copy()[:, ::-1]
+    np.testing.assert_array_equal(
+        fitted.inverse_transform(backwards), fitted.inverse_transform(expected)
+    )
+    np.testing.assert_array_equal(
+        fitted.inverse_transform(expected.astype(">f8")),
+        fitted.inverse_transform(expected),
+    )
+
+
+def test_read_only_memory_is_shared(X):
+    locked = X.copy()
+    locked.flags.writeable = False
+    assert as_tensor(locked).data_ptr() == locked.ctypes.data
+
+
+@pytest.mark.parametrize("solver", ["pgd", "adam"])
+def test_inside_inference_mode(X, solver):
+    with torch.inference_mode():
+        tensor = torch.from_numpy(X) * 1
+        panda = make_panda(3, 4, solver=solver).fit(tensor)
+    assert make_panda(3, 4, solver=solver).fit(tensor).score(tensor) == pytest.approx(
+        panda.score(tensor)
+    )
 
 
 def test_gradients_do_not_flow(X):
@@ -412,6 +458,9 @@ def test_flattened_maps_of_another_width(X):
     rows = X.reshape(30, -1)
     panda = make_panda(map_shape=(6, 4, 4))
     assert "needs 96 columns, but X has 120" in error_of(lambda: panda.fit(rows))
+    for bad in ((120,), (-6, -20), (6.0, 20.0), (2, 2, 2, 3, 5)):
+        panda = make_panda(map_shape=bad)
+        assert "positive ints" in error_of(lambda p=panda: p.fit(rows))
     panda = make_panda(map_shape=(6, 4, 5), channel_axis=-1)
     assert "channels first" in error_of(lambda: panda.fit(rows))
 
@@ -422,10 +471,11 @@ def test_other_shapes_than_in_fit(X, fitted):
             message = error_of(lambda m=method, b=bad: getattr(fitted, m)(b))
             assert "is expecting" in message
     L = fitted.coefficients(X)
-    for bad in (L[:, :3], L.reshape(30, -1)[:, :-1], L[0, 0]):
+    for bad in (L[:, :3], L.reshape(30, -1)[:, :-1], L[0]):
         message = error_of(lambda b=bad: fitted.inverse_transform(b))
         assert "(n_samples, 12)" in message
     assert "NaN" in error_of(lambda: fitted.inverse_transform(L * np.nan))
+    assert "omplex" in error_of(lambda: fitted.inverse_transform(L * 1j))
 
 
 def test_bad_arguments_of_methods(X, fitted):

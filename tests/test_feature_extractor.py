@@ -231,6 +231,12 @@ def test_progress(network, z, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_networks_in_half_precision(network, z):
+    extractor = make_extractor(network.bfloat16()).fit(z)
+    assert extractor.transform(z).dtype == torch.bfloat16
+    assert extractor.transform(z.numpy()).dtype == np.float32
+
+
 def test_list_layers(network, z):
     network.train()
     layers = {layer.name: layer for layer in list_layers(network, z[:2])}
@@ -271,6 +277,9 @@ def test_bad_latents(network, z):
         extractor.fit(z[:, :5])
     with pytest.raises(NotFittedError):
         extractor.transform(z)
+    conditional = make_extractor(network, forward=lambda g, z, c: g(z))
+    with pytest.raises(ValueError, match=r"TypeError.*pass forward"):
+        conditional.fit(z)
     extractor.fit(z)
     with pytest.raises(ValueError, match="width"):
         extractor.fit(z[:, :5])
@@ -291,6 +300,8 @@ def test_bad_features(network, z):
     for bad in (features[:3], features[:, :4], features[0]):
         with pytest.raises(ValueError, match=r"features must be of shape \(7, 5, 4, 4"):
             extractor.generate(z, features=bad)
+    with pytest.raises(ValueError, match="omplex"):
+        extractor.generate(z, features=features * 1j)
     with pytest.raises(ValueError, match="Input features contains NaN"):
         extractor.generate(z, features=features * np.nan)
 

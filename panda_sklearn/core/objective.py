@@ -66,6 +66,7 @@ __all__ = [
     "sample_energies",
     "sample_gradients_parts",
     "sample_objectives",
+    "total_objective",
 ]
 
 # Numbers of one batch that may be copied into double precision at a time (64 MB).
@@ -121,11 +122,17 @@ def objective(
     C, R_C = A.shape
     S, R_S = P.shape
     if W is None and R_C * S * (C + R_S) < C * R_S * (S + R_C):
-        L = torch.einsum("cr,ncs->nrs", A, Z) @ P
+        L = A.T @ Z @ P
     else:
         L = torch.einsum("cr,nck->nrk", A, Z @ P if W is None else W)
     GL = torch.einsum("rq,nqk->nrk", A.T @ A, L)
     return energy + (L * (GL @ (P.T @ P) - 2 * L)).sum(dtype=energy.dtype)
+
+
+def total_objective(Z: Tensor, A: Tensor, P: Tensor) -> Tensor:
+    """:func:`objective`, batch by batch: no product as long as Z is held whole."""
+    batches = Z.split(max(1, BATCH_ELEMENTS // Z[0].numel()))
+    return torch.stack([objective(batch, A, P) for batch in batches]).sum()
 
 
 def gradient_parts(
@@ -153,11 +160,11 @@ def gradient_parts(
     )
     H = P.T @ P
     if way == "channels":
-        Y = torch.einsum("cr,ncs->nrs", A, Z)
+        Y = A.T @ Z
         L = Y @ P
         GL = torch.einsum("rq,nqk->nrk", A.T @ A, L)
         cubic = torch.einsum("nrk,nrl->kl", L, GL)
-        return 2 * (P @ cubic + torch.einsum("nrs,nrk->sk", Y, GL @ H - 2 * L))
+        return 2 * (P @ cubic + _sum_over_rows(Y, GL @ H - 2 * L))
 
     W = Z @ P if W is None else W
     if way == "positions":
@@ -170,7 +177,7 @@ def gradient_parts(
         B = torch.einsum("cd,ndk->nck", projector, W)
         cubic = torch.einsum("nck,ncl->kl", B, B)
         AX = torch.einsum("cd,ndk->nck", projector, B @ H) - 2 * B
-    return 2 * (P @ cubic + torch.einsum("ncs,nck->sk", Z, AX))
+    return 2 * (P @ cubic + _sum_over_rows(Z, AX))
 
 
 def gradient_appearances(
@@ -198,11 +205,11 @@ def gradient_appearances(
     )
     G, H = A.T @ A, P.T @ P
     if way == "channels":
-        L = torch.einsum("cr,ncs->nrs", A, Z) @ P
+        L = A.T @ Z @ P
         LH = L @ H
         X = torch.einsum("rq,nqk->nrk", G, LH) - 2 * L
         PX = torch.einsum("sk,nrk->nsr", P, X)
-        linear = torch.einsum("ncs,nsr->cr", Z, PX)
+        linear = (Z @ PX).sum(dim=0)
         return 2 * (A @ torch.einsum("nrk,nqk->rq", L, LH) + linear)
 
     W = Z @ P if W is None else W
@@ -266,6 +273,11 @@ def sample_gradients_parts(Y: Tensor, G: Tensor, P: Tensor) -> Tensor:
     L = Y @ P
     GL = G @ L
     return 2 * (P @ (L.mT @ GL) + Y.mT @ (GL @ (P.mT @ P) - 2 * L))
+
+
+def _sum_over_rows(M: Tensor, X: Tensor) -> Tensor:
+    """sum_i M_i' X_i for M (N, a, b) and X (N, a, c), without a copy of M."""
+    return M.flatten(0, 1).T @ X.flatten(0, 1)
 
 
 def _cheapest(**costs: int) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from panda_sklearn.utils.arrays import ArrayLike
+from panda_sklearn.utils.validation import check_is_fitted
 
 
 def as_pictures(images: ArrayLike, value_range: tuple[float, float]) -> np.ndarray:
@@ -23,7 +24,7 @@ def as_pictures(images: ArrayLike, value_range: tuple[float, float]) -> np.ndarr
     ValueError
         If the images are of another shape.
     """
-    pictures = _host(images)
+    pictures = as_array(images)
     if pictures.ndim != 4 or pictures.shape[1] not in (1, 3):
         raise ValueError(
             "images must be of shape (n_samples, 1 or 3, height, width), got "
@@ -39,21 +40,14 @@ def _with_three(pictures: np.ndarray) -> tuple[int, ...]:
     return n, 3, height, width
 
 
-def as_maps(maps: ArrayLike) -> np.ndarray:
-    """Maps (..., H, W) as a float array on the host.
-
-    Raises
-    ------
-    ValueError
-        If there are not two spatial axes before which stand one or two others.
-    """
-    array = _host(maps)
-    if array.ndim not in (3, 4):
+def check_spatial(estimator: Any) -> None:
+    """Raise unless a decomposition is fitted, on maps with two spatial axes."""
+    check_is_fitted(estimator)
+    if len(estimator.map_shape_) != 3:
         raise ValueError(
-            "Displays need two spatial axes; the maps are of shape "
-            f"{array.shape}. Draw others with matplotlib."
+            "Displays need maps with two spatial axes; the decomposition was fitted on "
+            f"maps of shape {estimator.map_shape_} (channels first)."
         )
-    return array
 
 
 def enlarge(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -63,7 +57,7 @@ def enlarge(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return big.reshape(*maps.shape[:-2], *size).numpy()
 
 
-def _host(array: ArrayLike) -> np.ndarray:
+def as_array(array: ArrayLike) -> np.ndarray:
     """A float array on the host."""
     if isinstance(array, Tensor):
         array = array.detach().cpu().numpy()

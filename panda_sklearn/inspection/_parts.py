@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from panda_sklearn.inspection._images import as_maps, as_pictures, enlarge, new_axes
-from panda_sklearn.utils.validation import check_is_fitted
+from panda_sklearn.inspection._images import (
+    as_array,
+    as_pictures,
+    check_spatial,
+    enlarge,
+    new_axes,
+)
 
 
 class PartsDisplay:
@@ -65,8 +70,8 @@ class PartsDisplay:
         display : PartsDisplay
             The display, drawn.
         """
-        check_is_fitted(estimator)
-        parts = as_maps(estimator.parts_)
+        check_spatial(estimator)
+        parts = as_array(estimator.parts_)
         low = parts.min(axis=(1, 2), keepdims=True)
         high = parts.max(axis=(1, 2), keepdims=True)
         span = np.where(high > low, high - low, 1)

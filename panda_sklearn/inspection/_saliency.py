@@ -7,7 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from panda_sklearn.inspection._images import as_maps, as_pictures, enlarge, new_axes
+from panda_sklearn.inspection._images import (
+    as_array,
+    as_pictures,
+    check_spatial,
+    enlarge,
+    new_axes,
+)
 from panda_sklearn.utils.validation import check_index
 
 
@@ -52,7 +58,7 @@ class SaliencyDisplay:
         X,
         images=None,
         *,
-        appearances=(0, 1, 2, 3),
+        appearances=None,
         value_range=(-1, 1),
         axes=None,
         cmap="RdBu_r",
@@ -70,8 +76,8 @@ class SaliencyDisplay:
         images : array of shape (n_samples, 1 or 3, height, width), default=None
             Images of the same samples, to show above.
 
-        appearances : sequence of int, default=(0, 1, 2, 3)
-            Which appearances to show, a row each.
+        appearances : sequence of int, default=None
+            Which appearances to show, a row each; ``None`` shows the first four.
 
         value_range : tuple of float, default=(-1, 1)
             Values of black and white in the images.
@@ -87,8 +93,12 @@ class SaliencyDisplay:
         display : SaliencyDisplay
             The display, drawn.
         """
-        maps = as_maps(estimator.saliency(X))
-        chosen = [check_index("appearance", k, maps.shape[1]) for k in appearances]
+        check_spatial(estimator)
+        n_appearances = len(estimator.appearances_)
+        if appearances is None:
+            appearances = range(min(4, n_appearances))
+        chosen = [check_index("appearance", k, n_appearances) for k in appearances]
+        maps = as_array(estimator.saliency(X))
         thresholds = np.array([float(estimator.saliency_mean_[k]) for k in chosen])
         pictures = None if images is None else as_pictures(images, value_range)
         if pictures is not None and len(pictures) != len(maps):

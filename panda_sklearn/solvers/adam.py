@@ -51,8 +51,11 @@ def adam(
     DivergenceError
         If the given learning rate is too large.
     """
+    if Z.is_inference():  # made under torch.inference_mode: unfit for autograd
+        Z = Z.clone()
     batches = draw_batches(Z, batch_size, generator)
     batch = next(batches)
+    whole = batch.size == len(Z)
     progress = Progress(
         tol=tol, n_samples=len(Z), batch_size=batch_size, callback=callback
     )
@@ -68,7 +71,8 @@ def adam(
 
     with torch.enable_grad():
         loss, unit = relative_objective(batch)
-        limit = divergence_limit(float(loss.detach() * unit), batch)
+        f = float(loss.detach() * unit)
+        limit = divergence_limit(f, batch)
         for n_iter in range(1, max_iter + 1):
             optimiser.zero_grad()
             loss.backward()
@@ -77,13 +81,14 @@ def adam(
                 with torch.no_grad():
                     P.clamp_(min=0)
             # The objective after the step is, on the same batch, also the next one's.
-            with torch.set_grad_enabled(batch.size == len(Z)):
+            with torch.set_grad_enabled(whole):
                 loss, unit = relative_objective(batch)
-            f = float(loss.detach() * unit)
+            before, f = f, float(loss.detach() * unit)
             check_not_diverged(f, batch, P.detach(), n_iter, rate, limit)
-            if progress.record(f, batch):
+            if progress.record(f if whole else before, batch):
                 break
-            if batch.size < len(Z):
+            if not whole:
                 batch = next(batches)
                 loss, unit = relative_objective(batch)
+                f = float(loss.detach() * unit)
     return progress.result(A.detach(), P.detach())

@@ -37,8 +37,8 @@ class SolverResult:
     P : Tensor of shape (S, R_S)
     n_iter : int
     objective_history : list of float
-        Mean over samples of the objective (3), after each iteration; over the
-        iteration's own samples where it draws a batch.
+        Mean over samples of the objective (3), after each iteration; where it draws
+        a batch, over the batch and before its step.
     converged : bool
         Whether the stopping rule, rather than ``max_iter`` or the callback, ended
         the fit.
@@ -94,6 +94,9 @@ class Progress:
     average over the window before. A window is ten iterations with the full gradient;
     with batches as many whole passes over the data as make ten iterations or more.
     ``tol=0`` never stops.
+
+    Before it stops, ``on_plateau`` is asked whether it can help the fit along; if it
+    answers true, the rule starts anew.
     """
 
     def __init__(
@@ -103,8 +106,10 @@ class Progress:
         n_samples: int,
         batch_size: int | None,
         callback: Callback | None,
+        on_plateau: Callable[[], bool] | None = None,
     ) -> None:
         self.tol = tol
+        self.on_plateau = on_plateau
         a_pass = math.ceil(n_samples / min(batch_size or n_samples, n_samples))
         self.window = a_pass * math.ceil(10 / a_pass)
         self.callback = callback
@@ -114,7 +119,7 @@ class Progress:
         self.reason = "max_iter was reached"
 
     def record(self, f: float, batch: Batch) -> bool:
-        """Note the objective after an iteration; whether to stop."""
+        """Note the objective of an iteration; whether to stop."""
         self.history.append(max(f, 0.0) / batch.size)
         self.sums.append((f, float(batch.energy)))
         stop = self.callback is not None and self.callback(
@@ -123,7 +128,13 @@ class Progress:
         if stop:
             self.reason = "the callback asked to stop"
         elif self._stagnates():
-            self.finish(f"the relative objective fell by less than tol={self.tol:g}")
+            some = any(energy > 0 for _, energy in self.sums)
+            if some and self.on_plateau is not None and self.on_plateau():
+                self.sums.clear()
+            elif self.tol > 0:
+                self.finish(
+                    f"the relative objective fell by less than tol={self.tol:g}"
+                )
         return bool(stop) or self.converged
 
     def finish(self, reason: str) -> None:
@@ -131,7 +142,7 @@ class Progress:
         self.converged, self.reason = True, reason
 
     def _stagnates(self) -> bool:
-        if self.tol <= 0 or len(self.sums) < 2 * self.window:
+        if len(self.sums) < 2 * self.window:
             return False
 
         def relative(iterations: list[tuple[float, float]]) -> float:

@@ -15,7 +15,6 @@ from panda_sklearn.core.objective import (
     objective,
 )
 from panda_sklearn.solvers.base import (
-    EPS,
     Batch,
     Callback,
     Progress,
@@ -32,6 +31,10 @@ FIRST_STEP = 0.25
 GROWTH = 1.2
 SHRINKAGE = 0.5
 MAX_SHRINKAGES = 40
+# With batches it is shortened when passes over the data stop helping: by how much, and
+# how often before that counts as convergence.
+ANNEALING = 0.25
+MAX_ANNEALINGS = 4
 
 
 def pgd(
@@ -55,7 +58,9 @@ def pgd(
     With ``learning_rate=None`` the step is a multiple of 1 / (sum of squares of the
     batch), which makes the fit independent of the scale of Z. An iteration that would
     not lower its batch's objective is taken back and tried with half the step; one
-    that does lets the next step grow by a fifth.
+    that does lets the next step grow by a fifth. With batches the longest step that
+    is allowed falls to a quarter whenever the passes over the data stop helping, four
+    times at most. A start that is worse than no factors at all is scaled down first.
 
     Raises
     ------
@@ -64,38 +69,105 @@ def pgd(
     """
     batches = draw_batches(Z, batch_size, generator)
     batch = next(batches)
+    whole = batch.size == len(Z)
+    automatic = AutomaticStep()
     progress = Progress(
-        tol=tol, n_samples=len(Z), batch_size=batch_size, callback=callback
+        tol=tol,
+        n_samples=len(Z),
+        batch_size=batch_size,
+        callback=callback,
+        on_plateau=None if whole or learning_rate is not None else automatic.anneal,
     )
     W = batch.Z @ P
-    multiple = FIRST_STEP
     f = float(objective(batch.Z, A, P, W=W, energy=batch.energy))
+    if learning_rate is None:
+        P, W, f = scale_down(batch, A, P, W, f)
     limit = divergence_limit(f, batch)
     for n_iter in range(1, max_iter + 1):
-        if n_iter > 1 and (drawn := next(batches)) is not batch:
-            batch, W = drawn, drawn.Z @ P
-            if learning_rate is None:
-                f = float(objective(batch.Z, A, P, W=W, energy=batch.energy))
-        gradient = gradient_parts(batch.Z, A, P, W=W)
-        if learning_rate is not None:
+        if n_iter > 1 and not whole:
+            batch = next(batches)
+            W = batch.Z @ P
+            f = float(objective(batch.Z, A, P, W=W, energy=batch.energy))
+        before = f
+        if learning_rate is None:
+            A, P, W, f = automatic.take(batch, A, P, W, f, nonnegative)
+            if whole and automatic.stuck:
+                progress.finish("no step lowers the objective any further")
+        else:
+            gradient = gradient_parts(batch.Z, A, P, W=W)
             A, P, W, f = step(batch, A, P, gradient, learning_rate, nonnegative)
             check_not_diverged(f, batch, P, n_iter, learning_rate, limit)
-        else:
-            unit = 1 / max(float(batch.energy), EPS)
-            for _ in range(MAX_SHRINKAGES):
-                trial = step(batch, A, P, gradient, multiple * unit, nonnegative)
-                if trial[3] <= f:
-                    A, P, W, f = trial
-                    multiple *= GROWTH
-                    break
-                multiple *= SHRINKAGE
-            else:
-                multiple = FIRST_STEP
-                if batch.size == len(Z):
-                    progress.finish("no step lowers the objective any further")
-        if progress.record(f, batch):
+        if progress.record(f if whole else before, batch):
             break
     return progress.result(A, P)
+
+
+class AutomaticStep:
+    """Steps whose length adapts to what the objective does."""
+
+    def __init__(self) -> None:
+        self.multiple = FIRST_STEP
+        self.longest = float("inf")
+        self.n_annealings = 0
+        self.stuck = False
+
+    def take(
+        self,
+        batch: Batch,
+        A: Tensor,
+        P: Tensor,
+        W: Tensor,
+        f: float,
+        nonnegative: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, float]:
+        """The first of ever shorter steps that does not raise the objective.
+
+        Returns what :func:`step` does; where no step helps, what it was given.
+        """
+        energy = float(batch.energy)
+        if energy == 0:
+            return A, P, W, f
+        gradient = gradient_parts(batch.Z, A, P, W=W)
+        for _ in range(MAX_SHRINKAGES):
+            rate = self.multiple / energy
+            trial = step(batch, A, P, gradient, rate, nonnegative)
+            if trial[3] <= f and self._spares_parts(P, trial[1]):
+                self.multiple = min(self.multiple * GROWTH, self.longest)
+                return trial
+            self.multiple *= SHRINKAGE
+        self.stuck = True
+        self.multiple = min(FIRST_STEP, self.longest)
+        return A, P, W, f
+
+    def _spares_parts(self, before: Tensor, after: Tensor) -> bool:
+        """Whether no part vanishes for good that a shorter step would leave."""
+        alive, left = before.any(dim=0).sum(), after.any(dim=0).sum()
+        return bool(left > 0 if self.multiple <= FIRST_STEP else left >= alive)
+
+    def anneal(self) -> bool:
+        """Allow shorter steps only from now on; whether that was still possible."""
+        if self.n_annealings == MAX_ANNEALINGS:
+            return False
+        self.n_annealings += 1
+        self.multiple = self.longest = ANNEALING * self.multiple
+        return True
+
+
+def scale_down(
+    batch: Batch, A: Tensor, P: Tensor, W: Tensor, f: float
+) -> tuple[Tensor, Tensor, float]:
+    """P, W and f, scaled by the best common factor if f is above that of P = 0.
+
+    As a function of the factor c of P the objective is E - 2 a c^2 + b c^4, with
+    a = sum ||L_i||^2.
+    """
+    energy = float(batch.energy)
+    if f <= energy:
+        return P, W, f
+    a = float(torch.einsum("cr,nck->nrk", A, W).square().sum(dtype=batch.energy.dtype))
+    b = f - energy + 2 * a
+    c = (a / b) ** 0.5
+    return c * P, c * W, energy - a**2 / b
 
 
 def step(

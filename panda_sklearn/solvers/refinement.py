@@ -43,7 +43,7 @@ def refine_parts(
     P : Tensor of shape (N, S, R_S)
     """
     energies = sample_energies(Z)
-    Y = torch.einsum("cr,ncs->nrs", A, Z)
+    Y = A.T @ Z
     G = A.T @ A
     P = P.expand(len(Z), -1, -1)
     f = sample_objectives(Y, G, P, energies)

@@ -7,6 +7,7 @@ are acceptable is the business of :mod:`panda_sklearn.utils.validation`.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,21 +40,31 @@ class Origin:
         return cls(False, torch.device("cpu"))
 
     def give(self, result: Tensor) -> ArrayLike:
-        """The result as an array of the kind, and on the device, of the input."""
+        """The result as an array of the kind, and on the device, of the input.
+
+        bfloat16, which numpy lacks, becomes float32 there.
+        """
         result = result.detach().to(self.device)
-        return result if self.tensor else result.numpy()
+        if self.tensor:
+            return result
+        return (result.float() if result.dtype == torch.bfloat16 else result).numpy()
 
 
 def as_tensor(X: ArrayLike, device: str | torch.device | None = None) -> Tensor:
     """A tensor that shares X's memory where it can.
 
     Half precision and integers become float32. Numpy arrays go to ``device``; tensors
-    stay where they are. Read-only arrays are copied: torch cannot wrap them.
+    stay where they are.
     """
     if isinstance(X, Tensor):
         T = X.detach()
     else:
-        T = torch.from_numpy(X if X.flags.writeable else X.copy())
+        if not X.dtype.isnative or any(stride < 0 for stride in X.strides):
+            X = np.array(X, dtype=X.dtype.newbyteorder("="), order="C")
+        with warnings.catch_warnings():
+            # Read-only memory is shared too: nothing here writes into it.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writ")
+            T = torch.from_numpy(X)
         if device is not None:
             T = T.to(device)
     return T if T.dtype in (torch.float32, torch.float64) else T.to(torch.float32)

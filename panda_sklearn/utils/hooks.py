@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ __all__ = [
     "Tap",
     "borrowed",
     "capture",
+    "check_hookable",
     "find_layer",
     "fixed_noise",
     "replace",
@@ -120,6 +122,15 @@ def _choices(value: Any) -> list | None:
     return None
 
 
+def check_hookable(model: nn.Module) -> None:
+    """Raise TypeError for a scripted or traced network."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            "The network is scripted or traced (torch.jit), and its layers cannot be "
+            "hooked. Use the Python module it was made from."
+        )
+
+
 def find_layer(model: nn.Module, name: str) -> nn.Module:
     """The layer of a dotted name.
 
@@ -131,11 +142,7 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
         If the model or the layer is scripted: torch does not let Python code into
         those.
     """
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError(
-            "The network is scripted or traced (torch.jit), and its layers cannot be "
-            "hooked. Use the Python module it was made from."
-        )
+    check_hookable(model)
     try:
         layer = model.get_submodule(name)
     except AttributeError:
@@ -329,20 +336,55 @@ def borrowed(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def _lend(model: nn.Module, device: torch.device) -> _Loan:
-    """Put the network into evaluation mode on the device."""
+    """Put the network into evaluation mode on the device, or leave it as it is."""
     homes = {t.device for t in (*model.parameters(), *model.buffers())}
-    move = bool(homes) and homes != {device}
-    if move and len(homes) > 1:
-        raise ValueError(
-            "The network is spread over several devices "
-            f"({', '.join(sorted(map(str, homes)))}): leave device at None."
-        )
+    home = None
+    if homes and homes != {device}:
+        if len(homes) > 1:
+            raise ValueError(
+                "The network is spread over several devices "
+                f"({', '.join(sorted(map(str, homes)))}): leave device at None."
+            )
+        (home,) = homes
+        try:
+            model.to(device)
+        except BaseException:
+            model.to(home)
+            raise
     modes = [(module, module.training) for module in model.modules()]
     if any(training for _, training in modes):
         model.eval()
-    if move:
-        model.to(device)
-    return _Loan(device, modes, homes.pop() if move else None)
+    return _Loan(device, modes, home)
+
+
+class _Shared:
+    """A context of the whole process that several threads may be in at once.
+
+    The first to come enters it and the last to go leaves it.
+    """
+
+    def __init__(self, make: Callable[[], contextlib.AbstractContextManager]) -> None:
+        self.make = make
+        self.users = 0
+        self.lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def joined(self) -> Iterator[None]:
+        with self.lock:
+            if self.users == 0:
+                self.context = self.make()
+                self.context.__enter__()
+            self.users += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.users -= 1
+                if self.users == 0:
+                    self.context.__exit__(None, None, None)
+
+
+_eager = _Shared(lambda: torch.compiler.set_stance("force_eager"))
 
 
 def _uncompiled(model: nn.Module) -> contextlib.AbstractContextManager:
@@ -355,23 +397,43 @@ def _uncompiled(model: nn.Module) -> contextlib.AbstractContextManager:
         or hasattr(module, "_orig_mod")
         for module in model.modules()
     )
-    if not compiled:
-        return contextlib.nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    return _eager.joined() if compiled else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def fixed_noise(device: torch.device) -> Iterator[None]:
-    """Seed torch's random numbers alike for each block, and restore them after."""
+    """Seed torch's random numbers alike for each block, and restore them after.
+
+    The global numbers are one stream: threads that draw noise at the same time get
+    parts of it in any order, but the state is restored when the last is done.
+    """
+    with _preserved_random_state(device).joined():
+        for generator in _random_generators(device):
+            generator.manual_seed(NOISE_SEED)
+        yield
+
+
+def _random_generators(device: torch.device) -> list[torch.Generator]:
+    """The global generators that a network on the device may draw from."""
     generators = [torch.random.default_generator]
     if device.type == "cuda" and torch.cuda.is_available():
         index = torch.cuda.current_device() if device.index is None else device.index
         generators.append(torch.cuda.default_generators[index])
-    before = [generator.get_state() for generator in generators]
-    try:
-        for generator in generators:
-            generator.manual_seed(NOISE_SEED)
-        yield
-    finally:
-        for generator, state in zip(generators, before, strict=True):
-            generator.set_state(state)
+    return generators
+
+
+@functools.cache
+def _preserved_random_state(device: torch.device) -> _Shared:
+    """Context after which the generators of the device are as they were."""
+
+    @contextlib.contextmanager
+    def preserved():
+        generators = _random_generators(device)
+        before = [generator.get_state() for generator in generators]
+        try:
+            yield
+        finally:
+            for generator, state in zip(generators, before, strict=True):
+                generator.set_state(state)
+
+    return _Shared(preserved)

@@ -35,6 +35,8 @@ __all__ = [
     "check_random_state",
     "check_rank",
     "check_same_layout",
+    "check_scale",
+    "check_values",
     "find_layout",
     "fit_method",
     "wants_container",
@@ -81,7 +83,7 @@ def check_numbers(
             validate_data(estimator, X, reset=reset, skip_check_array=True)
     else:
         options = {
-            "dtype": "numeric" if keep_dtype else [np.float32, np.float64],
+            "dtype": "numeric",
             "order": "C",
             "allow_nd": True,
             "ensure_all_finite": False,  # check_finite says where, too
@@ -90,6 +92,9 @@ def check_numbers(
             X = check_array(X, **options, estimator=estimator)
         else:
             X = validate_data(estimator, X, reset=reset, **options)
+        if not keep_dtype:
+            double = X.dtype.kind == "f" and X.dtype.itemsize >= 8
+            X = X.astype(np.float64 if double else np.float32, copy=False)
     if 0 in X.shape:
         raise ValueError(
             f"Found array with 0 feature(s) (shape={tuple(X.shape)}) while a minimum "
@@ -152,6 +157,35 @@ def _batches(X: ArrayLike) -> Any:
         yield start, X[start : start + size]
 
 
+def check_values(X: Any, name: str) -> ArrayLike:
+    """A numeric, dense, finite array or tensor, of values made by an estimator."""
+    if isinstance(X, torch.Tensor):
+        _check_tensor(X)
+    else:
+        X = check_array(
+            X,
+            dtype="numeric",
+            order="C",
+            allow_nd=True,
+            ensure_all_finite=False,
+            input_name=name,
+        )
+    check_finite(X, name)
+    return X
+
+
+def check_scale(Z: torch.Tensor) -> None:
+    """Raise ValueError if squares of the values leave the range of their dtype."""
+    largest = max(abs(float(edge)) for edge in torch.aminmax(Z))
+    limit = torch.finfo(Z.dtype).max ** 0.4
+    if largest > limit or 0 < largest < 1 / limit:
+        raise ValueError(
+            f"The largest magnitude in X is {largest:.3g}, whose powers do not fit in "
+            f"{Z.dtype}: it must be between {1 / limit:.0e} and {limit:.0e}. Divide X "
+            "by its largest magnitude."
+        )
+
+
 def find_layout(
     X: ArrayLike, *, map_shape: tuple[int, ...] | None, channel_axis: int
 ) -> MapLayout:
@@ -164,6 +198,14 @@ def find_layout(
     """
     if X.ndim == 2:
         n_features = int(X.shape[1])
+        if map_shape is not None and not (
+            2 <= len(map_shape) <= 4
+            and all(isinstance(n, Integral) and n > 0 for n in map_shape)
+        ):
+            raise ValueError(
+                "map_shape must be (n_channels, *spatial), positive ints with one, two "
+                f"or three spatial axes, got {tuple(map_shape)}."
+            )
         if map_shape is None:
             return MapLayout((1, n_features), flattened=True)
         if channel_axis != 1:

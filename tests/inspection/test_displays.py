@@ -86,6 +86,8 @@ def test_saliency(pipeline, z):
     low, high = display.axes_[1, 0].get_images()[0].get_clim()
     assert (low + high) / 2 == pytest.approx(float(panda.saliency_mean_[2]))
     assert SaliencyDisplay.from_estimator(panda, X).axes_.shape == (4, 5)
+    two = PartsAppearanceDecomposition(2, 2, max_iter=3, tol=0).fit(X)
+    assert SaliencyDisplay.from_estimator(two, X).axes_.shape == (2, 5)
 
 
 def test_edits(pipeline, z):
@@ -117,6 +119,12 @@ def test_what_cannot_be_drawn(pipeline, z):
     one_axis.fit(np.random.default_rng(0).random((5, 3, 7)))
     with pytest.raises(ValueError, match="two spatial axes"):
         PartsDisplay.from_estimator(one_axis)
+    three_axes = PartsAppearanceDecomposition(2, 2, max_iter=3, tol=0)
+    three_axes.fit(np.random.default_rng(0).random((5, 3, 4, 4, 4)))
+    with pytest.raises(ValueError, match="two spatial axes"):
+        PartsDisplay.from_estimator(three_axes)
+    with pytest.raises(ValueError, match="two spatial axes"):
+        SaliencyDisplay.from_estimator(one_axis, np.ones((5, 3, 7)))
     X = pipeline[0].transform(z)
     with pytest.raises(ValueError, match="expected 5, got 2"):
         SaliencyDisplay.from_estimator(panda, X, torch.zeros(2, 3, 8, 8))

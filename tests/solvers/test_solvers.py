@@ -111,7 +111,9 @@ def test_batches_go_through_all_samples(name):
     """Samples that share nothing are all learnt from."""
     Z = torch.eye(4, dtype=torch.float64)[:, None, :].repeat(1, 3, 1)  # (4, 3, 4)
     start = hosvd(Z, 1), random_parts(4, 4, torch.Generator().manual_seed(0))
-    result = solve(name, Z, *start, batch_size=1, max_iter=2000)
+    # Without the constraint, under which two positions may get stuck on one part.
+    options = {"batch_size": 1, "max_iter": 1000, "nonnegative": False}
+    result = solve(name, Z, *start, **options)
     errors = [float(objective(z[None], result.A, result.P)) for z in Z]
     assert max(errors) < 0.1 * 3
 
@@ -150,6 +152,42 @@ def test_a_start_of_large_objective_is_no_divergence(problem):
     first = float(objective(Z, A, 300 * P)) / len(Z)
     assert first > 20 * float((Z**2).sum()) / len(Z)
     assert result.objective_history[-1] < first
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_small_batches_settle_where_the_full_gradient_does(problem, batch_size):
+    Z, A, P = problem
+    options = {"max_iter": 3000, "tol": 1e-4}
+    whole = solve("pgd", Z, A, P, **options)
+    small = solve("pgd", Z, A, P, batch_size=batch_size, **options)
+    assert small.converged
+    energy = float((Z**2).sum())
+    difference = objective(Z, small.A, small.P) - objective(Z, whole.A, whole.P)
+    assert float(difference) < 2e-3 * energy
+
+
+def test_start_that_is_worse_than_nothing_is_scaled_down():
+    """On large maps entries from U(0, 0.01) add up to such a start."""
+    generator = torch.Generator().manual_seed(0)
+    Z = torch.rand(2, 3, 200 * 200, generator=generator)
+    A, P = hosvd(Z, 3), random_parts(200 * 200, 8, generator).float()
+    energy = float((Z**2).sum())
+    assert float(objective(Z, A, P)) > energy
+    result = solve("pgd", Z, A, P, max_iter=20)
+    assert result.P.any(dim=0).all()
+    assert result.objective_history[0] < energy / 2
+    assert result.objective_history[-1] < 0.5 * energy / 2
+    given = solve("pgd", Z, A, P.clone(), max_iter=1, learning_rate=1e-30)
+    assert torch.equal(given.P, P)  # with a rate of the user's: to the letter
+
+
+def test_inference_tensors():
+    with torch.inference_mode():
+        Z = torch.rand(6, 3, 8)
+    start = torch.eye(3), torch.rand(8, 2)
+    for name in SOLVERS:
+        solve(name, Z, *start, max_iter=3)
+        solve(name, Z, *start, max_iter=3, batch_size=2)
 
 
 def test_parts_that_all_vanish_are_no_result(problem):

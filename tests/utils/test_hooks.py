@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from panda_sklearn.generators import list_layers
 from panda_sklearn.utils.hooks import (
     Tap,
     borrowed,
@@ -275,6 +276,61 @@ def test_noise_is_fixed_and_the_global_state_restored(z):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_noise_in_overlapping_threads_restores_the_global_state():
+    before = torch.get_rng_state()
+    inside, leave = threading.Event(), threading.Event()
+
+    def first():
+        with fixed_noise(CPU):
+            inside.set()
+            leave.wait()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    inside.wait()
+    with fixed_noise(CPU):
+        leave.set()
+        thread.join()
+        torch.randn(3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_compilation_is_on_again_after_overlapping_threads(network):
+    network.block1.compile(backend="eager")
+    inside, leave = threading.Event(), threading.Event()
+
+    def first():
+        with borrowed(network, CPU):
+            inside.set()
+            leave.wait()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    inside.wait()
+    with borrowed(network, CPU):
+        leave.set()
+        thread.join()
+        assert torch._dynamo.eval_frame._stance.stance == "force_eager"
+    assert torch._dynamo.eval_frame._stance.stance == "default"
+
+
+def test_a_network_that_cannot_be_moved_is_left_alone(network, monkeypatch):
+    network.train()
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    to = network.to
+    network.to = lambda device: to(device) if device == CPU else fail()
+    with (
+        pytest.raises(RuntimeError, match="out of memory"),
+        borrowed(network, torch.device("cuda", 0)),
+    ):
+        pass
+    assert all(m.training for m in network.modules())
+    assert next(network.parameters()).device == CPU
+
+
 @pytest.mark.filterwarnings("ignore")  # torch.jit warns that it is deprecated
 def test_scripted_networks_are_refused(network, z):
     scripted = torch.jit.script(nn.Sequential(nn.Linear(6, 6)))
@@ -285,6 +341,8 @@ def test_scripted_networks_are_refused(network, z):
     traced = torch.jit.trace(network.block1, torch.zeros(1, 5, 4, 4))
     with pytest.raises(TypeError, match="traced"):
         find_layer(traced, "")
+    with pytest.raises(TypeError, match="traced"):
+        list_layers(traced, torch.zeros(1, 5, 4, 4))
 
 
 @pytest.mark.parametrize("whole", [True, False])
