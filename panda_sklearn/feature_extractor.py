@@ -19,14 +19,8 @@ from tqdm import tqdm
 
 from panda_sklearn.generators import device_of, list_layers, prepare_latents
 from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor
-from panda_sklearn.utils.hooks import (
-    Tap,
-    borrowed,
-    capture,
-    find_layer,
-    fixed_noise,
-    replace,
-)
+from panda_sklearn.utils.borrowing import borrowed, fixed_noise
+from panda_sklearn.utils.hooks import Tap, capture, find_layer, replace
 from panda_sklearn.utils.validation import (
     Interval,
     StrOptions,

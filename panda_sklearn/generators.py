@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from panda_sklearn.utils.hooks import Tap, borrowed, check_hookable, fixed_noise, watch
+from panda_sklearn.utils.borrowing import borrowed, fixed_noise
+from panda_sklearn.utils.hooks import Tap, check_hookable, watch
 
 __all__ = ["LayerInfo", "list_layers"]
 

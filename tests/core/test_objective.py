@@ -254,7 +254,7 @@ class LargestResult(TorchDispatchMode):
 def test_no_product_is_as_large_as_the_data(R_C, R_S):
     """All three ways round: no copy of Z is made, in whatever order of axes."""
     Z, A, P = torch.rand(10, 32, 48), torch.rand(32, R_C), torch.rand(48, R_S)
-    thin = 10 * (R_C * 48 if R_C < R_S else 32 * R_S)
+    thin = 10 * max(R_C * 48 if R_C < R_S else 0, 32 * R_S)
     for function in TERMS:
         with LargestResult() as largest:
             function(Z, A, P)
