@@ -51,13 +51,10 @@ def load_images(source):
     if source is None:
         from sklearn.datasets import fetch_lfw_people
 
-        faces = fetch_lfw_people(color=True, resize=None, slice_=CROP, funneled=True)
-        scale = 255 if faces.images.max() <= 1 else 1
-        pictures = (faces.images * scale).round().astype(np.uint8)
-        pictures = [
-            np.asarray(Image.fromarray(p).resize((SIZE, SIZE), Image.LANCZOS))
-            for p in pictures
-        ]
+        # Half a pixel more than wanted, since the scaled size is rounded down.
+        scale = (SIZE + 0.5) / (CROP[0].stop - CROP[0].start)
+        faces = fetch_lfw_people(color=True, slice_=CROP, resize=scale)
+        pictures = list((faces.images * 255).round().astype(np.uint8))
     else:
         source = Path(source)
         if source.is_dir():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from sklearn.utils import Bunch
 
 from panda_sklearn.datasets import (
     _faces,
@@ -43,7 +44,7 @@ def test_the_weights_are_small_and_no_code():
         assert {str(tensors.get_tensor(k).dtype) for k in list(tensors.keys())} == {
             "float16"
         }
-    assert "may not be used" in (file / "MODEL_CARD.md").read_text()
+    assert "may not be used for" in (file / "MODEL_CARD.rst").read_text()
 
 
 def test_the_images_are_pictures_and_varied(generator):
@@ -145,6 +146,13 @@ def test_the_training_script_runs(tmp_path):
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
         patch.setattr(sys, "argv", ["train", *arguments.split()])
         script.main()
+        faces = random.random((5, 64, 64, 3), dtype=np.float32)  # as scikit-learn's
+        patch.setattr(
+            "sklearn.datasets.fetch_lfw_people", lambda **options: Bunch(images=faces)
+        )
+        images = script.load_images(None)
+    assert images.shape == (5, 3, 64, 64) and images.dtype == torch.uint8
+    assert abs(int(images[4, 2, 1, 0]) - 255 * faces[4, 1, 0, 2]) <= 0.5
     made = tmp_path / "out"
     assert (made / "samples_000009.png").exists()
     with safe_open(made / "face_generator.safetensors", framework="pt") as tensors:
