@@ -83,8 +83,9 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
     solver : {"pgd", "adam"}, default="pgd"
         - "pgd": block-coordinate projected gradient descent with the gradients (4)
           and (5) in closed form, Algorithm 1 of [1]_.
-        - "adam": Adam through automatic differentiation (section 4.3.3). Slower;
-          useful where a variant of the model has no closed-form gradient to compare.
+        - "adam": Adam through automatic differentiation (section 4.3.3). Its
+          iterations cost more and it may need fewer; worth a try with the full
+          gradient.
 
     init : {"hosvd", "random"} or pair of arrays, default="hosvd"
         Where to start from.
