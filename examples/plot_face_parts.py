@@ -42,7 +42,7 @@ pipeline = make_pipeline(
 )
 pipeline.fit(latents)
 extractor, panda = pipeline
-extractor.set_params(verbose=0)
+extractor.verbose = 0
 
 # %%
 # Twelve parts and 48 appearances replace 256 positions and 96 channels. What they keep
