@@ -6,8 +6,9 @@ nothing of the decomposition.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from numbers import Integral
 from typing import ClassVar
 
@@ -232,13 +233,14 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         latents, origin = self._check_latents(X)
         tap = self._tap()
         features = None
-        for where, batch in self._batches(latents, "activations"):
-            with capture(tap, stop=True) as seen:
-                self._run(batch)
-            if seen.tensor is None:
-                seen.check()
-            self._check_shape(seen.tensor)
-            features = _fill(features, len(latents), where, seen.tensor, origin)
+        with self._batches(latents, "activations") as batches:
+            for where, batch in batches:
+                with capture(tap, stop=True) as seen:
+                    self._run(batch)
+                if seen.tensor is None:
+                    seen.check()
+                self._check_shape(seen.tensor)
+                features = _fill(features, len(latents), where, seen.tensor, origin)
         return origin.give(features)
 
     def generate(self, latents, features=None):
@@ -264,23 +266,15 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             features = self._check_features(features, len(latents))
         tap = self._tap()
         images = None
-        for where, batch in self._batches(latents, "images"):
-            if features is None:
-                made = self._run(batch)
-            else:
-                change = features
-                if not callable(features):
-                    rows = features[where]
-                    change = lambda original, rows=rows: rows  # noqa: E731
-                with replace(tap, change) as seen:
-                    made = self._run(batch)
-                seen.check()
-            if not isinstance(made, Tensor):
-                raise TypeError(
-                    f"The network returned a {type(made).__name__}, expected a tensor "
-                    "of images. Pass a forward that returns that."
-                )
-            images = _fill(images, len(latents), where, made, origin)
+        with self._batches(latents, "images") as batches:
+            for where, batch in batches:
+                made = self._run_replacing(tap, batch, features, where)
+                if not isinstance(made, Tensor):
+                    raise TypeError(
+                        f"The network returned a {type(made).__name__}, expected a "
+                        "tensor of images. Pass a forward that returns that."
+                    )
+                images = _fill(images, len(latents), where, made, origin)
         return origin.give(images)
 
     def get_feature_names_out(self, input_features=None):
@@ -363,11 +357,18 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
                 "again."
             )
 
+    @contextlib.contextmanager
     def _batches(
         self, latents: ArrayLike, what: str
-    ) -> Iterator[tuple[slice, ArrayLike]]:
-        """Slices of the latents, with the network borrowed while they are used."""
-        starts = range(0, len(latents), self.batch_size)
+    ) -> Iterator[Iterator[tuple[slice, ArrayLike]]]:
+        """Borrow the network, and yield an iterator over slices of the latents."""
+
+        def batches():
+            for start in range(0, len(latents), self.batch_size):
+                where = slice(start, min(start + self.batch_size, len(latents)))
+                yield where, latents[where]
+                bar.update(where.stop - where.start)
+
         with (
             borrowed(self.generator, self._device()),
             tqdm(
@@ -377,10 +378,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
                 mininterval=1,
             ) as bar,
         ):
-            for start in starts:
-                where = slice(start, min(start + self.batch_size, len(latents)))
-                yield where, latents[where]
-                bar.update(where.stop - where.start)
+            yield batches()
 
     def _run(self, latents: ArrayLike) -> object:
         """One forward pass of the borrowed network."""
@@ -392,6 +390,26 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             if self.forward is None:
                 return self.generator(batch)
             return self.forward(self.generator, batch)
+
+    def _run_replacing(
+        self,
+        tap: Tap,
+        latents: ArrayLike,
+        features: Tensor | Callable[[Tensor], Tensor] | None,
+        where: slice,
+    ) -> object:
+        """One forward pass with the tapped tensor replaced, if there is something."""
+        if features is None:
+            return self._run(latents)
+        if isinstance(features, Tensor):
+            rows = features[where]
+            change = lambda original: rows  # noqa: E731
+        else:
+            change = features
+        with replace(tap, change) as seen:
+            images = self._run(latents)
+        seen.check()
+        return images
 
     def _run_checked(self, latents: ArrayLike) -> object:
         """A first forward pass, whose failure is put down to the latents."""

@@ -19,6 +19,8 @@ FLOORS = {
     "panda_sklearn.utils": 2,
     "panda_sklearn.generators": 2,
     "panda_sklearn.datasets": 2,
+    "panda_sklearn.memory": 2,
+    "panda_sklearn.metrics": 2,
     "panda_sklearn.decomposition": 3,
     "panda_sklearn.feature_extractor": 3,
     "panda_sklearn.editing": 3,

@@ -150,6 +150,24 @@ def test_the_network_is_left_as_it_was(network, z):
     assert not any(m._forward_hooks for m in network.modules())
 
 
+@pytest.mark.parametrize("method", ["transform", "generate"])
+def test_the_network_is_left_as_it_was_after_ctrl_c(network, z, method):
+    extractor = make_extractor(network.train()).fit(z)
+    calls = []
+
+    def interrupt(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    handle = network.block1.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt) as kept:  # and with it the traceback
+        getattr(extractor, method)(z)
+    assert all(m.training for m in network.modules()) and torch.is_grad_enabled()
+    handle.remove()
+    assert not network.block1._forward_hooks and kept is not None
+
+
 def test_result_and_one_batch_are_all_that_is_held(z):
     """While it runs, no batch but the last is alive besides the result."""
     alive, outputs = [], []

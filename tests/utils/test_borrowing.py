@@ -11,16 +11,6 @@ from tests.networks import TinyGenerator
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def network():
-    return TinyGenerator()
-
-
-@pytest.fixture
-def z():
-    return torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
-
-
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_everything_is_restored_after_an_exception(network, z, error):
     network.train()

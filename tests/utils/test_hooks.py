@@ -9,7 +9,7 @@ from torch import nn
 from panda_sklearn.generators import list_layers
 from panda_sklearn.utils.borrowing import borrowed
 from panda_sklearn.utils.hooks import Tap, capture, find_layer, replace
-from tests.networks import Containers, TinyGenerator
+from tests.networks import Containers
 
 CPU = torch.device("cpu")
 
@@ -22,16 +22,6 @@ def n_hooks(network):
     return sum(
         len(m._forward_hooks) + len(m._forward_pre_hooks) for m in network.modules()
     )
-
-
-@pytest.fixture
-def network():
-    return TinyGenerator()
-
-
-@pytest.fixture
-def z():
-    return torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 
 
 def test_unknown_layer_offers_near_names(network):
