@@ -182,8 +182,8 @@ def check_not_diverged(
     """
     energy = float(batch.energy)
     remedy = (
-        f"Lower learning_rate (it is {learning_rate:g}), or leave it at None to have "
-        "one chosen."
+        f'Lower learning_rate: it was {learning_rate:g}. The solver "pgd" with '
+        "learning_rate=None always finds a step that is short enough."
     )
     if not math.isfinite(f) or f > limit * max(energy, EPS):
         raise DivergenceError(
