@@ -55,7 +55,8 @@ print(f"Share of the activations that is kept: {pipeline.score(unseen):.2f}")
 # Parts
 # -----
 # Each part is a map of non-negative weights, the same for all faces. Drawn over four
-# unseen faces, they pick out regions that one can name.
+# unseen faces, they pick out regions most of which one can name: mouth, nose, brows,
+# forehead, cheeks, hair, the background at either side.
 
 faces = extractor.generate(unseen[:8])
 parts_figure = PartsDisplay.from_estimator(panda, faces[:4]).figure_
@@ -66,7 +67,7 @@ parts_figure = PartsDisplay.from_estimator(panda, faces[:4]).figure_
 # An appearance is a direction in the space of the channels. Its saliency in a face,
 # :math:`a_k^\top Z_i`, says how much of it there is at each position; the line is its
 # mean over the training data, at which section 4.1.2 of the paper thresholds it. The
-# first appearances separate the face from what is around it.
+# first appearance separates the face from what is around it.
 
 saliency_figure = SaliencyDisplay.from_estimator(
     panda, extractor.transform(unseen[:8]), faces, appearances=range(5)
@@ -105,8 +106,9 @@ print(f"Appearance {appearance} at part {mouth}, strength {edit.strength:.1f}")
 edit_figure = EditDisplay.from_editor(editor, unseen[:8], edit).figure_
 
 # %%
-# The whole image is computed anew from the changed activations, and yet it is the
-# same where the part is zero. With strength 0 it is the same everywhere, bit for bit.
+# The whole image is computed anew from the changed activations. Later convolutions
+# spread the change by a few pixels, beyond which it fades away. With strength 0 the
+# image is the same everywhere, bit for bit.
 
 unchanged = editor.edit(unseen[:8], Edit(appearance, mouth, strength=0.0))
 print("Strength 0 changes nothing:", bool((unchanged == faces).all()))

@@ -36,6 +36,7 @@ from panda_sklearn.utils.validation import (
     Interval,
     Options,
     StrOptions,
+    check_device,
     check_feature_names_in,
     check_finite,
     check_index,
@@ -310,6 +311,8 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             X, map_shape=self.map_shape, channel_axis=self.channel_axis
         )
         start = self._check_start(layout)
+        if self.device is not None:
+            check_device(self.device)
         origin = Origin.of(X)
         Z = layout.to_maps(as_tensor(X, self.device))
         with torch.inference_mode(False), torch.no_grad():

@@ -201,7 +201,9 @@ class LocalEditor:
         change = torch.zeros_like(appearances[0, :, None] * parts[0])
         for edit in edits:
             if not isinstance(edit, Edit):
-                raise TypeError(f"Expected an Edit, got a {type(edit).__name__}.")
+                raise TypeError(
+                    f"Expected an Edit, got one of type {type(edit).__name__}."
+                )
             j = check_index("appearance", edit.appearance, len(appearances))
             k = check_index("part", edit.part, len(parts))
             low, high = parts[k].min(), parts[k].max()

@@ -21,10 +21,11 @@ from tqdm import tqdm
 from panda_sklearn.generators import device_of, list_layers, prepare_latents
 from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor
 from panda_sklearn.utils.borrowing import borrowed, fixed_noise
-from panda_sklearn.utils.hooks import Tap, capture, find_layer, replace
+from panda_sklearn.utils.hooks import Tap, TapTypeError, capture, find_layer, replace
 from panda_sklearn.utils.validation import (
     Interval,
     StrOptions,
+    check_device,
     check_feature_names_in,
     check_is_fitted,
     check_numbers,
@@ -104,8 +105,8 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     Notes
     -----
     Noise that the network draws from torch's global random numbers is the same in
-    each batch of each call, so that images with and without an edit can be compared;
-    the global random state is restored.
+    each batch of each call, so that images with and without an edit of the same latents
+    can be compared; the global random state is restored.
 
     Latents may be numpy arrays or torch tensors; answers are of the same kind, on the
     same device. Floating latents are cast to the dtype of the network's parameters.
@@ -319,10 +320,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         """Where to run the network."""
         if self.device is None:
             return device_of(self.generator)
-        device = torch.device(self.device)
-        if device.type == "cuda" and device.index is None:
-            return torch.device("cuda", torch.cuda.current_device())
-        return device
+        return check_device(self.device)
 
     def _check_latents(self, X: ArrayLike) -> tuple[ArrayLike, Origin]:
         """Latents of the shape seen by fit, and where they came from."""
@@ -415,7 +413,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         """A first forward pass, whose failure is put down to the latents."""
         try:
             return self._run(latents)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, TapTypeError):
             raise
         except (RuntimeError, TypeError, IndexError, AssertionError) as error:
             raise ValueError(

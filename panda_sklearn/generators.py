@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from panda_sklearn.utils.borrowing import borrowed, fixed_noise
-from panda_sklearn.utils.hooks import Tap, check_hookable, watch
+from panda_sklearn.utils.hooks import Tap, check_hookable, choices_of, watch
 
 __all__ = ["LayerInfo", "list_layers"]
 
@@ -32,12 +32,16 @@ class LayerInfo(NamedTuple):
         Shape of its output, the first axis being the samples.
     n_calls : int
         How often it ran; where that is not 1 the extractor's ``call`` says which.
+    select : int, str or None, default=None
+        Index or key of the tensor, where the layer gives several: the extractor's
+        ``select``.
     """
 
     name: str
     type: str
     shape: tuple[int, ...]
     n_calls: int
+    select: int | str | None = None
 
 
 def device_of(generator: nn.Module) -> torch.device:
@@ -87,7 +91,8 @@ def list_layers(
     -------
     layers : list of LayerInfo
         Name, type, output shape and number of calls of every layer that gives a
-        tensor with one entry for each sample.
+        tensor with one entry for each sample; for a layer that gives several, in a
+        tuple, a list or a dict, one item each.
 
     Examples
     --------
@@ -95,11 +100,11 @@ def list_layers(
     >>> from panda_sklearn.generators import list_layers
     >>> generator = load_face_generator()
     >>> layers = list_layers(generator, sample_latents(generator, 2))
-    >>> [layer for layer in layers if layer.name == "block16"]
-    [LayerInfo(name='block16', type='_Block', shape=(2, 96, 16, 16), n_calls=1)]
+    >>> [layer.shape for layer in layers if layer.name == "block16"]
+    [(2, 96, 16, 16)]
     """
     check_hookable(generator)
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: dict[tuple[str, Any], tuple[int, ...]] = {}
     calls: dict[str, int] = {}
     device = device_of(generator)
     if not isinstance(latents, Tensor):
@@ -114,14 +119,18 @@ def list_layers(
 
             def note(output, name=name):
                 calls[name] = calls.get(name, 0) + 1
-                if isinstance(output, Tensor):
-                    shapes[name] = tuple(output.shape)
+                tensors = {None: output}
+                if not isinstance(output, Tensor):
+                    tensors = {key: output[key] for key in choices_of(output) or ()}
+                for select, tensor in tensors.items():
+                    if isinstance(tensor, Tensor):
+                        shapes[name, select] = tuple(tensor.shape)
 
             stack.enter_context(watch(Tap(name, layer), note))
         _ = generator(latents) if forward is None else forward(generator, latents)
     modules = dict(generator.named_modules())
     return [
-        LayerInfo(name, type(modules[name]).__name__, shape, calls[name])
-        for name, shape in shapes.items()
+        LayerInfo(name, type(modules[name]).__name__, shape, calls[name], select)
+        for (name, select), shape in shapes.items()
         if len(shape) > 1 and shape[0] == len(latents)
     ]

@@ -428,6 +428,7 @@ def test_sparse_input_is_refused(X):
         ({"tol": -1.0}, "'tol'"),
         ({"batch_size": 0}, "'batch_size'"),
         ({"channel_axis": 2}, "'channel_axis'"),
+        ({"device": "gpu"}, "device='gpu' cannot be used here"),
         ({"map_shape": (6, 20)}, "map_shape=(6, 20)"),
         ({"learning_rate": 1e9}, "Lower learning_rate"),
         ({"init": (np.eye(6),)}, "pair (appearances, parts)"),

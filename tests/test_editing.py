@@ -143,7 +143,7 @@ def test_bad_edits(editor, z, arguments, kind, match):
 
 
 def test_things_that_are_no_edits(editor, z):
-    with pytest.raises(TypeError, match="Expected an Edit, got a tuple"):
+    with pytest.raises(TypeError, match="Expected an Edit, got one of type tuple"):
         editor.edit(z, [(0, 0, 1.0)])
 
 

@@ -115,6 +115,8 @@ def test_tap_select_and_call(network, z):
     torch.testing.assert_close(chosen.transform(z), 3 * z[:, :, None])
     with pytest.raises(ValueError, match="say which with select"):
         make_extractor(containers, "pair").fit(z)
+    with pytest.raises(TypeError, match=r"^select='name' of layer 'named' is of type"):
+        make_extractor(containers, "named", select="name").fit(z)
 
 
 def test_networks_that_are_no_generators():
@@ -258,13 +260,20 @@ def test_networks_in_half_precision(network, z):
 def test_list_layers(network, z):
     network.train()
     layers = {layer.name: layer for layer in list_layers(network, z[:2])}
-    assert layers["block1"][1:] == ("Conv2d", (2, 5, 4, 4), 1)
+    assert layers["block1"][1:] == ("Conv2d", (2, 5, 4, 4), 1, None)
     assert layers["norm"].n_calls == 2
     assert "unused" not in layers
     assert network.training and not network.block1._forward_hooks
     assert GeneratorFeatureExtractor.list_layers(network, z.numpy()[:2])
-    containers = [layer.name for layer in list_layers(Containers(), z)]
-    assert containers == ["loner"]
+    containers = [(layer.name, layer.select) for layer in list_layers(Containers(), z)]
+    assert containers == [
+        ("pair", 0),
+        ("pair", 1),
+        ("named", "maps"),
+        ("pieces", 0),
+        ("pieces", 1),
+        ("loner", None),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -276,6 +285,7 @@ def test_list_layers(network, z):
         ({"tap": "middle"}, ValueError, "'tap'"),
         ({"batch_size": 0}, ValueError, "'batch_size'"),
         ({"call": -1}, ValueError, "'call'"),
+        ({"device": "gpu"}, ValueError, "device='gpu' cannot be used here"),
         ({"forward": 3}, ValueError, "'forward'"),
         ({"generator": "G"}, ValueError, "'generator'"),
         ({"layer": "norm", "call": 2}, ValueError, "call=2"),

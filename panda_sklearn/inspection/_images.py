@@ -31,6 +31,11 @@ def as_pictures(images: ArrayLike, value_range: tuple[float, float]) -> np.ndarr
             f"{pictures.shape}."
         )
     low, high = value_range
+    if high <= 1 < pictures.max() / 10:
+        raise ValueError(
+            f"The images have values up to {pictures.max():g}, but value_range is "
+            f"{tuple(value_range)}. For 8-bit images pass value_range=(0, 255)."
+        )
     pictures = np.clip((pictures - low) / (high - low), 0, 1)
     return np.moveaxis(np.broadcast_to(pictures, _with_three(pictures)), 1, -1)
 

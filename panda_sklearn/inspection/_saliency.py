@@ -76,7 +76,7 @@ class SaliencyDisplay:
         images : array of shape (n_samples, 1 or 3, height, width), default=None
             Images of the same samples, to show above.
 
-        appearances : sequence of int, default=None
+        appearances : int or sequence of int, default=None
             Which appearances to show, a row each; ``None`` shows the first four.
 
         value_range : tuple of float, default=(-1, 1)
@@ -97,6 +97,8 @@ class SaliencyDisplay:
         n_appearances = len(estimator.appearances_)
         if appearances is None:
             appearances = range(min(4, n_appearances))
+        elif isinstance(appearances, int):
+            appearances = [appearances]
         chosen = [check_index("appearance", k, n_appearances) for k in appearances]
         maps = as_array(estimator.saliency(X))
         thresholds = np.array([float(estimator.saliency_mean_[k]) for k in chosen])

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 __all__ = [
     "StopForward",
     "Tap",
+    "TapTypeError",
     "capture",
     "check_hookable",
+    "choices_of",
     "find_layer",
     "replace",
     "watch",
@@ -33,6 +35,10 @@ class StopForward(BaseException):
 
     Not an ``Exception``: networks that catch those must not catch this.
     """
+
+
+class TapTypeError(TypeError):
+    """What a layer returned or was given holds no tensor to tap."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +74,9 @@ class Tap:
                     f"select at None, got {self.select!r}."
                 )
             return value
-        choices = _choices(value)
+        choices = choices_of(value)
         if choices is None:
-            raise TypeError(
+            raise TapTypeError(
                 f"The {self.where} of layer {self.name!r} is of type "
                 f"{type(value).__name__}; expected a tensor, or a tuple, list or dict "
                 "of tensors. Choose another layer."
@@ -87,7 +93,7 @@ class Tap:
             )
         picked = value[self.select]
         if not isinstance(picked, Tensor):
-            raise TypeError(
+            raise TapTypeError(
                 f"select={self.select!r} of layer {self.name!r} is of type "
                 f"{type(picked).__name__}, expected a tensor."
             )
@@ -108,7 +114,7 @@ class Tap:
         return type(value)(items)
 
 
-def _choices(value: Any) -> list | None:
+def choices_of(value: Any) -> list | None:
     """Values that ``select`` can take."""
     if isinstance(value, dict):
         return list(value)

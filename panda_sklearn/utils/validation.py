@@ -27,6 +27,7 @@ __all__ = [
     "Interval",
     "Options",
     "StrOptions",
+    "check_device",
     "check_feature_names_in",
     "check_finite",
     "check_index",
@@ -172,6 +173,18 @@ def check_values(X: Any, name: str) -> ArrayLike:
         )
     check_finite(X, name)
     return X
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """The device, with its index; ValueError if there is none such."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device={str(device)!r} cannot be used here ({reason}). "
+            "Use 'cpu', None, or a device that torch has on this machine."
+        ) from error
 
 
 def check_scale(Z: torch.Tensor) -> None:

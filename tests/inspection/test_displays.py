@@ -115,6 +115,10 @@ def test_what_cannot_be_drawn(pipeline, z):
     panda = pipeline[-1]
     with pytest.raises(ValueError, match=r"\(n_samples, 1 or 3, height, width\)"):
         PartsDisplay.from_estimator(panda, torch.zeros(2, 4, 8, 8))
+    eight_bit = torch.full((2, 3, 8, 8), 200, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"pass value_range=\(0, 255\)"):
+        PartsDisplay.from_estimator(panda, eight_bit)
+    PartsDisplay.from_estimator(panda, eight_bit, value_range=(0, 255))
     one_axis = PartsAppearanceDecomposition(2, 2, max_iter=3, tol=0)
     one_axis.fit(np.random.default_rng(0).random((5, 3, 7)))
     with pytest.raises(ValueError, match="two spatial axes"):
