@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from panda_sklearn.core import hosvd, random_appearances, random_parts
 from panda_sklearn.core.objective import (
-    BATCH_ELEMENTS,
+    batches_of,
     sample_energies,
     total_objective,
 )
@@ -38,7 +38,6 @@ from panda_sklearn.utils.validation import (
     StrOptions,
     check_device,
     check_feature_names_in,
-    check_finite,
     check_index,
     check_is_fitted,
     check_numbers,
@@ -353,14 +352,13 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             ("appearances", self.init[0], self.n_appearances, (C,)),
             ("parts", self.init[1], self.n_parts, layout.spatial),
         ):
-            factor = factor if isinstance(factor, Tensor) else np.array(factor)
+            factor = check_values(factor, f"{name} of init")
             expected = (len(factor) if rank is None else rank, *shape)
             if tuple(factor.shape) != expected:
                 raise ValueError(
                     f"The {name} of init must be of shape {expected}, got "
                     f"{tuple(factor.shape)}."
                 )
-            check_finite(factor, f"{name} of init")
             given.append(as_tensor(factor).flatten(1).T)
         A, P = given
         if self.nonnegative and bool((P < 0).any()):
@@ -645,7 +643,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             refine_parts(
                 batch, A, P, max_iter=max_iter, nonnegative=self.nonnegative
             ).mT
-            for batch in Z.split(max(1, BATCH_ELEMENTS // Z[0].numel()))
+            for batch in batches_of(Z)
         ]
         parts = torch.cat(refined)
         return origin.give(parts.reshape(*parts.shape[:2], *self.map_shape_[1:]))

@@ -199,7 +199,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         tap = self._tap()
         latents = check_numbers(self, X, reset=True, keep_dtype=True)
         probe = latents[:2]
-        with borrowed(self.generator, self._device()), capture(tap) as seen:
+        with self._borrowed(), capture(tap) as seen:
             images = self._run_checked(probe)
         seen.check()
         if seen.tensor.ndim < 2 or len(seen.tensor) != len(probe):
@@ -322,6 +322,10 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             return device_of(self.generator)
         return check_device(self.device)
 
+    def _borrowed(self) -> contextlib.AbstractContextManager:
+        """The network, moved only if ``device`` says so."""
+        return borrowed(self.generator, None if self.device is None else self._device())
+
     def _check_latents(self, X: ArrayLike) -> tuple[ArrayLike, Origin]:
         """Latents of the shape seen by fit, and where they came from."""
         check_is_fitted(self)
@@ -368,7 +372,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
                 bar.update(where.stop - where.start)
 
         with (
-            borrowed(self.generator, self._device()),
+            self._borrowed(),
             tqdm(
                 total=len(latents),
                 desc=f"{type(self).__name__}, {what}",

@@ -111,7 +111,7 @@ def list_layers(
         latents = torch.from_numpy(np.array(latents))
     latents = prepare_latents(generator, latents, device)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(borrowed(generator, device))
+        stack.enter_context(borrowed(generator, None))
         stack.enter_context(fixed_noise(device))
         for name, layer in generator.named_modules():
             if not name or isinstance(layer, torch.jit.ScriptModule):

@@ -436,6 +436,7 @@ def test_sparse_input_is_refused(X):
         ({"init": (np.eye(6), np.ones((2, 5, 4)))}, "(2, 4, 5)"),
         ({"init": (np.eye(6), -np.ones((2, 4, 5)))}, "non-negative"),
         ({"init": (np.eye(6), np.full((2, 4, 5), np.nan))}, "NaN"),
+        ({"init": (1j * np.eye(6), np.ones((2, 4, 5)))}, "omplex"),
         ({"init": (np.eye(6), np.ones((2, 4, 5))), "n_init": 2}, "n_init=1"),
         ({"init": (np.eye(6), np.ones((2, 4, 5))), "n_parts": 3}, "(3, 4, 5)"),
     ],

@@ -257,6 +257,13 @@ def test_networks_in_half_precision(network, z):
     assert extractor.transform(z.numpy()).dtype == np.float32
 
 
+def test_networks_on_two_devices(network, z):
+    network.unused.to("meta")  # a layer that does not run
+    extractor = make_extractor(network).fit(z)
+    torch.testing.assert_close(extractor.transform(z), network.by_hand(z)[0].detach())
+    assert list_layers(network, z)
+
+
 def test_list_layers(network, z):
     network.train()
     layers = {layer.name: layer for layer in list_layers(network, z[:2])}

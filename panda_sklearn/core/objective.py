@@ -58,8 +58,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "BATCH_ELEMENTS",
     "accumulator_dtype",
+    "batches_of",
     "gradient_appearances",
     "gradient_parts",
     "objective",
@@ -71,6 +71,11 @@ __all__ = [
 
 # Numbers of one batch that may be copied into double precision at a time (64 MB).
 BATCH_ELEMENTS = 2**23
+
+
+def batches_of(Z: Tensor) -> tuple[Tensor, ...]:
+    """Views of a few samples each, small enough to be copied."""
+    return Z.split(max(1, BATCH_ELEMENTS // Z[0].numel()))
 
 
 def accumulator_dtype(device: torch.device) -> torch.dtype:
@@ -86,7 +91,7 @@ def sample_energies(Z: Tensor) -> Tensor:
     dtype = accumulator_dtype(Z.device)
     norms = [
         torch.linalg.vector_norm(batch.flatten(1), dim=1, dtype=dtype)
-        for batch in Z.split(max(1, BATCH_ELEMENTS // Z[0].numel()))
+        for batch in batches_of(Z)
     ]
     return torch.cat(norms).square()
 
@@ -131,8 +136,7 @@ def objective(
 
 def total_objective(Z: Tensor, A: Tensor, P: Tensor) -> Tensor:
     """:func:`objective`, batch by batch: no product as long as Z is held whole."""
-    batches = Z.split(max(1, BATCH_ELEMENTS // Z[0].numel()))
-    return torch.stack([objective(batch, A, P) for batch in batches]).sum()
+    return torch.stack([objective(batch, A, P) for batch in batches_of(Z)]).sum()
 
 
 def gradient_parts(

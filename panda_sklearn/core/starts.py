@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from panda_sklearn.core.objective import BATCH_ELEMENTS, accumulator_dtype
+from panda_sklearn.core.objective import accumulator_dtype, batches_of
 
 __all__ = ["channel_scatter", "hosvd", "random_appearances", "random_parts"]
 
@@ -20,9 +20,9 @@ def channel_scatter(Z: Tensor) -> Tensor:
     single precision would lose those below 3e-4 of the largest. Z is never copied
     whole.
     """
-    _, C, S = Z.shape
+    C = Z.shape[1]
     total = torch.zeros(C, C, dtype=accumulator_dtype(Z.device), device=Z.device)
-    for batch in Z.split(max(1, BATCH_ELEMENTS // (C * S))):
+    for batch in batches_of(Z):
         rows = batch.to(total.dtype).transpose(0, 1).reshape(C, -1)  # (C, batch * S)
         total += rows @ rows.T
     return total

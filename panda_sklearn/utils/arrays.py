@@ -14,15 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["ArrayLike", "MapLayout", "Origin", "as_tensor", "is_tensor", "randomness"]
+__all__ = ["ArrayLike", "MapLayout", "Origin", "as_tensor", "randomness"]
 
 #: What users hand in and get back.
 ArrayLike = np.ndarray | Tensor
-
-
-def is_tensor(X: object) -> bool:
-    """Whether X is a torch tensor."""
-    return isinstance(X, Tensor)
 
 
 @dataclass(frozen=True)

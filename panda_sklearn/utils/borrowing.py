@@ -29,19 +29,19 @@ NOISE_SEED = 0
 
 @dataclass
 class _Loan:
-    device: torch.device
+    device: torch.device | None
     modes: list[tuple[nn.Module, bool]]
     home: torch.device | None  # where to bring the network back to
     users: int = 0
 
 
 @contextlib.contextmanager
-def borrowed(model: nn.Module, device: torch.device) -> Iterator[None]:
+def borrowed(model: nn.Module, device: torch.device | None) -> Iterator[None]:
     """Run a network in evaluation mode, on a device, without gradients.
 
-    On exit each submodule's own mode and the network's device are as they were. Any
-    number of threads may borrow a network at a time, on one device; the last to leave
-    restores it.
+    ``device=None`` leaves it on its device, or devices. On exit each submodule's own
+    mode and the network's device are as they were. Any number of threads may borrow a
+    network at a time, with the same ``device``; the last to leave restores it.
     """
     with _loans_lock:
         loan = _loans.get(model)
@@ -49,8 +49,8 @@ def borrowed(model: nn.Module, device: torch.device) -> Iterator[None]:
             loan = _loans[model] = _lend(model, device)
         elif loan.device != device:
             raise RuntimeError(
-                f"The network is in use on {loan.device} by another thread and cannot "
-                f"be used on {device} now. Give both the same device."
+                f"The network is in use with device={loan.device} by another thread, "
+                f"and cannot be used with device={device} now. Give both the same."
             )
         loan.users += 1
     try:
@@ -67,11 +67,11 @@ def borrowed(model: nn.Module, device: torch.device) -> Iterator[None]:
                     model.to(loan.home)
 
 
-def _lend(model: nn.Module, device: torch.device) -> _Loan:
+def _lend(model: nn.Module, device: torch.device | None) -> _Loan:
     """Put the network into evaluation mode on the device, or leave it as it is."""
     homes = {t.device for t in (*model.parameters(), *model.buffers())}
     home = None
-    if homes and homes != {device}:
+    if device is not None and homes and homes != {device}:
         if len(homes) > 1:
             raise ValueError(
                 "The network is spread over several devices "

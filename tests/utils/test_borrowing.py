@@ -34,6 +34,18 @@ def test_everything_is_restored_after_an_exception(network, z, error):
     assert all(torch.equal(v, after[k]) for k, v in state.items())
 
 
+def test_a_network_on_two_devices_is_left_there(network):
+    network.unused.to("meta")  # a layer that does not run
+    with borrowed(network, None):
+        pass
+    with (
+        pytest.raises(ValueError, match=r"several devices \(cpu, meta\)"),
+        borrowed(network, CPU),
+    ):
+        pass
+    assert network.unused.weight.device.type == "meta"
+
+
 def test_overlapping_loans_restore_once_at_the_end(network):
     network.train()
     with borrowed(network, CPU):
@@ -43,7 +55,7 @@ def test_overlapping_loans_restore_once_at_the_end(network):
     assert network.training
     with (
         borrowed(network, CPU),
-        pytest.raises(RuntimeError, match="in use on cpu"),
+        pytest.raises(RuntimeError, match="in use with device=cpu"),
         borrowed(network, torch.device("meta")),
     ):
         pass
