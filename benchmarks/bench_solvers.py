@@ -1,36 +1,388 @@
-"""Time and objective of the solvers on the shipped face generator's 16 x 16 block.
+"""Time, objective and memory of the solvers, against each other and against rivals.
 
-Prints, for each setting, the median over the repeats of its time as a ratio to the
-full-gradient "pgd" fit of the same repeat, and of the objective on the training samples
-and on unseen ones, both as a share of the samples' sum of squares. The last rows are
-Algorithm 1 as the paper runs it: one sample an iteration, at several fixed learning
-rates (in units of 1 / the mean sum of squares of a sample).
+For each case prints, as medians over the repeats: the time as a ratio to that of the
+"spg" fit of the same repeat, and the objective on the training samples and on unseen
+ones as a share of their sum of squares. What is compared:
 
-    python benchmarks/bench_solvers.py --json solvers.json
+spg              the package's own solver, as it comes
+pgd, adam        the other two, with batches of 20 samples
+Algorithm 1      as in the paper: 10,000 steps of one sample each, at the best of six
+                 learning rates, a decade apart. Its objective comes from all steps at
+                 each rate, taken by "pgd", which associates the products better and
+                 makes the same steps; its time from 200 steps in the paper's order
+floor            one channel scatter and one position Gram of the data
+unconstrained    "spg" with nonnegative=False, beside tensorly's partial Tucker
+                 decomposition, whose model is the same
+PCA              of the flattened maps, with as many coefficients a sample, but at most
+                 half as many as there are samples
+
+and, at the end, the time of ``refine`` a sample, as a ratio to 100 literal steps of
+equation (4) on one sample; the peak of memory during a fit; and how the time of an
+iteration grows with the sizes (the exponent, fitted to times at four sizes).
+
+    python -m pip install -e ".[bench]" && python benchmarks/bench_solvers.py
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
+import subprocess
+import sys
 import time
 import warnings
 
+import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
 
 from panda_sklearn import GeneratorFeatureExtractor, PartsAppearanceDecomposition
-from panda_sklearn.datasets import load_face_generator, sample_latents
+from panda_sklearn.datasets import (
+    load_face_generator,
+    make_parts_appearances,
+    sample_latents,
+)
 
-RANKS = {"n_parts": 12, "n_appearances": 48}
-SETTINGS = {
-    "pgd, full gradient": {},
-    "pgd, batches of 20": {"batch_size": 20},
-    "adam, full gradient": {"solver": "adam"},
-    "adam, batches of 20": {"solver": "adam", "batch_size": 20},
-}
-ALGORITHM_1 = {"batch_size": 1, "max_iter": 10_000, "tol": 0}
+RATES = [10.0**k for k in range(-4, 2)]  # in units of 1 / mean sum of squares
+N_STEPS, N_TIMED = 10_000, 200
+N_UNSEEN = 200
+
+
+def face_maps(block, n_samples):
+    """Activations of a block of the shipped generator."""
+    generator = load_face_generator()
+    latents = sample_latents(generator, n_samples, random_state=0)
+    return GeneratorFeatureExtractor(generator, block).fit_transform(latents)
+
+
+def planted_maps(n_channels, side, ranks):
+    """Noisy planted maps of single precision, made in chunks."""
+
+    def make(n_samples):
+        X, *_ = make_parts_appearances(
+            n_samples,
+            ranks[1],
+            ranks[0],
+            n_channels=n_channels,
+            spatial_shape=(side, side),
+            snr_db=10,
+            random_state=0,
+        )
+        return torch.from_numpy(X.astype("float32"))
+
+    return make
+
+
+def cases():
+    """Name -> (function of the number of samples, (R_C, R_S))."""
+    table = {}
+    for block, n_channels in (("block8", 128), ("block16", 96), ("block32", 48)):
+        for ranks in ((n_channels, 8), (16, 12)):
+            table[f"faces {block} {ranks}"] = (
+                lambda n, block=block: face_maps(block, n),
+                ranks,
+            )
+    for n_channels, side, ranks in (
+        (512, 16, (512, 8)),
+        (512, 16, (64, 8)),
+        (64, 32, (64, 16)),
+    ):
+        table[f"planted C={n_channels} S={side**2} {ranks}"] = (
+            planted_maps(n_channels, side, ranks),
+            ranks,
+        )
+    return table
+
+
+def timed(function):
+    """Seconds, and what the function returned."""
+    started = time.perf_counter()
+    result = function()
+    return time.perf_counter() - started, result
+
+
+def fit(X, unseen, ranks, **options):
+    """Time and objectives of a fit of the estimator."""
+    panda = PartsAppearanceDecomposition(ranks[1], ranks[0], **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        seconds, _ = timed(lambda: panda.fit(X))
+    return {
+        "seconds": seconds,
+        "iterations": panda.n_iter_,
+        "training": 1 - panda.score(X),
+        "unseen": 1 - panda.score(unseen),
+    }
+
+
+def algorithm_1(X, unseen, ranks, seed):
+    """Objectives of Algorithm 1 at its best learning rate on the training samples."""
+    unit = float((X**2).sum()) / len(X)
+    found = []
+    for rate in RATES:
+        options = {
+            "solver": "pgd",
+            "batch_size": 1,
+            "max_iter": N_STEPS,
+            "tol": 0,
+            "learning_rate": rate / unit,
+            "random_state": seed,
+        }
+        try:
+            found.append(fit(X, unseen, ranks, **options) | {"rate": rate})
+        except ValueError:  # it diverged
+            continue
+    return min(found, key=lambda row: row["training"])
+
+
+def literal_seconds(X, ranks):
+    """Seconds of all steps of Algorithm 1 in the paper's order of evaluation."""
+    Z = X.flatten(2)
+    _, C, S = Z.shape
+    A = torch.linalg.qr(torch.randn(C, ranks[0]))[0]
+    P = 0.01 * torch.rand(S, ranks[1])
+    rate = 1e-3 / float((Z**2).sum() / len(Z))
+
+    def steps():
+        A_, P_ = A, P
+        for i in range(N_TIMED):
+            z = Z[i % len(Z)]
+            Pb, Ab = P_ @ P_.T, A_ @ A_.T
+            gradient = (
+                Pb @ z.T @ Ab @ Ab @ z @ P_
+                + z.T @ Ab @ Ab @ z @ Pb @ P_
+                - 2 * z.T @ Ab @ z @ P_
+            )
+            P_ = (P_ - rate * 2 * gradient).clamp(min=0)
+            Pb = P_ @ P_.T
+            gradient = (
+                Ab @ z @ Pb @ Pb @ z.T @ A_
+                + z @ Pb @ Pb @ z.T @ Ab @ A_
+                - 2 * z @ Pb @ z.T @ A_
+            )
+            A_ = A_ - rate * 2 * gradient
+
+    return timed(steps)[0] * N_STEPS / N_TIMED
+
+
+def floor_seconds(X):
+    """Seconds of one channel scatter and one position Gram."""
+    Z = X.flatten(2)
+    _, C, S = Z.shape
+    scatter, gram = torch.zeros(C, C), torch.zeros(S, S)
+
+    def products():
+        for batch in Z.split(max(1, 2**21 // (C * S))):
+            rows = batch.transpose(0, 1).reshape(C, -1)
+            scatter.add_(rows @ rows.T)
+            rows = batch.reshape(-1, S)
+            gram.add_(rows.T @ rows)
+
+    return timed(products)[0]
+
+
+def partial_tucker(X, unseen, ranks):
+    """Tensorly's decomposition of the second and third mode."""
+    import tensorly
+    from tensorly.decomposition import partial_tucker as decompose
+
+    tensorly.set_backend("pytorch")
+    Z = X.flatten(2)
+    with torch.no_grad():
+        seconds, ((_, (A, P)), _) = timed(
+            lambda: decompose(Z, rank=list(ranks), modes=[1, 2], tol=1e-6)
+        )
+
+    def error(Z):
+        return float(((Z - A @ (A.T @ Z @ P) @ P.T) ** 2).sum() / (Z**2).sum())
+
+    return {
+        "seconds": seconds,
+        "training": error(Z),
+        "unseen": error(unseen.flatten(2)),
+    }
+
+
+def pca(X, unseen, ranks, seed):
+    """PCA of the flattened maps; its mean counts as part of the reconstruction."""
+    from sklearn.decomposition import PCA
+
+    n_components = min(math.prod(ranks), len(X) // 2)
+    model = PCA(n_components, svd_solver="randomized", random_state=seed)
+    rows, others = X.flatten(1).numpy(), unseen.flatten(1).numpy()
+    seconds, _ = timed(lambda: model.fit(rows))
+
+    def error(rows):
+        rest = rows - model.inverse_transform(model.transform(rows))
+        return float(np.square(rest).sum() / np.square(rows).sum())
+
+    return {"seconds": seconds, "training": error(rows), "unseen": error(others)}
+
+
+def measure(X, unseen, ranks, repeats):
+    """Rows of one case: name -> one record a repeat."""
+    rows = {}
+
+    def add(name, record):
+        rows.setdefault(name, []).append(record)
+
+    for seed in range(repeats):
+        add("spg", fit(X, unseen, ranks, random_state=seed))
+        add("floor", {"seconds": floor_seconds(X)})
+        add("Algorithm 1", {"seconds": literal_seconds(X, ranks)})
+    best = algorithm_1(X, unseen, ranks, seed=0)
+    for record in rows["Algorithm 1"]:
+        record.update({key: best[key] for key in ("training", "unseen", "rate")})
+    return rows
+
+
+def rivals(X, unseen, ranks, repeats):
+    """Rows of what else there is, each repeat beside an "spg" fit of its own."""
+    rows = {}
+
+    def add(name, record):
+        rows.setdefault(name, []).append(record)
+
+    for seed in range(repeats):
+        options = {"random_state": seed}
+        batches = {"batch_size": 20, "tol": 1e-5, **options}
+        add("spg", fit(X, unseen, ranks, **options))
+        add("pgd", fit(X, unseen, ranks, solver="pgd", **batches))
+        add("adam", fit(X, unseen, ranks, solver="adam", **batches))
+        add("spg, unconstrained", fit(X, unseen, ranks, nonnegative=False, **options))
+        add("partial Tucker", partial_tucker(X, unseen, ranks))
+        add("PCA", pca(X, unseen, ranks, seed))
+    return rows
+
+
+def show(name, rows):
+    """Print one case."""
+    base = [row["seconds"] for row in rows["spg"]]
+    print(f"\n{name}: 1.00 is {statistics.median(base):.2f} s", flush=True)
+    print(f"  {'':20}{'time':>9}{'training':>10}{'unseen':>9}{'iterations':>12}")
+    for label, records in rows.items():
+        ratios = [r["seconds"] / b for r, b in zip(records, base, strict=True)]
+        line = f"  {label:20}{statistics.median(ratios):9.2f}"
+        for key in ("training", "unseen"):
+            if key in records[0]:
+                line += f"{statistics.median(r[key] for r in records):10.4f}"[-10:]
+        if "iterations" in records[0]:
+            line += f"{statistics.median(r['iterations'] for r in records):11.0f}"
+        if "rate" in records[0]:
+            line += f"   rate {records[0]['rate']:g}"
+        print(line, flush=True)
+
+
+def refinement(repeats):
+    """Seconds a sample of ``refine``, of literal steps, and errors left by both."""
+    n, c, side, ranks = 256, 512, 32, (512, 16)
+    X = planted_maps(c, side, ranks)(n)
+    panda = PartsAppearanceDecomposition(ranks[1], ranks[0], max_iter=1, tol=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        panda.fit(X)
+    A, P = panda.appearances_.T, panda.parts_.flatten(1).T
+    z = X[0].flatten(1)
+    rate = 0.25 / float((z**2).sum())
+
+    def literal_steps():
+        own, Ab = P, A @ A.T
+        for _ in range(100):
+            Pb = own @ own.T
+            gradient = (
+                Pb @ z.T @ Ab @ Ab @ z @ own
+                + z.T @ Ab @ Ab @ z @ Pb @ own
+                - 2 * z.T @ Ab @ z @ own
+            )
+            own = (own - rate * 2 * gradient).clamp(min=0)
+        return own
+
+    def error(own):
+        return float(((z - A @ (A.T @ z @ own) @ own.T) ** 2).sum() / (z**2).sum())
+
+    rows = []
+    for _ in range(repeats):
+        seconds, refined = timed(lambda: panda.refine(X))
+        literal, own = timed(literal_steps)
+        rows.append(
+            {
+                "seconds": seconds / n,
+                "literal": literal,
+                "ratio": literal * n / seconds,
+                "error of refine": error(refined[0].flatten(1).T),
+                "error of literal steps": error(own),
+                "error before": error(P),
+            }
+        )
+    return rows
+
+
+MEMORY = """
+import sys, torch
+from panda_sklearn import PartsAppearanceDecomposition
+torch.set_num_threads({threads})
+def peak():
+    lines = open("/proc/self/status").read().split("\\n")
+    return {{l.split(":")[0]: l.split()[1] for l in lines if l.startswith("Vm")}}
+X = torch.randn({n}, {c}, {side}, {side})
+warm = PartsAppearanceDecomposition(*{ranks}, max_iter=2, tol=0)
+warm.fit(X[:max(8, {n} // 50)])
+open("/proc/self/clear_refs", "w").write("5")
+before = int(peak()["VmRSS"])
+PartsAppearanceDecomposition(*{ranks}, max_iter=3, tol=0).fit(X)
+print((int(peak()["VmHWM"]) - before) * 1024 / (4 * X.numel()))
+"""
+
+
+def memory(threads):
+    """Peak of a fit beyond the data, as a share of the data, in a fresh process."""
+    shares = {}
+    for n, c, side, ranks in (
+        (1000, 512, 16, (8, 512)),
+        (1000, 512, 16, (8, 64)),
+        (100, 512, 64, (8, 512)),
+        (100, 512, 64, (8, 64)),
+    ):
+        code = MEMORY.format(n=n, c=c, side=side, ranks=ranks, threads=threads)
+        output = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        shares[f"N={n} C={c} S={side**2} R={ranks[::-1]}"] = float(output)
+    return shares
+
+
+def growth(repeats):
+    """Exponents of the time of five iterations in each size."""
+    base = {"N": 400, "C": 64, "side": 16, "R_C": 16, "R_S": 8}
+    exponents = {}
+    for name, sizes in {
+        "N": (200, 400, 800, 1600),
+        "C": (32, 64, 128, 256),
+        "side": (8, 16, 24, 32),
+        "R_C": (8, 16, 32, 64),
+        "R_S": (4, 8, 16, 32),
+    }.items():
+        seconds = []
+        for size in sizes:
+            now = base | {name: size}
+            torch.manual_seed(0)
+            X = torch.randn(now["N"], now["C"], now["side"], now["side"])
+            panda = PartsAppearanceDecomposition(
+                now["R_S"], now["R_C"], max_iter=5, tol=0, random_state=0
+            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                runs = [timed(lambda: panda.fit(X))[0] for _ in range(repeats)]  # noqa: B023
+            seconds.append(statistics.median(runs))
+        slope = np.polyfit(np.log(sizes), np.log(seconds), 1)[0]
+        exponents["S" if name == "side" else name] = float(
+            slope / 2 if name == "side" else slope
+        )
+    return exponents
 
 
 def main():
@@ -39,61 +391,44 @@ def main():
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rates", type=float, nargs="*", default=[0.003, 0.03, 0.3])
+    parser.add_argument("--only", default="", help="part of the names of cases to run")
+    parser.add_argument("--no-rivals", action="store_true")
     parser.add_argument("--json", help="file to write the figures to")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    generator = load_face_generator()
-    latents = sample_latents(generator, args.samples + 200, random_state=0)
-    features = GeneratorFeatureExtractor(generator, "block16").fit_transform(latents)
-    train, unseen = features[: args.samples], features[args.samples :]
+    results = {"arguments": vars(args), "cases": {}, "rivals": {}}
 
-    unit = float((train**2).sum()) / len(train)
-    settings = SETTINGS | {
-        f"Algorithm 1, rate {rate:g}": {**ALGORITHM_1, "learning_rate": rate / unit}
-        for rate in args.rates
-    }
-    rows = {name: [] for name in settings}
-    for repeat in range(args.repeats):
-        for name, options in settings.items():
-            panda = PartsAppearanceDecomposition(
-                **RANKS, **options, random_state=repeat
-            )
-            started = time.perf_counter()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                try:
-                    panda.fit(train)
-                except ValueError:  # a rate that diverges is a result too
-                    rows[name].append({"diverged": True})
-                    continue
-            rows[name].append(
-                {
-                    "seconds": time.perf_counter() - started,
-                    "iterations": panda.n_iter_,
-                    "training": 1 - panda.score(train),
-                    "unseen": 1 - panda.score(unseen),
-                }
-            )
-    base = [row["seconds"] for row in rows["pgd, full gradient"]]
-    print(f"{'':24}{'time':>8}{'iterations':>12}{'training':>10}{'unseen':>8}")
-    for name, repeats in rows.items():
-        if any("diverged" in row for row in repeats):
-            print(f"{name:24}diverged")
+    def keep():
+        if args.json:
+            with open(args.json, "w") as file:
+                json.dump(results, file, indent=1)
+
+    for name, (make, ranks) in cases().items():
+        if args.only not in name:
             continue
-        ratio = statistics.median(
-            row["seconds"] / b for row, b in zip(repeats, base, strict=True)
-        )
-        n_iter, training, unseen_ = (
-            statistics.median(row[key] for row in repeats)
-            for key in ("iterations", "training", "unseen")
-        )
-        print(f"{name:24}{ratio:8.2f}{n_iter:12.0f}{training:10.4f}{unseen_:8.4f}")
-    print(f"time 1.00 is {statistics.median(base):.1f} s on {args.threads} threads")
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump({"arguments": vars(args), "rows": rows}, file, indent=1)
+        X = make(args.samples + N_UNSEEN)
+        X, unseen = X[: args.samples], X[args.samples :]
+        results["cases"][name] = measure(X, unseen, ranks, args.repeats)
+        show(name, results["cases"][name])
+        keep()
+        if not args.no_rivals:
+            results["rivals"][name] = rivals(X, unseen, ranks, args.repeats)
+            show(name, results["rivals"][name])
+            keep()
+    if not args.only:
+        results["refine"] = refinement(args.repeats)
+        ratios = [row["ratio"] for row in results["refine"]]
+        print(f"\nrefine: {statistics.median(ratios):.0f} times less time a sample")
+        results["memory"] = memory(args.threads)
+        results["growth"] = growth(args.repeats)
+        print("\npeak memory beyond the data, as a share of the data:")
+        for name, share in results["memory"].items():
+            print(f"  {name:32}{share:6.2f}")
+        print("\ntime of an iteration grows with the size to the power of:")
+        for name, power in results["growth"].items():
+            print(f"  {name:6}{power:6.2f}")
+        keep()
 
 
 if __name__ == "__main__":

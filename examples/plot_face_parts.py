@@ -15,7 +15,8 @@ the folder ``panda_pictures``.
 # ---------------------
 # The pipeline takes latents. Its first step runs the generator up to the block at
 # 16 x 16 positions and hands on that block's activations; its second learns parts
-# and appearances from them, by equation (3) of the paper.
+# and appearances from them, by equation (3) of the paper, from one start that is grown
+# from the data.
 
 from pathlib import Path
 
@@ -37,7 +38,7 @@ latents = sample_latents(generator, 1000, random_state=0)
 pipeline = make_pipeline(
     GeneratorFeatureExtractor(generator, "block16", verbose=1),
     PartsAppearanceDecomposition(
-        n_parts=12, n_appearances=48, batch_size=20, random_state=0, verbose=1
+        n_parts=12, n_appearances=48, n_init=1, random_state=0, verbose=1
     ),
 )
 pipeline.fit(latents)

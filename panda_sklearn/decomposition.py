@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.metaestimators import available_if
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,7 +25,7 @@ from panda_sklearn.core.objective import (
     sample_energies,
     total_objective,
 )
-from panda_sklearn.solvers import SOLVERS, SolverResult, refine_parts
+from panda_sklearn.solvers import SOLVERS, SolverResult, learn, refine_parts
 from panda_sklearn.utils.arrays import (
     ArrayLike,
     MapLayout,
@@ -53,6 +54,22 @@ from panda_sklearn.utils.validation import (
 
 __all__ = ["PartsAppearanceDecomposition"]
 
+# Ranks R_C and R_S, and A (C, R_C) and P (S, R_S) if they are given.
+Start = tuple[int, int, tuple[Tensor, Tensor] | None]
+
+# How often partial_fit solves for parts and for appearances, at most.
+STEPS_PER_BATCH = 10
+
+
+def _learns_from_streams(panda: PartsAppearanceDecomposition) -> bool:
+    """Whether the solver can; else the estimator has no ``partial_fit``."""
+    if panda.solver != "spg":
+        raise AttributeError(
+            f"partial_fit needs solver='spg', got solver={panda.solver!r}. Fit all "
+            "samples at once instead."
+        )
+    return True
+
 
 class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
     r"""Parts and appearances of feature maps (PandA).
@@ -80,49 +97,59 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         Number of appearances, at most the number of channels. ``None`` means every
         channel.
 
-    solver : {"pgd", "adam"}, default="pgd"
+    solver : {"spg", "pgd", "adam"}, default="spg"
+        - "spg": solves for parts and for appearances by turns on the second moments
+          of the data, by spectral projected gradients and in nearly closed form. No
+          learning rate, few iterations, lower objectives, canonical factors; see
+          :ref:`solvers`.
         - "pgd": block-coordinate projected gradient descent with the gradients (4)
           and (5) in closed form, Algorithm 1 of [1]_.
-        - "adam": Adam through automatic differentiation (section 4.3.3). Its
-          iterations cost more and it may need fewer; worth a try with the full
-          gradient.
+        - "adam": Adam through automatic differentiation (section 4.3.3).
 
     init : {"hosvd", "random"} or pair of arrays, default="hosvd"
         Where to start from.
 
         - "hosvd": appearances are the leading eigenvectors of the channel scatter
-          (section 3.4), parts are drawn from U(0, 0.01).
-        - "random": appearances are random orthonormal vectors, parts as above.
+          (section 3.4), parts are drawn from U(0, 0.01); of the starts of "spg" the
+          first has parts grown around the positions that differ most.
+        - "random": appearances are random orthonormal vectors, for "spg" the same for
+          all starts, and parts are drawn from U(0, 0.01).
         - ``(appearances, parts)`` of shapes (n_appearances, n_channels) and
           (n_parts, \*spatial), as the fitted attributes.
 
-    n_init : int, default=1
-        Number of starts; the fit with the lowest objective is kept.
+    n_init : int or "auto", default="auto"
+        Number of starts. "spg" descends from each with the appearances held, which
+        costs little, and goes on from the best; the others make a whole fit from each
+        and keep the best. "auto" is 10 for "spg" and 1 for the others and for a given
+        start.
 
     max_iter : int, default=1000
         Number of iterations, at most.
 
-    tol : float, default=1e-4
-        The fit ends when the objective, as a fraction of the data's sum of squares
-        and averaged over ten iterations, is less than this below its average over the
-        ten before. With ``batch_size`` the averages are over whole passes. 0 always
-        takes ``max_iter`` iterations.
+    tol : float, default=1e-6
+        The fit ends when the objective, as a fraction of the data's sum of squares,
+        falls by less than this in an iteration. "pgd" and "adam" take the average of
+        ten iterations, with ``batch_size`` of whole passes over the data. 0 goes on
+        for ``max_iter`` iterations, or until nothing lowers the objective.
 
     learning_rate : float, default=None
-        Step size, of the gradients summed over the samples of an iteration. ``None``
-        chooses one that does not depend on the scale of the data: "pgd" adapts it so
-        that each step lowers the objective of the samples that it used, and with
-        ``batch_size`` makes it shorter when whole passes no longer help; "adam" takes
-        0.1 / sqrt(max(n_channels, n_positions)).
+        Step size of "pgd" and "adam", of the gradients summed over the samples of an
+        iteration. ``None`` chooses one that does not depend on the scale of the data:
+        "pgd" adapts it so that each step lowers the objective of the samples that it
+        used, and with ``batch_size`` makes it shorter when whole passes no longer
+        help; "adam" takes 0.1 / sqrt(max(n_channels, n_positions)). "spg" has none to
+        choose.
 
     batch_size : int, default=None
-        Number of samples that an iteration uses. ``None`` means all of them; with a
-        number, each pass goes through the samples in a random order. Small batches
-        take more and much cheaper iterations.
+        For "pgd" and "adam" the number of samples that an iteration uses. ``None``
+        means all of them; with a number, each pass goes through the samples in a
+        random order, in more and much cheaper iterations. For "spg", which always uses
+        all samples, the number whose products are in memory at a time; it changes
+        nothing else, and ``None`` takes few beside the size of the data.
 
     nonnegative : bool, default=True
         Whether parts are constrained to be non-negative. ``False`` is the ablation of
-        section 4.3.1.
+        section 4.3.1; "spg" then solves for the parts without a start.
 
     map_shape : tuple of int, default=None
         Shape (n_channels, \*spatial) of one sample, for a 2-D ``X`` whose rows are
@@ -153,12 +180,14 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         The appearances, the columns of A.
 
     n_iter_ : int
-        Number of iterations taken.
+        Number of iterations taken; of batches seen by ``partial_fit``.
 
     objective_history_ : ndarray of shape (n_iter,)
-        Mean over samples of the objective (3) after each iteration. With
-        ``batch_size``: over the samples of the iteration, before its step, but for
-        the last value, which is over all samples at the end.
+        Mean over samples of the objective (3) after each iteration. "spg" never raises
+        it. Where "pgd" and "adam" draw batches: over the samples of the iteration,
+        before its step, but for the last value, which is over all samples at the end.
+        After ``partial_fit``: over all samples so far, with the second moments of
+        earlier batches as they were when these came.
 
     reconstruction_err_ : float
         Mean over samples of the objective (3) at the fitted factors, the last value
@@ -167,6 +196,9 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
     saliency_mean_ : array of shape (n_appearances,)
         Mean of each appearance's saliency over training samples and positions,
         :math:`\mu_k` of section 4.1.2.
+
+    n_samples_seen_ : int
+        Number of samples that ``partial_fit`` has learnt from; only after it.
 
     map_shape_ : tuple of int
         Shape (n_channels, \*spatial) of one sample.
@@ -190,9 +222,14 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
     that it was given, tensors on the same device; so do the array attributes with
     what ``fit`` was given.
 
-    Factors are determined only up to exchange of scale between A and P and rotation of
-    the appearances, and the objective has local minima: fits from different starts
-    can differ.
+    The objective does not change under A -> cAR, P -> P / c with R orthogonal, nor with
+    the order of the parts. "spg" returns the canonical pair of these: A as near to
+    orthonormal columns as a factor can bring it; coefficients of different appearances
+    uncorrelated over samples and parts, and appearances by their falling energy, zero
+    beyond the rank of the data; parts by the energy that each contributes, falling;
+    the entry of largest magnitude of each appearance positive. "pgd" and "adam" leave
+    scale and rotation as they end up. The objective has local minima: fits from
+    different starts can differ.
 
     References
     ----------
@@ -226,7 +263,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         "n_appearances": [Interval(Integral, 1, None, closed="left"), None],
         "solver": [StrOptions(set(SOLVERS))],
         "init": [StrOptions({"hosvd", "random"}), tuple, list],
-        "n_init": [Interval(Integral, 1, None, closed="left")],
+        "n_init": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither"), None],
@@ -244,11 +281,11 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         n_parts=None,
         n_appearances=None,
         *,
-        solver="pgd",
+        solver="spg",
         init="hosvd",
-        n_init=1,
+        n_init="auto",
         max_iter=1000,
-        tol=1e-4,
+        tol=1e-6,
         learning_rate=None,
         batch_size=None,
         nonnegative=True,
@@ -305,19 +342,16 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         ConvergenceWarning
             If ``max_iter`` iterations did not meet ``tol``.
         """
-        X = check_numbers(self, X, reset=True)
-        layout = find_layout(
-            X, map_shape=self.map_shape, channel_axis=self.channel_axis
-        )
-        start = self._check_start(layout)
-        if self.device is not None:
-            check_device(self.device)
-        origin = Origin.of(X)
-        Z = layout.to_maps(as_tensor(X, self.device))
+        Z, layout, origin, start = self._check_fit(X)
         with torch.inference_mode(False), torch.no_grad():
             check_scale(Z)
             result = self._best_fit(Z, *start)
-            self._store(result, Z, layout, origin)
+            self._store(result.A, result.P, Z.mean(dim=(0, 2)), layout, origin)
+        for name in ("n_samples_seen_", "_past", "_channel_mean"):
+            self.__dict__.pop(name, None)
+        self.n_iter_ = result.n_iter
+        self.objective_history_ = np.array(result.objective_history)
+        self.reconstruction_err_ = result.objective_history[-1]
         if not result.converged and self.tol > 0:
             warnings.warn(
                 f"The {self.solver!r} solver stopped since {result.reason}, before "
@@ -328,9 +362,102 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             )
         return self
 
-    def _check_start(
-        self, layout: MapLayout
-    ) -> tuple[int, int, tuple[Tensor, Tensor] | None]:
+    @available_if(_learns_from_streams)
+    @fit_method
+    def partial_fit(self, X, y=None):
+        r"""Learn from one more batch of samples, in memory that does not grow.
+
+        The first batch is fitted as by ``fit``, so it should have enough samples to
+        tell the parts apart. Of earlier batches their second moments are kept, of
+        2 (n_channels^2 + n_positions^2) numbers, as they were at the factors of their
+        time. There is no such method with other solvers than "spg". After ``fit``, a
+        new stream begins at the fitted factors, in which the samples of ``fit`` do not
+        count.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_channels, \*spatial)
+            A batch of activations, laid out as for ``fit``.
+
+        y : Ignored
+            Not used, present for API consistency by convention.
+
+        Returns
+        -------
+        self : PartsAppearanceDecomposition
+            The estimator, with what it learnt so far.
+
+        Raises
+        ------
+        ValueError
+            As ``fit``, or if ``X`` is laid out differently from earlier batches.
+        """
+        first = not hasattr(self, "parts_")
+        Z, layout, origin, start = self._check_fit(X, reset=first)
+        past = getattr(self, "_past", None)
+        with torch.inference_mode(False), torch.no_grad():
+            check_scale(Z)
+            if first:
+                result = self._best_fit(Z, *start)
+                A, P = result.A, result.P
+            else:
+                A, P = self._factors(Z)
+            A, P, past, objective = learn(
+                Z,
+                A,
+                P,
+                past.to(Z.device) if past is not None else None,
+                max_iter=STEPS_PER_BATCH,
+                tol=self.tol,
+                nonnegative=self.nonnegative,
+                batch_size=self._batch_size,
+                generator=randomness(check_random_state(self.random_state)),
+            )
+            seen = past.n_samples - len(Z)
+            mean = Z.mean(dim=(0, 2))
+            if seen:
+                earlier = self._channel_mean.to(Z)
+                mean = earlier + (mean - earlier) * (len(Z) / past.n_samples)
+            self._store(A.to(Z), P.to(Z), mean, layout, origin)
+        history = self.objective_history_ if seen else []
+        home = X.device if isinstance(X, Tensor) else torch.device("cpu")
+        self._past, self._channel_mean = past.to(home), mean.to(home)
+        self.n_samples_seen_ = past.n_samples
+        self.objective_history_ = np.append(history, objective)
+        self.n_iter_ = len(self.objective_history_)
+        self.reconstruction_err_ = objective
+        return self
+
+    def _check_fit(
+        self, X: ArrayLike, *, reset: bool = True
+    ) -> tuple[Tensor, MapLayout, Origin, Start]:
+        """Checked activations as (N, C, S), their layout and kind, and the start."""
+        X = check_numbers(self, X, reset=reset)
+        if reset:
+            layout = find_layout(
+                X, map_shape=self.map_shape, channel_axis=self.channel_axis
+            )
+        else:
+            layout = self._layout
+            check_same_layout(self, X, layout)
+        start = self._check_start(layout)
+        if not reset and start[:2] != (len(self.appearances_), len(self.parts_)):
+            raise ValueError(
+                f"The parameters ask for {start[0]} appearances and {start[1]} parts, "
+                f"but partial_fit goes on from {len(self.appearances_)} and "
+                f"{len(self.parts_)}. Set them back, or call fit."
+            )
+        if self.solver == "spg" and self.learning_rate is not None:
+            raise ValueError(
+                f"solver='spg' has no learning rate, got learning_rate="
+                f"{self.learning_rate!r}. Leave it at None, or choose the solver 'pgd' "
+                "or 'adam'."
+            )
+        if self.device is not None:
+            check_device(self.device)
+        return layout.to_maps(as_tensor(X, self.device)), layout, Origin.of(X), start
+
+    def _check_start(self, layout: MapLayout) -> Start:
         """Ranks, and the start if one is given: A (C, R_C) and P (S, R_S)."""
         C, S = layout.n_channels, layout.n_positions
         if isinstance(self.init, str):
@@ -342,10 +469,10 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
                 "init must be 'hosvd', 'random' or a pair (appearances, parts), got "
                 f"{len(self.init)} items."
             )
-        if self.n_init != 1:
+        if self.n_init not in (1, "auto"):
             raise ValueError(
-                f"init gives one start, but n_init={self.n_init}. Set n_init=1, or "
-                "init='hosvd' for several starts."
+                f"init gives one start, but n_init={self.n_init}. Set n_init=1 or "
+                "'auto', or init='hosvd' for several starts."
             )
         given = []
         for name, factor, rank, shape in (
@@ -373,46 +500,37 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
     def _best_fit(
         self, Z: Tensor, R_C: int, R_S: int, start: tuple[Tensor, Tensor] | None
     ) -> SolverResult:
-        """The best result of ``n_init`` starts."""
+        """The best result of all starts."""
         generator = randomness(check_random_state(self.random_state))
         _, C, S = Z.shape
-        leading = hosvd(Z, R_C) if self.init == "hosvd" else None
-        best: SolverResult | None = None
-        for n_start in range(self.n_init):
+        several = self.solver == "spg"  # whether the solver chooses among starts itself
+        n_init = self.n_init
+        if n_init == "auto":
+            n_init = 10 if several and start is None else 1
+        leading = None
+        if self.init == "hosvd":
+            # With all appearances, their space has no start to choose.
+            leading = torch.eye(C) if several and R_C == C else hosvd(Z, R_C)
+
+        def draw() -> tuple[Tensor, Tensor]:
             if start is not None:
-                A, P = start
-            else:
-                P = random_parts(S, R_S, generator)
-                A = (
-                    random_appearances(C, R_C, generator)
-                    if leading is None
-                    else leading
-                )
-            label = type(self).__name__
-            if self.n_init > 1:
-                label += f", start {n_start + 1} of {self.n_init}"
-            with tqdm(
-                total=self.max_iter, desc=label, disable=not self.verbose, mininterval=1
-            ) as bar:
+                return start
+            P = random_parts(S, R_S, generator)
+            return leading if leading is not None else (
+                random_appearances(C, R_C, generator)
+            ), P
 
-                def show(n_iter, objective, bar=bar):
-                    bar.set_postfix(objective=f"{objective:.5g}", refresh=False)
-                    bar.update()
-
-                result = SOLVERS[self.solver](
-                    Z,
-                    A.to(Z),
-                    P.to(Z),
-                    learning_rate=self.learning_rate,
-                    max_iter=self.max_iter,
-                    tol=self.tol,
-                    batch_size=self.batch_size,
-                    nonnegative=self.nonnegative,
-                    generator=generator,
-                    callback=show,
-                )
-                bar.total = bar.n  # done, whatever max_iter was
-            if self.batch_size is not None:  # a batch's own objective is no measure
+        if several and start is None:
+            drawn = [draw() for _ in range(n_init)]
+            grow = leading is not None
+            parts = torch.stack([P for _, P in drawn])[int(grow) :]
+            return self._run(Z, drawn[0][0], parts, generator, "", grow=grow)
+        best: SolverResult | None = None
+        for n_start in range(n_init):
+            note = f", start {n_start + 1} of {n_init}" if n_init > 1 else ""
+            result = self._run(Z, *draw(), generator, note)
+            if self.batch_size is not None and not several:
+                # A batch's own objective is no measure.
                 whole = float(total_objective(Z, result.A, result.P)) / len(Z)
                 result.objective_history[-1] = max(whole, 0.0)
             if (
@@ -423,11 +541,52 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         assert best is not None  # n_init is at least 1
         return best
 
+    def _run(
+        self,
+        Z: Tensor,
+        A: Tensor,
+        P: Tensor,
+        generator: torch.Generator,
+        note: str,
+        **options: bool,
+    ) -> SolverResult:
+        """The solver's result, with a progress bar."""
+        with tqdm(
+            total=self.max_iter,
+            desc=type(self).__name__ + note,
+            disable=not self.verbose,
+            mininterval=1,
+        ) as bar:
+
+            def show(n_iter, objective):
+                bar.set_postfix(objective=f"{objective:.5g}", refresh=False)
+                bar.update()
+
+            result = SOLVERS[self.solver](
+                Z,
+                A.to(Z),
+                P.to(Z),
+                learning_rate=self.learning_rate,
+                max_iter=self.max_iter,
+                tol=self.tol,
+                batch_size=self._batch_size,
+                nonnegative=self.nonnegative,
+                generator=generator,
+                callback=show,
+                **options,
+            )
+            bar.total = bar.n  # done, whatever max_iter was
+        return result
+
     def _store(
-        self, result: SolverResult, Z: Tensor, layout: MapLayout, origin: Origin
+        self,
+        A: Tensor,
+        P: Tensor,
+        channel_mean: Tensor,
+        layout: MapLayout,
+        origin: Origin,
     ) -> None:
-        """Set the fitted attributes."""
-        A, P = result.A, result.P
+        """Set the attributes that hold the factors."""
         if len(layout.sample_shape) > 1:
             self.n_features_in_ = layout.n_channels
             self.__dict__.pop("feature_names_in_", None)
@@ -435,10 +594,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         self._flattened = layout.flattened
         self.appearances_ = origin.give(A.T.contiguous())
         self.parts_ = origin.give(P.T.reshape(-1, *layout.spatial).contiguous())
-        self.saliency_mean_ = origin.give(A.T @ Z.mean(dim=(0, 2)))
-        self.n_iter_ = result.n_iter
-        self.objective_history_ = np.array(result.objective_history)
-        self.reconstruction_err_ = result.objective_history[-1]
+        self.saliency_mean_ = origin.give(A.T @ channel_mean)
 
     # Encoding
 
@@ -620,7 +776,8 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         r"""Refine the parts to each sample (section 3.5).
 
         Descends equation (6) from ``parts_`` with the appearances held, for each
-        sample on its own; no sample's objective ends higher than it began.
+        sample on its own until it has converged; no sample's objective ends higher
+        than it began.
 
         Parameters
         ----------
@@ -628,7 +785,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             Activations, laid out as for ``fit``.
 
         max_iter : int, default=100
-            Number of projected gradient steps.
+            Number of projected gradient steps, at most.
 
         Returns
         -------
@@ -649,6 +806,11 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         return origin.give(parts.reshape(*parts.shape[:2], *self.map_shape_[1:]))
 
     # Helpers
+
+    @property
+    def _batch_size(self) -> int | None:
+        """The parameter as torch wants it, who takes no integers of numpy."""
+        return None if self.batch_size is None else int(self.batch_size)
 
     @property
     def _layout(self) -> MapLayout:

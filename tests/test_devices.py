@@ -71,7 +71,8 @@ def test_the_emulation_catches_mistakes():
     [
         {},
         {"solver": "adam"},
-        {"batch_size": 6},
+        {"solver": "pgd"},
+        {"solver": "pgd", "batch_size": 6},
         {"init": "random", "n_init": 2},
         {"nonnegative": False},
     ],
@@ -110,9 +111,22 @@ def test_decomposition(cuda, options):
     np.testing.assert_allclose(frame, numbers["transform"], atol=1e-8)
 
 
+def test_learning_from_a_stream(cuda):
+    halves = X[:15], X[15:]
+    panda = PartsAppearanceDecomposition(3, 4, random_state=0)
+    for half in halves:
+        panda.partial_fit(half)
+    expected = panda.parts_
+    panda = PartsAppearanceDecomposition(3, 4, random_state=0)
+    for half in halves:
+        panda.partial_fit(torch.from_numpy(half).to(cuda))
+    assert panda.parts_.device == cuda
+    np.testing.assert_allclose(panda.parts_.cpu().numpy(), expected, atol=1e-8)
+
+
 def test_device_parameter_moves_numpy_work(cuda, monkeypatch):
     seen = set()
-    for name in ("pgd",):
+    for name in ("pgd", "spg"):
         from panda_sklearn import decomposition
 
         solver = decomposition.SOLVERS[name]
@@ -124,6 +138,8 @@ def test_device_parameter_moves_numpy_work(cuda, monkeypatch):
         monkeypatch.setitem(decomposition.SOLVERS, name, watched)
     panda = PartsAppearanceDecomposition(3, 4, max_iter=5, tol=0, device="cuda").fit(X)
     assert seen == {cuda}
+    panda.partial_fit(X)
+    assert isinstance(panda.parts_, np.ndarray)
     assert isinstance(panda.parts_, np.ndarray)
     assert isinstance(panda.transform(X), np.ndarray)
 

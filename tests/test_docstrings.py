@@ -37,8 +37,8 @@ def public_objects():
                 continue
             yield f"{module.__name__}.{name}"
             if inspect.isclass(thing):
-                for method, function in vars(thing).items():
-                    if not method.startswith("_") and callable(function):
+                for method in vars(thing):
+                    if not method.startswith("_") and callable(getattr(thing, method)):
                         yield f"{module.__name__}.{name}.{method}"
 
 

@@ -93,7 +93,7 @@ def test_an_edit_is_local(z):
     part = torch.zeros(2, 4, 4)
     part[0, 0, 0] = part[1, 3, 3] = 1.0
     panda = PartsAppearanceDecomposition(
-        init=(torch.eye(5), part), max_iter=1, learning_rate=1e-30, tol=0
+        init=(torch.eye(5), part), solver="pgd", max_iter=1, learning_rate=1e-30, tol=0
     ).fit(extractor.transform(z))
     change = LocalEditor(extractor, panda).edit(z, Edit(0, 0, 5.0))
     change = (change - extractor.generate(z)).abs().amax(dim=(0, 1))
@@ -150,7 +150,7 @@ def test_things_that_are_no_edits(editor, z):
 def test_a_constant_part_is_an_error(pipeline, z):
     start = torch.eye(5), torch.ones(1, 4, 4)
     panda = PartsAppearanceDecomposition(
-        init=start, max_iter=1, learning_rate=1e-30, tol=0
+        init=start, solver="pgd", max_iter=1, learning_rate=1e-30, tol=0
     ).fit(pipeline[0].transform(z))
     with pytest.raises(ValueError, match="Part 0 is constant"):
         LocalEditor(pipeline[0], panda).edit(z, Edit(0, 0, 1.0))

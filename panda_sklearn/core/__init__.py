@@ -4,22 +4,36 @@ Floor 0 of the package: depends on torch alone and knows nothing of numpy,
 scikit-learn, estimators or networks.
 """
 
+from panda_sklearn.core.canonical import canonical
+from panda_sklearn.core.moments import (
+    FactoredMoments,
+    Moments,
+    appearance_moments,
+    part_moments,
+)
 from panda_sklearn.core.objective import (
     gradient_appearances,
     gradient_parts,
     objective,
-    sample_gradients_parts,
-    sample_objectives,
 )
-from panda_sklearn.core.starts import hosvd, random_appearances, random_parts
+from panda_sklearn.core.starts import (
+    grown_parts,
+    hosvd,
+    random_appearances,
+    random_parts,
+)
 
 __all__ = [
+    "FactoredMoments",
+    "Moments",
+    "appearance_moments",
+    "canonical",
     "gradient_appearances",
     "gradient_parts",
+    "grown_parts",
     "hosvd",
     "objective",
+    "part_moments",
     "random_appearances",
     "random_parts",
-    "sample_gradients_parts",
-    "sample_objectives",
 ]

@@ -1,7 +1,7 @@
 r"""The objective of PandA and its gradients.
 
 Oldfield et al., *PandA: Unsupervised Learning of Parts and Appearances in the
-Feature Maps of GANs* (ICLR 2023), equations (3) to (6). Floor 0: torch only.
+Feature Maps of GANs* (ICLR 2023), equations (3) to (5). Floor 0: torch only.
 
 Notation
 --------
@@ -47,9 +47,9 @@ projector   w + C S R_S + 2 C^2 R_S +          w + 2 C^2 R_S + C R_S^2
             2 C R_S^2
 =========== ================================== ===================================
 
-A test counts them: not more than twice what the dearest term of (3), (4) or (5) takes
-on its own in its best order; three times for R_C = C with only a few positions or with
-R_S = S.
+and to these each sample's share of the products that involve none, such as A'A. A test
+counts all: not more than twice what the dearest term of (3), (4) or (5) takes on its
+own in its best order; three times for R_C = C with only a few positions or R_S = S.
 """
 
 from __future__ import annotations
@@ -64,18 +64,21 @@ __all__ = [
     "gradient_parts",
     "objective",
     "sample_energies",
-    "sample_gradients_parts",
-    "sample_objectives",
+    "sum_over_rows",
     "total_objective",
 ]
 
-# Numbers of one batch that may be copied into double precision at a time (64 MB).
-BATCH_ELEMENTS = 2**23
+# Numbers of one batch that may be copied into double precision at a time (16 MB).
+BATCH_ELEMENTS = 2**21
 
 
-def batches_of(Z: Tensor) -> tuple[Tensor, ...]:
-    """Views of a few samples each, small enough to be copied."""
-    return Z.split(max(1, BATCH_ELEMENTS // Z[0].numel()))
+def batches_of(Z: Tensor, per_sample: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Views of a few samples each, small enough to be copied.
+
+    Of Z, or of another tensor with something for each of its samples.
+    """
+    size = max(1, BATCH_ELEMENTS // Z[0].numel())
+    return (Z if per_sample is None else per_sample).split(size)
 
 
 def accumulator_dtype(device: torch.device) -> torch.dtype:
@@ -88,12 +91,12 @@ def sample_energies(Z: Tensor) -> Tensor:
 
     Taken batch by batch, so that Z is never copied whole.
     """
-    dtype = accumulator_dtype(Z.device)
-    norms = [
-        torch.linalg.vector_norm(batch.flatten(1), dim=1, dtype=dtype)
-        for batch in batches_of(Z)
-    ]
-    return torch.cat(norms).square()
+    # One tensor for all: small ones that outlive a batch would keep its memory from
+    # being used for the next.
+    norms = torch.empty(len(Z), dtype=accumulator_dtype(Z.device), device=Z.device)
+    for batch, part in zip(batches_of(Z), batches_of(Z, norms), strict=True):
+        part[:] = torch.linalg.vector_norm(batch.flatten(1), dim=1, dtype=norms.dtype)
+    return norms.square_()
 
 
 def objective(
@@ -157,10 +160,11 @@ def gradient_parts(
     S, R_S = P.shape
     w = C * S * R_S if W is None else 0
     ranks = R_C * R_S * (R_C + 2 * R_S)
+    gram, projector = (C * R_C * n // len(Z) for n in (R_C, C))
     way = _cheapest(
-        positions=w + C * S * R_S + 2 * C * R_C * R_S + ranks,
-        channels=C * S * R_C + 2 * S * R_C * R_S + ranks,
-        projector=w + C * S * R_S + 2 * C * R_S * (C + R_S),
+        positions=w + C * S * R_S + 2 * C * R_C * R_S + ranks + gram,
+        channels=C * S * R_C + 2 * S * R_C * R_S + ranks + gram,
+        projector=w + C * S * R_S + 2 * C * R_S * (C + R_S) + projector,
     )
     H = P.T @ P
     if way == "channels":
@@ -168,7 +172,7 @@ def gradient_parts(
         L = Y @ P
         GL = torch.einsum("rq,nqk->nrk", A.T @ A, L)
         cubic = torch.einsum("nrk,nrl->kl", L, GL)
-        return 2 * (P @ cubic + _sum_over_rows(Y, GL @ H - 2 * L))
+        return 2 * (P @ cubic + sum_over_rows(Y, GL @ H - 2 * L))
 
     W = Z @ P if W is None else W
     if way == "positions":
@@ -177,11 +181,11 @@ def gradient_parts(
         cubic = torch.einsum("nrk,nrl->kl", L, GL)
         AX = torch.einsum("cr,nrk->nck", A, GL @ H - 2 * L)
     else:
-        projector = A @ A.T
-        B = torch.einsum("cd,ndk->nck", projector, W)
+        AAt = A @ A.T
+        B = torch.einsum("cd,ndk->nck", AAt, W)
         cubic = torch.einsum("nck,ncl->kl", B, B)
-        AX = torch.einsum("cd,ndk->nck", projector, B @ H) - 2 * B
-    return 2 * (P @ cubic + _sum_over_rows(Z, AX))
+        AX = torch.einsum("cd,ndk->nck", AAt, B @ H) - 2 * B
+    return 2 * (P @ cubic + sum_over_rows(Z, AX))
 
 
 def gradient_appearances(
@@ -202,10 +206,13 @@ def gradient_appearances(
     S, R_S = P.shape
     w = C * S * R_S if W is None else 0
     ranks = R_C * R_S * (2 * R_C + R_S)
+    # Products without samples in them count by their share.
+    last = C * R_C * R_C // len(Z)
+    metrics = 2 * C * R_C * (C + R_C) // len(Z)
     way = _cheapest(
-        positions=w + 2 * C * R_C * R_S + ranks,
-        channels=2 * C * S * R_C + 2 * S * R_C * R_S + ranks,
-        projector=w + C * R_S * (2 * C + R_S),
+        positions=w + 2 * C * R_C * R_S + ranks + last,
+        channels=2 * C * S * R_C + 2 * S * R_C * R_S + ranks + last,
+        projector=w + C * R_S * (2 * C + R_S) + metrics,
     )
     G, H = A.T @ A, P.T @ P
     if way == "channels":
@@ -230,56 +237,7 @@ def gradient_appearances(
     return 2 * (A @ (A.T @ KA) + KA @ G - 2 * M @ A)
 
 
-def sample_objectives(Y: Tensor, G: Tensor, P: Tensor, energies: Tensor) -> Tensor:
-    """Squared reconstruction error of each sample with parts of its own, (6).
-
-    A is held in (6), so that the data enter through Y = A'Z alone.
-
-    Parameters
-    ----------
-    Y : Tensor of shape (N, R_C, S)
-        A' Z_i.
-
-    G : Tensor of shape (R_C, R_C)
-        A' A.
-
-    P : Tensor of shape (N, S, R_S)
-        Parts of each sample.
-
-    energies : Tensor of shape (N,)
-        ||Z_i||^2.
-
-    Returns
-    -------
-    f : Tensor of shape (N,)
-        In the type of ``energies``.
-    """
-    L = Y @ P
-    X = G @ L @ (P.mT @ P) - 2 * L
-    return energies + (L * X).sum(dim=(1, 2), dtype=energies.dtype)
-
-
-def sample_gradients_parts(Y: Tensor, G: Tensor, P: Tensor) -> Tensor:
-    """Gradient of each sample's objective (6) with respect to its own parts.
-
-    Equation (4) with a sum of one term. Takes 2 R_C S R_S multiplications a sample,
-    without the terms that involve ranks alone.
-
-    Parameters
-    ----------
-    Y, G, P
-        As in :func:`sample_objectives`.
-
-    Returns
-    -------
-    gradient : Tensor of shape (N, S, R_S)
-    """
-    L = Y @ P
-    GL = G @ L
-    return 2 * (P @ (L.mT @ GL) + Y.mT @ (GL @ (P.mT @ P) - 2 * L))
-
-
-def _sum_over_rows(M: Tensor, X: Tensor) -> Tensor:
+def sum_over_rows(M: Tensor, X: Tensor) -> Tensor:
     """sum_i M_i' X_i for M (N, a, b) and X (N, a, c), without a copy of M."""
     return M.flatten(0, 1).T @ X.flatten(0, 1)
 

@@ -8,24 +8,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from panda_sklearn.core.canonical import signed
+from panda_sklearn.core.moments import add_gram, mirror
 from panda_sklearn.core.objective import accumulator_dtype, batches_of
 
-__all__ = ["channel_scatter", "hosvd", "random_appearances", "random_parts"]
+__all__ = [
+    "channel_scatter",
+    "grown_parts",
+    "hosvd",
+    "random_appearances",
+    "random_parts",
+    "revived",
+]
 
 
 def channel_scatter(Z: Tensor) -> Tensor:
     """Uncentred channel scatter sum_i Z_i Z_i', of shape (C, C).
 
-    Accumulated in double precision batch by batch: squaring the singular values in
-    single precision would lose those below 3e-4 of the largest. Z is never copied
-    whole.
+    Products of a few samples each, in the data's precision, are accumulated in double
+    precision: eigenvalues below 1e-7 of the largest are lost in single precision. Z is
+    never copied whole.
     """
     C = Z.shape[1]
     total = torch.zeros(C, C, dtype=accumulator_dtype(Z.device), device=Z.device)
     for batch in batches_of(Z):
-        rows = batch.to(total.dtype).transpose(0, 1).reshape(C, -1)  # (C, batch * S)
-        total += rows @ rows.T
-    return total
+        add_gram(total, batch.transpose(0, 1).reshape(C, -1).T)
+    return mirror(total)
 
 
 def hosvd(Z: Tensor, n_appearances: int) -> Tensor:
@@ -41,8 +49,7 @@ def hosvd(Z: Tensor, n_appearances: int) -> Tensor:
     """
     vectors = torch.linalg.eigh(channel_scatter(Z)).eigenvectors  # rising eigenvalues
     A = vectors.flip(1)[:, :n_appearances]
-    peaks = A.gather(0, A.abs().argmax(dim=0, keepdim=True))  # (1, n_appearances)
-    return torch.where(peaks < 0, -A, A).to(Z.dtype).contiguous()
+    return signed(A).to(Z.dtype).contiguous()
 
 
 def random_appearances(
@@ -71,3 +78,65 @@ def random_parts(n_positions: int, n_parts: int, generator: torch.Generator) -> 
     """
     draw = torch.rand(n_positions, n_parts, dtype=torch.float64, generator=generator)
     return 0.01 * draw
+
+
+def revived(P: Tensor, generator: torch.Generator) -> Tensor:
+    """P with parts that are zero drawn anew: no descent leads away from zero."""
+    drawn = random_parts(P.shape[0], P.shape[1], generator).to(P)
+    return torch.where(P.any(dim=0), P, drawn)
+
+
+def grown_parts(
+    gram: Tensor, n_parts: int, generator: torch.Generator, eps: float
+) -> Tensor:
+    """Parts grown around positions that differ most from each other.
+
+    Anchors are the pivots of the pivoted Cholesky factorisation of ``gram``: the
+    position of the most energy, then again and again the one of which the positions
+    before explain least. Each position belongs to the anchor to which its cosine is
+    largest, with the weight sqrt(energy) x cosine. On data in which each part has
+    positions of its own, these are the parts.
+
+    Parameters
+    ----------
+    gram : Tensor of shape (S, S)
+        sum_i Z_i' A A' Z_i.
+
+    n_parts : int
+
+    generator : torch.Generator
+        Draws, as in :func:`random_parts`, the parts for which no anchor is left
+        because the rank of ``gram`` is smaller.
+
+    eps : float
+        Relative rounding error of ``gram``.
+
+    Returns
+    -------
+    P : Tensor of shape (S, n_parts), in the type of ``gram``
+        Columns of unit norm.
+    """
+    S = len(gram)
+    energies = gram.diagonal().clamp(min=0)
+    residual = energies.clone()
+    columns = torch.zeros(S, 0, dtype=gram.dtype, device=gram.device)
+    anchors: list[int] = []
+    for _ in range(n_parts):
+        anchor = int(residual.argmax())
+        if not residual[anchor] > 100 * eps * energies.max():
+            break
+        column = gram[:, anchor] - columns @ columns[anchor]
+        column = column / residual[anchor].sqrt()
+        residual = residual - column.square()
+        residual[anchor] = 0
+        columns = torch.cat([columns, column[:, None]], dim=1)
+        anchors.append(anchor)
+    P = random_parts(S, n_parts, generator).to(gram)
+    if anchors:
+        weights, owners = (gram[:, anchors] / energies[anchors].sqrt()).max(dim=1)
+        weights[anchors] = energies[anchors].sqrt()
+        owners[anchors] = torch.arange(len(anchors), device=owners.device)
+        alone = torch.zeros(S, len(anchors), dtype=gram.dtype, device=gram.device)
+        alone.scatter_(1, owners[:, None], weights[:, None].clamp(min=0))
+        P[:, : len(anchors)] = alone
+    return P / torch.linalg.vector_norm(P, dim=0)

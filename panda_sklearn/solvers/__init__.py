@@ -12,8 +12,19 @@ from panda_sklearn.solvers.adam import adam
 from panda_sklearn.solvers.base import DivergenceError, SolverResult
 from panda_sklearn.solvers.pgd import pgd
 from panda_sklearn.solvers.refinement import refine_parts
+from panda_sklearn.solvers.spg import spg
+from panda_sklearn.solvers.streaming import learn
 
 #: Solvers by the name that the estimator's ``solver`` parameter takes.
-SOLVERS = {"adam": adam, "pgd": pgd}
+SOLVERS = {"adam": adam, "pgd": pgd, "spg": spg}
 
-__all__ = ["SOLVERS", "DivergenceError", "SolverResult", "adam", "pgd", "refine_parts"]
+__all__ = [
+    "SOLVERS",
+    "DivergenceError",
+    "SolverResult",
+    "adam",
+    "learn",
+    "pgd",
+    "refine_parts",
+    "spg",
+]

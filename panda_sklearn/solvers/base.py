@@ -90,7 +90,7 @@ class Progress:
     """Keeps the history, applies the stopping rule and calls the callback.
 
     The rule: stop when the relative objective (a fraction of the data's sum of
-    squares), averaged over a window of iterations, is less than ``tol`` below its
+    squares), averaged over a window of iterations, is less than ``10 tol`` below its
     average over the window before. A window is ten iterations with the full gradient;
     with batches as many whole passes over the data as make ten iterations or more.
     ``tol=0`` never stops.
@@ -133,7 +133,8 @@ class Progress:
                 self.sums.clear()
             elif self.tol > 0:
                 self.finish(
-                    f"the relative objective fell by less than tol={self.tol:g}"
+                    f"the relative objective fell by less than tol={self.tol:g} an "
+                    "iteration"
                 )
         return bool(stop) or self.converged
 
@@ -150,7 +151,7 @@ class Progress:
             return f / energy if energy > 0 else 0.0
 
         before = relative(self.sums[-2 * self.window : -self.window])
-        return before - relative(self.sums[-self.window :]) < self.tol
+        return before - relative(self.sums[-self.window :]) < 10 * self.tol
 
     def result(self, A: Tensor, P: Tensor) -> SolverResult:
         """The record to return."""

@@ -9,13 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from panda_sklearn.core.objective import (
-    sample_energies,
-    sample_gradients_parts,
-    sample_objectives,
-)
-from panda_sklearn.solvers.base import EPS
-from panda_sklearn.solvers.pgd import FIRST_STEP, GROWTH, SHRINKAGE
+from panda_sklearn.core.moments import diagonalised
+from panda_sklearn.core.objective import sample_energies
+from panda_sklearn.solvers.descent import descend
+
+# A sample is finished when a full step promises less than this share of its energy.
+TOL = 1e-7
 
 
 def refine_parts(
@@ -23,9 +22,8 @@ def refine_parts(
 ) -> Tensor:
     """Descend (6) from the global parts, all samples at once.
 
-    Projected gradient steps with a step size for each sample, adapted as that of
-    :func:`panda_sklearn.solvers.pgd.pgd`: a step that would raise a sample's
-    objective is not taken for that sample, so no sample ends worse than it began.
+    By :func:`panda_sklearn.solvers.descent.descend`: each sample has steps of its own
+    and stops on its own, and none ends worse than it began.
 
     Parameters
     ----------
@@ -33,7 +31,7 @@ def refine_parts(
         Shapes (N, C, S), (C, R_C) and (S, R_S).
 
     max_iter : int
-        Number of steps tried.
+        Number of steps, at most.
 
     nonnegative : bool
         Whether to project onto the non-negative orthant.
@@ -42,21 +40,26 @@ def refine_parts(
     -------
     P : Tensor of shape (N, S, R_S)
     """
-    energies = sample_energies(Z)
-    Y = A.T @ Z
-    G = A.T @ A
-    P = P.expand(len(Z), -1, -1)
-    f = sample_objectives(Y, G, P, energies)
-    unit = 1 / energies.clamp(min=EPS)
-    multiple = torch.full_like(unit, FIRST_STEP)
-    for _ in range(max_iter):
-        rates = (multiple * unit).to(Z.dtype)[:, None, None]
-        trial = P - rates * sample_gradients_parts(Y, G, P)
-        if nonnegative:
-            trial = trial.clamp(min=0)
-        f_trial = sample_objectives(Y, G, trial, energies)
-        better = f_trial <= f
-        P = torch.where(better[:, None, None], trial, P)
-        f = torch.where(better, f_trial, f)
-        multiple = multiple * torch.where(better, GROWTH, SHRINKAGE)
-    return P.contiguous()
+    A, g = diagonalised(A)
+    norms = sample_energies(Z).sqrt().to(Z)
+    maps = A.T @ (Z / torch.where(norms > 0, norms, 1)[:, None, None])
+    everything = maps
+
+    def products(X: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal maps
+        if len(which) < len(maps):
+            maps = everything[which]
+        YX = maps @ X
+        both = maps.mT @ torch.cat([YX, g[:, None] * YX], dim=2)
+        return both[..., : X.shape[2]], both[..., X.shape[2] :]
+
+    refined, _ = descend(
+        products,
+        P.expand(len(Z), -1, -1),
+        energy=(norms > 0).to(Z),
+        nonnegative=nonnegative,
+        max_iter=max_iter,
+        tol=TOL,
+        rescale=False,
+    )
+    return refined

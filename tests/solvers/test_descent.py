@@ -1,0 +1,112 @@
+"""Descent on one factor."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from panda_sklearn.core.moments import Moments
+from panda_sklearn.solvers.descent import descend, leading_factor, relative_objective
+
+
+def make_moments(n, seed=0, commuting=False):
+    """Moments of random data, with a small energy beyond what they hold."""
+    generator = torch.Generator().manual_seed(seed)
+    Y = torch.randn(3 * n, n, dtype=torch.float64, generator=generator)
+    Y = Y * torch.linspace(1, 3, n, dtype=torch.float64)
+    M1 = Y.T @ Y
+    weights = torch.rand(3 * n, 1, dtype=torch.float64, generator=generator) + 0.5
+    M2 = M1 if commuting else Y.T @ (weights * Y)
+    return Moments(M1, M2, 1.5 * M1.trace(), torch.finfo(torch.float64).eps)
+
+
+def run(moments, X, **options):
+    return descend(
+        lambda X, which: moments.products(X),
+        X,
+        energy=moments.energy.expand(len(X)),
+        **{"nonnegative": True, "max_iter": 2000, "tol": 1e-14, **options},
+    )
+
+
+def starts(k, n, r, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(k, n, r, dtype=torch.float64, generator=generator)
+
+
+@given(st.integers(1, 8), st.integers(0, 20), st.booleans())
+def test_ends_at_a_stationary_point(n, seed, nonnegative):
+    moments = make_moments(n, seed)
+    X, f = run(
+        moments, starts(1, n, min(2, n), seed), nonnegative=nonnegative, max_iter=5000
+    )
+    M1X, M2X = moments.products(X)
+    gradient = 2 * (X @ (X.mT @ M2X) + M2X @ (X.mT @ X)) - 4 * M1X
+    gradient = gradient / moments.energy
+    if nonnegative:
+        assert (X >= 0).all()
+        assert (gradient[X == 0] > -1e-4).all()
+        gradient = gradient[X > 0]
+    assert gradient.abs().max() < 1e-4
+    assert float(f[0]) == pytest.approx(relative_objective(moments, X[0]), abs=1e-10)
+
+
+def test_no_step_raises_the_objective():
+    moments = make_moments(10)
+    X = starts(4, 10, 3)
+    values = [run(moments, X, max_iter=k)[1] for k in range(60)]
+    assert np.all(np.diff(torch.stack(values), axis=0) <= 1e-15)
+    assert torch.all(values[-1] < values[0] - 1e-3)
+
+
+def test_each_problem_goes_its_own_way():
+    moments = make_moments(10)
+    X = torch.cat([starts(3, 10, 3), run(moments, starts(1, 10, 3, seed=1))[0]])
+    together, _ = run(moments, X, tol=1e-9)
+    alone = torch.cat([run(moments, x[None], tol=1e-9)[0] for x in X])
+    torch.testing.assert_close(together, alone, atol=1e-10, rtol=0)
+
+
+def test_starts_of_any_scale_and_no_energy():
+    moments = make_moments(6)
+    X = starts(1, 6, 2)
+    results = [run(moments, c * X)[1] for c in (1e-12, 1.0, 1e12)]
+    torch.testing.assert_close(results[0], results[1], atol=1e-9, rtol=0)
+    torch.testing.assert_close(results[2], results[1], atol=1e-9, rtol=0)
+    zero = Moments(0 * moments.M1, 0 * moments.M2, 0 * moments.energy, moments.eps)
+    X_zero, f = run(zero, X)
+    assert torch.equal(X_zero, X) and float(f[0]) == 0
+
+
+def test_without_limit_of_rank_the_leading_factor_is_the_minimum():
+    moments = make_moments(7)
+    best = relative_objective(moments, leading_factor(moments, 7))
+    descended = run(moments, starts(5, 7, 7) - 0.5, nonnegative=False)[1]
+    assert best <= float(descended.min()) + 1e-12
+    assert float(descended.min()) == pytest.approx(best, abs=1e-6)
+
+
+def test_with_one_metric_the_leading_factor_spans_the_leading_eigenvectors():
+    moments = make_moments(7, commuting=True)
+    X = leading_factor(moments, 3)
+    vectors = torch.linalg.eigh(moments.M1).eigenvectors[:, -3:]
+    torch.testing.assert_close(X @ X.T, vectors @ vectors.T, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_with_limited_rank_the_leading_factor_is_nearly_the_minimum(seed):
+    moments = make_moments(8, seed)
+    best = float(run(moments, starts(20, 8, 3, seed) - 0.5, nonnegative=False)[1].min())
+    value = relative_objective(moments, leading_factor(moments, 3))
+    assert best - 1e-9 <= value < best + 2e-3
+
+
+def test_a_problem_that_no_step_helps_ends():
+    """In single precision, at the minimum and with nothing to call it off."""
+    moments = make_moments(6)
+    exact = leading_factor(moments, 6).float()
+    single = Moments(moments.M1.float(), moments.M2.float(), moments.energy, 1e-7)
+    X, f = run(single, exact[None], nonnegative=False, tol=0, max_iter=3000)
+    assert X.isfinite().all() and f.isfinite().all()
+    torch.testing.assert_close(X[0] @ X[0].T, exact @ exact.T, rtol=1e-3, atol=1e-3)
