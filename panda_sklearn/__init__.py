@@ -1,7 +1,8 @@
 """Parts and appearances in the feature maps of convolutional networks.
 
 Everything a user needs is here and in ``panda_sklearn.datasets``,
-``panda_sklearn.generators`` and ``panda_sklearn.inspection``.
+``panda_sklearn.generators``, ``panda_sklearn.inspection``, ``panda_sklearn.memory``,
+``panda_sklearn.metrics`` and ``panda_sklearn.model_selection``.
 """
 
 from panda_sklearn._version import __version__

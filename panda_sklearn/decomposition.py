@@ -7,7 +7,9 @@ nothing of networks.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -19,19 +21,32 @@ from sklearn.utils.metaestimators import available_if
 from torch import Tensor
 from tqdm import tqdm
 
-from panda_sklearn.core import hosvd, random_appearances, random_parts
 from panda_sklearn.core.objective import (
     batches_of,
     sample_energies,
     total_objective,
 )
-from panda_sklearn.solvers import SOLVERS, SolverResult, learn, refine_parts
+from panda_sklearn.solvers import (
+    SOLVERS,
+    Callback,
+    SolverResult,
+    best_fit,
+    learn,
+    refine_parts,
+)
 from panda_sklearn.utils.arrays import (
     ArrayLike,
     MapLayout,
     Origin,
     as_tensor,
     randomness,
+)
+from panda_sklearn.utils.persistence import (
+    check_saved,
+    from_plain,
+    read_state,
+    to_plain,
+    write_state,
 )
 from panda_sklearn.utils.validation import (
     Interval,
@@ -56,6 +71,9 @@ __all__ = ["PartsAppearanceDecomposition"]
 
 # Ranks R_C and R_S, and A (C, R_C) and P (S, R_S) if they are given.
 Start = tuple[int, int, tuple[Tensor, Tensor] | None]
+
+# What a file of `save` says that it holds.
+KIND = "PartsAppearanceDecomposition"
 
 # How often partial_fit solves for parts and for appearances, at most.
 STEPS_PER_BATCH = 10
@@ -196,6 +214,9 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
     saliency_mean_ : array of shape (n_appearances,)
         Mean of each appearance's saliency over training samples and positions,
         :math:`\mu_k` of section 4.1.2.
+
+    layer_ : str
+        Name of the layer that the activations are from; only if ``load`` found one.
 
     n_samples_seen_ : int
         Number of samples that ``partial_fit`` has learnt from; only after it.
@@ -345,9 +366,9 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         Z, layout, origin, start = self._check_fit(X)
         with torch.inference_mode(False), torch.no_grad():
             check_scale(Z)
-            result = self._best_fit(Z, *start)
+            result = self._best_fit(Z, start)
             self._store(result.A, result.P, Z.mean(dim=(0, 2)), layout, origin)
-        for name in ("n_samples_seen_", "_past", "_channel_mean"):
+        for name in ("n_samples_seen_", "_past", "_channel_mean", "layer_"):
             self.__dict__.pop(name, None)
         self.n_iter_ = result.n_iter
         self.objective_history_ = np.array(result.objective_history)
@@ -398,7 +419,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         with torch.inference_mode(False), torch.no_grad():
             check_scale(Z)
             if first:
-                result = self._best_fit(Z, *start)
+                result = self._best_fit(Z, start)
                 A, P = result.A, result.P
             else:
                 A, P = self._factors(Z)
@@ -497,60 +518,28 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         check_rank("n_parts", P.shape[1], S, S, "positions")
         return A.shape[1], P.shape[1], (A, P)
 
-    def _best_fit(
-        self, Z: Tensor, R_C: int, R_S: int, start: tuple[Tensor, Tensor] | None
-    ) -> SolverResult:
+    def _best_fit(self, Z: Tensor, start: Start) -> SolverResult:
         """The best result of all starts."""
-        generator = randomness(check_random_state(self.random_state))
-        _, C, S = Z.shape
-        several = self.solver == "spg"  # whether the solver chooses among starts itself
-        n_init = self.n_init
-        if n_init == "auto":
-            n_init = 10 if several and start is None else 1
-        leading = None
-        if self.init == "hosvd":
-            # With all appearances, their space has no start to choose.
-            leading = torch.eye(C) if several and R_C == C else hosvd(Z, R_C)
+        R_C, R_S, given = start
+        return best_fit(
+            Z,
+            R_C,
+            R_S,
+            solver=self.solver,
+            init=self.init if given is None else given,
+            n_init=None if self.n_init == "auto" else self.n_init,
+            generator=randomness(check_random_state(self.random_state)),
+            watched=self._watched,
+            learning_rate=self.learning_rate,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            batch_size=self._batch_size,
+            nonnegative=self.nonnegative,
+        )
 
-        def draw() -> tuple[Tensor, Tensor]:
-            if start is not None:
-                return start
-            P = random_parts(S, R_S, generator)
-            return leading if leading is not None else (
-                random_appearances(C, R_C, generator)
-            ), P
-
-        if several and start is None:
-            drawn = [draw() for _ in range(n_init)]
-            grow = leading is not None
-            parts = torch.stack([P for _, P in drawn])[int(grow) :]
-            return self._run(Z, drawn[0][0], parts, generator, "", grow=grow)
-        best: SolverResult | None = None
-        for n_start in range(n_init):
-            note = f", start {n_start + 1} of {n_init}" if n_init > 1 else ""
-            result = self._run(Z, *draw(), generator, note)
-            if self.batch_size is not None and not several:
-                # A batch's own objective is no measure.
-                whole = float(total_objective(Z, result.A, result.P)) / len(Z)
-                result.objective_history[-1] = max(whole, 0.0)
-            if (
-                best is None
-                or result.objective_history[-1] < best.objective_history[-1]
-            ):
-                best = result
-        assert best is not None  # n_init is at least 1
-        return best
-
-    def _run(
-        self,
-        Z: Tensor,
-        A: Tensor,
-        P: Tensor,
-        generator: torch.Generator,
-        note: str,
-        **options: bool,
-    ) -> SolverResult:
-        """The solver's result, with a progress bar."""
+    @contextlib.contextmanager
+    def _watched(self, note: str) -> Iterator[Callback]:
+        """A progress bar for a solver to report to."""
         with tqdm(
             total=self.max_iter,
             desc=type(self).__name__ + note,
@@ -562,21 +551,8 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
                 bar.set_postfix(objective=f"{objective:.5g}", refresh=False)
                 bar.update()
 
-            result = SOLVERS[self.solver](
-                Z,
-                A.to(Z),
-                P.to(Z),
-                learning_rate=self.learning_rate,
-                max_iter=self.max_iter,
-                tol=self.tol,
-                batch_size=self._batch_size,
-                nonnegative=self.nonnegative,
-                generator=generator,
-                callback=show,
-                **options,
-            )
+            yield show
             bar.total = bar.n  # done, whatever max_iter was
-        return result
 
     def _store(
         self,
@@ -804,6 +780,81 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         ]
         parts = torch.cat(refined)
         return origin.give(parts.reshape(*parts.shape[:2], *self.map_shape_[1:]))
+
+    # Keeping
+
+    def save(self, path, *, layer=None):
+        """Write the fitted estimator to a safetensors file.
+
+        Its arrays are in the file by name (``parts_``, ``appearances_`` and so on),
+        its parameters and the versions that made it as JSON. Reading it runs no code.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            The file; it is replaced if there is one.
+
+        layer : str, default=None
+            Name of the layer that the activations are from, for whoever loads the
+            file. ``None`` keeps that of the file that this estimator was loaded from.
+
+        Raises
+        ------
+        NotFittedError
+            If there is nothing to save yet.
+        TypeError
+            If a parameter is of a type that cannot be written without code.
+        """
+        check_is_fitted(self)
+        if layer is not None and not isinstance(layer, str):
+            raise TypeError(
+                f"layer must be the name of a layer or None, got {layer!r} of type "
+                f"{type(layer).__name__}."
+            )
+        state = self.__getstate__()
+        params = {name: state.pop(name) for name in self.get_params(deep=False)}
+        for name in ("_sklearn_version", "_sklearn_output_config", "_metadata_request"):
+            state.pop(name, None)
+        if layer is not None:
+            state["layer_"] = layer
+        write_state(path, KIND, params=params, attributes=state)
+
+    @classmethod
+    def load(cls, path):
+        """Read an estimator that ``save`` has written.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            The file.
+
+        Returns
+        -------
+        panda : PartsAppearanceDecomposition
+            The fitted estimator. Tensors are on the device that they were on, or on
+            the CPU if there is no such device here.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file is cut off, holds something else, arrays of shapes that do not
+            fit together, or is of a later format.
+        """
+        state = read_state(path, KIND)
+        panda = cls()
+        params, attributes = state.get("params", {}), state.get("attributes", {})
+        check_saved(path, params, attributes, panda.get_params(deep=False))
+        panda.__setstate__({**vars(panda), **params, **attributes})
+        panda._validate_params()
+        return panda
+
+    def __getstate__(self) -> dict:
+        return to_plain(super().__getstate__())
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(from_plain(state))
 
     # Helpers
 

@@ -10,7 +10,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from numbers import Integral
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -148,6 +148,9 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
 
     list_layers = staticmethod(list_layers)
 
+    # Set by a TensorMemory through which the transformer was fitted.
+    _memory: Any = None
+
     def __init__(
         self,
         generator,
@@ -198,23 +201,37 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         """
         tap = self._tap()
         latents = check_numbers(self, X, reset=True, keep_dtype=True)
-        probe = latents[:2]
-        with self._borrowed(), capture(tap) as seen:
-            images = self._run_checked(probe)
-        seen.check()
-        if seen.tensor.ndim < 2 or len(seen.tensor) != len(probe):
-            raise ValueError(
-                f"The {self.tap} of layer {self.layer!r} is of shape "
-                f"{tuple(seen.tensor.shape)} for {len(probe)} samples: its first axis "
-                "is not the samples. Choose another layer."
-            )
-        del images
-        self.feature_shape_ = tuple(seen.tensor.shape[1:])
-        self.latent_shape_ = tuple(latents.shape[1:])
-        if latents.ndim > 2:
-            self.n_features_in_ = int(latents.shape[1])
-            self.__dict__.pop("feature_names_in_", None)
+        with self._borrowed():
+            self._learn(tap, latents[:2], latents.shape)
         return self
+
+    @fit_method
+    def fit_transform(self, X, y=None):
+        r"""Check that the layer can be tapped, and extract its activations.
+
+        Each sample passes the network once.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, ...)
+            Latents.
+
+        y : Ignored
+            Not used, present for API consistency by convention.
+
+        Returns
+        -------
+        features : array of shape (n_samples, n_channels, \*spatial)
+            The layer's activations, in the layout that the network gives them.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As ``fit``.
+        """
+        tap = self._tap()
+        latents = check_numbers(self, X, reset=True, keep_dtype=True)
+        return self._extract(tap, latents, learn=True)
 
     def transform(self, X):
         r"""Extract the activations of the layer.
@@ -231,18 +248,49 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         features : array of shape (n_samples, n_channels, \*spatial)
             The layer's activations, in the layout that the network gives them.
         """
-        latents, origin = self._check_latents(X)
-        tap = self._tap()
-        features = None
+        latents, _ = self._check_latents(X)
+        if self._memory is None:
+            return self._recall(latents)
+        return self._memory.cache(self._recall)(latents)
+
+    def _recall(self, latents: ArrayLike) -> ArrayLike:
+        """Activations of checked latents; what a memory remembers."""
+        return self._extract(self._tap(), latents, learn=False)
+
+    def _extract(self, tap: Tap, latents: ArrayLike, *, learn: bool) -> ArrayLike:
+        """Activations, batch by batch; ``learn`` from the first as ``fit`` does."""
+        origin = Origin.of(latents)
+        features: Tensor | None = None
         with self._batches(latents, "activations") as batches:
             for where, batch in batches:
-                with capture(tap, stop=True) as seen:
-                    self._run(batch)
-                if seen.tensor is None:
-                    seen.check()
-                self._check_shape(seen.tensor)
-                features = _fill(features, len(latents), where, seen.tensor, origin)
+                if learn and features is None:
+                    found = self._learn(tap, batch, latents.shape)
+                else:
+                    with capture(tap, stop=True) as seen:
+                        self._run(batch)
+                    found = seen.found()
+                    self._check_shape(found)
+                features = _fill(features, len(latents), where, found, origin)
+        assert features is not None  # there is a sample at least
         return origin.give(features)
+
+    def _learn(self, tap: Tap, latents: ArrayLike, shape: tuple[int, ...]) -> Tensor:
+        """Set the fitted attributes from a whole pass; returns its activations."""
+        with capture(tap) as seen:
+            self._run_checked(latents)
+        found = seen.found()
+        if found.ndim < 2 or len(found) != len(latents):
+            raise ValueError(
+                f"The {self.tap} of layer {self.layer!r} is of shape "
+                f"{tuple(found.shape)} for {len(latents)} samples: its first "
+                "axis is not the samples. Choose another layer."
+            )
+        self.feature_shape_ = tuple(found.shape[1:])
+        self.latent_shape_ = tuple(shape[1:])
+        if len(shape) > 2:
+            self.n_features_in_ = int(shape[1])
+            self.__dict__.pop("feature_names_in_", None)
+        return found
 
     def generate(self, latents, features=None):
         r"""Generate images, with the layer's activations replaced if wanted.
@@ -425,6 +473,11 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
                 f"{tuple(latents.shape)} ({type(error).__name__}: {error}). Check "
                 "their width; if the network is called in another way, pass forward."
             ) from error
+
+    def __getstate__(self):
+        """Without the memory: it belongs to the process that fitted."""
+        state = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "_memory"}
 
     def __sklearn_clone__(self):
         """A clone that shares the network and its forward function."""

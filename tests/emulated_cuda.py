@@ -30,6 +30,9 @@ CROSSING = {
 INDEXING = {Tensor.__getitem__, Tensor.__setitem__}
 TO_HOST = {Tensor.numpy, Tensor.__array__}
 
+# Sizes of the tensors that went from the device to the host since it was last cleared.
+host_copies = []
+
 
 class Emulated(Tensor):
     """A tensor that says it is on the device."""
@@ -107,6 +110,10 @@ def emulate(function, args, kwargs):
             result = args[0].clone()
         else:
             result = function(*args, **kwargs)
+        if on_device and function is Tensor.tolist:
+            host_copies.append(args[0].numel())
+        elif on_device and not where and isinstance(result, Tensor):
+            host_copies.append(result.numel())
         return tree_map(onto_device if where else onto_host, result)
 
 

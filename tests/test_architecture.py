@@ -20,7 +20,8 @@ FLOORS = {
     "panda_sklearn.generators": 2,
     "panda_sklearn.datasets": 2,
     "panda_sklearn.memory": 2,
-    "panda_sklearn.metrics": 2,
+    "panda_sklearn.metrics": 4,
+    "panda_sklearn.model_selection": 4,
     "panda_sklearn.decomposition": 3,
     "panda_sklearn.feature_extractor": 3,
     "panda_sklearn.editing": 3,
@@ -33,7 +34,7 @@ FLOORS = {
 OUTSIDE = {
     0: {"torch"},
     1: {"torch"},
-    2: {"torch", "numpy", "scipy", "sklearn", "safetensors"},
+    2: {"torch", "numpy", "sklearn", "safetensors", "joblib", "filelock"},
     3: {"torch", "numpy", "scipy", "sklearn", "tqdm"},
     4: {"torch", "numpy", "scipy", "sklearn", "matplotlib"},
     5: set(),
@@ -116,7 +117,11 @@ def test_importing_the_package_is_light():
 
     ours = brought_in_by(
         "import panda_sklearn, panda_sklearn.datasets, panda_sklearn.generators, "
-        "panda_sklearn.inspection"
+        "panda_sklearn.inspection, panda_sklearn.memory, panda_sklearn.metrics, "
+        "panda_sklearn.model_selection"
     )
-    basis = brought_in_by("import sklearn.pipeline, torch, safetensors.torch, tqdm")
+    basis = brought_in_by(
+        "import sklearn.pipeline, torch, safetensors.torch, tqdm, filelock, "
+        "scipy.optimize"
+    )
     assert {m for m in ours - basis if not m.startswith("_")} == {"panda_sklearn"}

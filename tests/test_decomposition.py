@@ -4,14 +4,12 @@ import sys
 import warnings
 
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.sparse
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from panda_sklearn import PartsAppearanceDecomposition
 from panda_sklearn.datasets import make_parts_appearances
@@ -35,28 +33,6 @@ def X():
 @pytest.fixture(scope="module")
 def fitted(X):
     return make_panda(3, 4).fit(X)
-
-
-CHECKED = [
-    PartsAppearanceDecomposition(max_iter=50),
-    PartsAppearanceDecomposition(solver="adam", max_iter=50),
-    PartsAppearanceDecomposition(
-        solver="pgd", init="random", batch_size=5, n_init=2, max_iter=50
-    ),
-    PartsAppearanceDecomposition(nonnegative=False, max_iter=50),
-]
-
-
-@pytest.mark.filterwarnings("ignore")  # scikit-learn's checks set their own filters
-@parametrize_with_checks(CHECKED)
-def test_scikit_learn_checks(estimator, check):
-    check(estimator)
-
-
-def test_scikit_learn_checks_are_run():
-    """A wrong tag would have every check skipped without a word."""
-    _, parameters = parametrize_with_checks(CHECKED).args
-    assert len(list(parameters)) > 40 * len(CHECKED)
 
 
 # Shapes and layouts
@@ -360,13 +336,6 @@ def test_feature_names(X, fitted):
     # The names and the columns are in the same order.
     column = fitted.transform(X)[:, list(names).index("appearance3_part1")]
     np.testing.assert_array_equal(column, fitted.coefficients(X)[:, 3, 1])
-
-
-@pytest.mark.parametrize("as_input", [np.asarray, torch.as_tensor])
-def test_pandas_output(X, as_input):
-    frame = make_panda(3, 4).set_output(transform="pandas").fit_transform(as_input(X))
-    assert isinstance(frame, pd.DataFrame)
-    assert frame.columns[1] == "appearance0_part1" and frame.shape == (30, 12)
 
 
 @pytest.mark.parametrize("as_input", [np.asarray, torch.as_tensor])

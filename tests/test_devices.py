@@ -4,10 +4,12 @@ On an emulated CUDA device everywhere, on a real one where there is one.
 """
 
 import contextlib
+import functools
 
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
@@ -24,7 +26,14 @@ from panda_sklearn.datasets import (
 )
 from panda_sklearn.generators import list_layers
 from panda_sklearn.inspection import EditDisplay, PartsDisplay, SaliencyDisplay
-from tests.emulated_cuda import emulated_cuda
+from panda_sklearn.memory import TensorMemory
+from panda_sklearn.metrics import (
+    heldout_reconstruction,
+    match_factors,
+    parts_overlap,
+    stability,
+)
+from tests.emulated_cuda import emulated_cuda, host_copies
 from tests.networks import TinyGenerator
 
 X = make_parts_appearances(
@@ -197,3 +206,78 @@ def test_grid_search_and_displays(cuda):
     EditDisplay.from_editor(
         LocalEditor.from_pipeline(best), latents[:2], Edit(0, 0, 1.0)
     )
+
+
+def test_metrics_and_scorers(cuda):
+    panda = PartsAppearanceDecomposition(3, 4, random_state=0)
+    scorers = {
+        "positions": heldout_reconstruction,
+        "both": functools.partial(heldout_reconstruction, held_out="both"),
+        "stability": stability,
+    }
+    panda.set_params(n_appearances=3).fit(X)
+    expected = {name: scorer(panda, X) for name, scorer in scorers.items()}
+    overlap = parts_overlap(panda.parts_)
+    on = torch.from_numpy(X).to(cuda)
+    panda.fit(on)
+    for name, scorer in scorers.items():
+        assert scorer(panda, on) == pytest.approx(expected[name], abs=1e-8), name
+    assert parts_overlap(panda.parts_) == pytest.approx(overlap)
+    assert match_factors(panda.parts_, panda.parts_)[2] == pytest.approx(1)
+
+
+def test_a_cache(cuda, tmp_path):
+    network = TinyGenerator().to(cuda)
+    z = torch.randn(6, 6, generator=torch.Generator().manual_seed(0)).to(cuda)
+    pipeline = make_pipeline(
+        GeneratorFeatureExtractor(network, "block1"),
+        PartsAppearanceDecomposition(2, 3, max_iter=5, tol=0, random_state=0),
+        memory=TensorMemory(tmp_path),
+    )
+    expected = clone(pipeline).set_params(memory=None).fit(z).transform(z)
+    for _ in range(2):
+        fitted = clone(pipeline).fit(z)
+        found = fitted.transform(z)
+        assert found.device == cuda and fitted[-1].parts_.device == cuda
+        torch.testing.assert_close(found.cpu(), expected.cpu(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("solver", ["spg", "pgd", "adam"])
+def test_no_samples_go_to_the_host(solver):
+    """What crosses is numbers that decide something, and factors at most."""
+    many = np.concatenate([X] * 10)  # 200 samples of 6 x 20
+    with emulated_cuda() as device:
+        on = torch.from_numpy(many).to(device)
+        panda = PartsAppearanceDecomposition(
+            3, 4, solver=solver, max_iter=10, tol=0, random_state=0
+        )
+        host_copies.clear()
+        panda.fit(on)
+        if solver == "spg":
+            panda.partial_fit(on)
+        T = panda.transform(on)
+        panda.inverse_transform(T)
+        panda.coefficients(on)
+        panda.score(on)
+        panda.saliency(on)
+        panda.localize(on, 0)
+        panda.refine(on, max_iter=5)
+        heldout_reconstruction(panda, on)
+        stability(panda, on)
+        assert max(host_copies, default=0) <= 3 * 20, sorted(host_copies)[-5:]
+        # The count itself works.
+        T.cpu()
+        assert host_copies[-1] == T.numel()
+
+
+def test_no_activations_of_a_network_go_to_the_host():
+    with emulated_cuda() as device:
+        network = TinyGenerator().to(device)
+        z = torch.randn(6, 6, generator=torch.Generator().manual_seed(0)).to(device)
+        panda = PartsAppearanceDecomposition(2, 3, max_iter=5, tol=0, random_state=0)
+        pipeline = make_pipeline(GeneratorFeatureExtractor(network, "block1"), panda)
+        host_copies.clear()
+        pipeline.fit(z)
+        pipeline[0].generate(z, pipeline[0].transform(z))
+        LocalEditor.from_pipeline(pipeline).edit(z, Edit(1, 1, 3.0))
+        assert max(host_copies, default=0) <= 2 * 16, sorted(host_copies)[-5:]

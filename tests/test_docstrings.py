@@ -13,6 +13,9 @@ PUBLIC_MODULES = [
     "panda_sklearn.datasets",
     "panda_sklearn.generators",
     "panda_sklearn.inspection",
+    "panda_sklearn.memory",
+    "panda_sklearn.metrics",
+    "panda_sklearn.model_selection",
 ]
 
 # numpydoc's checks that we do not follow.
@@ -92,6 +95,9 @@ def test_defaults_are_those_of_the_signature(name):
         "panda_sklearn.generators",
         "panda_sklearn.datasets._faces",
         "panda_sklearn.datasets._synthetic",
+        "panda_sklearn.memory",
+        "panda_sklearn.metrics._factors",
+        "panda_sklearn.model_selection",
     ],
 )
 def test_examples_run(name):

@@ -9,20 +9,21 @@ enters the package by a line in ``SOLVERS``.
 """
 
 from panda_sklearn.solvers.adam import adam
-from panda_sklearn.solvers.base import DivergenceError, SolverResult
+from panda_sklearn.solvers.base import Callback, DivergenceError, SolverResult
 from panda_sklearn.solvers.pgd import pgd
 from panda_sklearn.solvers.refinement import refine_parts
 from panda_sklearn.solvers.spg import spg
-from panda_sklearn.solvers.streaming import learn
-
-#: Solvers by the name that the estimator's ``solver`` parameter takes.
-SOLVERS = {"adam": adam, "pgd": pgd, "spg": spg}
+from panda_sklearn.solvers.starting import SOLVERS, best_fit
+from panda_sklearn.solvers.streaming import Past, learn
 
 __all__ = [
     "SOLVERS",
+    "Callback",
     "DivergenceError",
+    "Past",
     "SolverResult",
     "adam",
+    "best_fit",
     "learn",
     "pgd",
     "refine_parts",

@@ -194,6 +194,12 @@ class Seen:
                 f"forward pass: call must be from 0 to {self.n_calls - 1}."
             )
 
+    def found(self) -> Tensor:
+        """The tensor, after :meth:`check`."""
+        self.check()
+        assert self.tensor is not None
+        return self.tensor
+
 
 @contextlib.contextmanager
 def capture(tap: Tap, *, stop: bool = False) -> Iterator[Seen]:

@@ -1,0 +1,31 @@
+"""Measures of factors, and scorers that help to choose the ranks.
+
+Functions of ``(estimator, X, y=None)`` are scikit-learn scorers: they go into the
+``scoring`` of a search as they are.
+"""
+
+from panda_sklearn.metrics._factors import (
+    dead_parts,
+    duplicate_parts,
+    match_factors,
+    parts_overlap,
+)
+from panda_sklearn.metrics._scorers import (
+    distinct_parts,
+    heldout_reconstruction,
+    neg_parts_overlap,
+    reconstruction,
+    stability,
+)
+
+__all__ = [
+    "dead_parts",
+    "distinct_parts",
+    "duplicate_parts",
+    "heldout_reconstruction",
+    "match_factors",
+    "neg_parts_overlap",
+    "parts_overlap",
+    "reconstruction",
+    "stability",
+]

@@ -1,0 +1,120 @@
+"""Choosing among the candidates of a search.
+
+Floor 4: numpy, on what scikit-learn's searches report.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+__all__ = ["OneStandardError"]
+
+# Parameters that make a decomposition larger.
+RANKS = ("n_parts", "n_appearances")
+
+
+class OneStandardError:
+    """Choose the smallest ranks that score within a standard error of the best.
+
+    For the ``refit`` of ``GridSearchCV`` and ``RandomizedSearchCV``. The standard error
+    is that of the mean over the folds of the best candidate; the rule is that of
+    Breiman et al. [1]_. Ranks are compared by n_parts * n_appearances, the number of
+    coefficients of a sample; among equals the better score counts.
+
+    Parameters
+    ----------
+    metric : str, default="score"
+        Name of the scorer in ``scoring``; "score" where there is just one.
+
+    References
+    ----------
+    .. [1] L. Breiman, J. H. Friedman, R. A. Olshen, C. J. Stone. "Classification and
+       Regression Trees", section 3.4.3. Wadsworth, 1984.
+
+    Examples
+    --------
+    >>> from sklearn.model_selection import GridSearchCV
+    >>> from panda_sklearn import PartsAppearanceDecomposition
+    >>> from panda_sklearn.datasets import make_parts_appearances
+    >>> from panda_sklearn.metrics import heldout_reconstruction
+    >>> from panda_sklearn.model_selection import OneStandardError
+    >>> X, *_ = make_parts_appearances(
+    ...     n_samples=60, n_parts=3, n_appearances=4, snr_db=10, random_state=0
+    ... )
+    >>> search = GridSearchCV(
+    ...     PartsAppearanceDecomposition(n_appearances=4, random_state=0),
+    ...     {"n_parts": [2, 3, 4, 5]},
+    ...     scoring=heldout_reconstruction,
+    ...     refit=OneStandardError(),
+    ...     cv=3,
+    ... )
+    >>> search.fit(X).best_params_
+    {'n_parts': 3}
+    """
+
+    def __init__(self, metric="score"):
+        self.metric = metric
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(metric={self.metric!r})"
+
+    def __call__(self, cv_results: dict[str, Any]) -> int:
+        """Index of the chosen candidate.
+
+        Parameters
+        ----------
+        cv_results : dict
+            ``cv_results_`` of a search.
+
+        Returns
+        -------
+        best_index : int
+            Index of the chosen candidate.
+
+        Raises
+        ------
+        ValueError
+            If there is no such metric, nothing was scored, or the candidates have no
+            ranks.
+        """
+        key = f"mean_test_{self.metric}"
+        if key not in cv_results:
+            known = [k[10:] for k in cv_results if k.startswith("mean_test_")]
+            raise ValueError(f"metric must be one of {known}, got {self.metric!r}.")
+        means = np.asarray(cv_results[key], dtype=float)
+        if not np.isfinite(means).any():
+            raise ValueError(f"No candidate has a finite {self.metric}.")
+        scores = np.array(
+            [
+                values
+                for name, values in cv_results.items()
+                if name.startswith("split") and name.endswith(f"_test_{self.metric}")
+            ],
+            dtype=float,
+        )  # (n_folds, n_candidates)
+        best = int(np.nanargmax(means))
+        error = 0.0
+        if len(scores) > 1:
+            error = float(np.std(scores[:, best], ddof=1)) / math.sqrt(len(scores))
+        sizes = np.array([_size(params) for params in cv_results["params"]])
+        good = means >= means[best] - error  # false for NaN
+        candidates = np.flatnonzero(good).tolist()
+        return min(candidates, key=lambda i: (sizes[i], -means[i]))
+
+
+def _size(params: dict[str, Any]) -> float:
+    """Number of coefficients, up to what all candidates have in common."""
+    ranks = [
+        math.inf if value is None else value
+        for name, value in params.items()
+        if name.rpartition("__")[2] in RANKS
+    ]
+    if not ranks:
+        raise ValueError(
+            f"The candidates set neither of {RANKS}, got {params}. Put one of them "
+            "into the grid."
+        )
+    return math.prod(ranks)
