@@ -48,7 +48,7 @@ class AnyWidth(nn.Module):
                 )
 
     def forward(self, x):
-        return self.image(self.maps(x[:, None]))
+        return self.image(self.maps(x[:, None].double()))
 
 
 EXTRACTORS = [
@@ -121,7 +121,10 @@ def test_unions_and_columns(X, z, panda):
     network = TinyGenerator()
     union = FeatureUnion(
         [
-            (layer, make_pipeline(GeneratorFeatureExtractor(network, layer), panda))
+            (
+                layer,
+                make_pipeline(GeneratorFeatureExtractor(network, layer), clone(panda)),
+            )
             for layer in ("block1", "block2")
         ]
     )

@@ -159,10 +159,7 @@ def as_flattened(X):
 def test_grid_search_over_ranks(X, layout, n_jobs):
     data = {"numpy": X, "torch": torch.from_numpy(X), "flattened": as_flattened(X)}
     panda = PartsAppearanceDecomposition(
-        max_iter=5,
-        tol=0,
-        map_shape=(12, 6, 8) if layout == "flattened" else None,
-        random_state=0,
+        map_shape=(12, 6, 8) if layout == "flattened" else None, random_state=0
     )
     search = GridSearchCV(
         panda,
