@@ -6,6 +6,7 @@ Floor 4: reads the decomposition through its public attributes and, for activati
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -52,21 +53,22 @@ def reconstruction(estimator, X, y=None):
 
 @torch.no_grad()
 def heldout_reconstruction(
-    estimator, X, y=None, *, held_out="positions", n_splits=5, random_state=0
+    estimator, X, y=None, *, held_out="positions", n_folds=5, random_state=0
 ):
     r"""Score the reconstruction of positions, or channels, that were left out.
 
-    Positions are split into two random halves. From one half of each sample its
-    coefficients are estimated by least squares and the other half is predicted,
+    The positions are split into random folds. Of each fold in turn the values of a
+    sample are predicted from the others, whose coefficients are estimated by least
+    squares: with the fold h and the other positions o,
 
     .. math::
 
-        \hat Z_{\cdot h} = A A^+ Z_{\cdot o} (P_{o\cdot}^+)^\top P_{h\cdot}^\top,
+        \hat Z_{\cdot h} = A A^+ Z_{\cdot o} (P_{o\cdot}^+)^\top P_{h\cdot}^\top.
 
-    and the other way around. Parts and appearances that fit noise predict worse than
-    none, so that the score has its maximum at ranks of the signal's where the noise
-    of different positions is independent. After the bi-cross-validation of Owen and
-    Perry [1]_, whose left-out blocks are those of ``held_out="both"``.
+    Parts and appearances that fit noise predict worse than none, so that the score
+    has its maximum at ranks of the signal's where the noise of different positions is
+    independent. After the bi-cross-validation of Owen and Perry [1]_, whose left-out
+    blocks are those of ``held_out="both"``.
 
     Parameters
     ----------
@@ -80,15 +82,15 @@ def heldout_reconstruction(
         Not used, present for API consistency by convention.
 
     held_out : {"positions", "both"}, default="positions"
-        "both" splits the channels too, and predicts each of the four blocks from the
-        one that shares no channel and no position with it. It needs twice as many
-        channels as appearances.
+        "both" splits the channels into as many folds too, and predicts each block
+        from the entries that share no channel and no position with it.
 
-    n_splits : int, default=5
-        Number of random splits to average over.
+    n_folds : int, default=5
+        Number of folds. With more, more is known of each sample, and further parts and
+        appearances cost less.
 
     random_state : int, RandomState instance or None, default=0
-        Draws the splits. The same for all candidates of a search, so that they are
+        Draws the folds. The same for all candidates of a search, so that they are
         compared on the same ones.
 
     Returns
@@ -100,8 +102,8 @@ def heldout_reconstruction(
     Raises
     ------
     ValueError
-        If there are less than two positions for each part or, with "both", less than
-        two channels for each appearance: coefficients cannot be told from half.
+        If outside a fold there are fewer positions than parts or, with "both", fewer
+        channels than appearances: then the coefficients cannot be told.
 
     References
     ----------
@@ -111,51 +113,35 @@ def heldout_reconstruction(
     """
     if held_out not in ("positions", "both"):
         raise ValueError(f"held_out must be 'positions' or 'both', got {held_out!r}.")
-    if isinstance(n_splits, bool) or not isinstance(n_splits, int) or n_splits < 1:
-        raise ValueError(f"n_splits must be an int of 1 or more, got {n_splits!r}.")
+    if isinstance(n_folds, bool) or not isinstance(n_folds, Integral) or n_folds < 2:
+        raise ValueError(f"n_folds must be an int of 2 or more, got {n_folds!r}.")
     panda, X = _find(estimator, X)
     Z, _ = panda._check_maps(X)
     A, P = (factor.double() for factor in panda._factors(Z))
-    (C, R_C), (S, R_S) = A.shape, P.shape
-    if S < 2 * R_S:
-        raise ValueError(
-            f"{R_S} parts cannot be told from half of {S} positions. Use at most "
-            f"n_parts={S // 2} with this scorer."
-        )
-    if held_out == "both" and C < 2 * R_C:
-        raise ValueError(
-            f"{R_C} appearances cannot be told from half of {C} channels. Use at most "
-            f"n_appearances={C // 2} with held_out='both', or held_out='positions'."
-        )
     random = check_random_state(random_state)
-    # Z_hat = left Z right' for each of the splits' blocks; where channels are kept,
-    # left projects onto the appearances, and Z is turned into their basis instead.
-    basis = torch.linalg.qr(A)[0] if held_out == "positions" and R_C < C else None
-    blocks = []
-    for _ in range(n_splits):
-        channels = _halves(C, random, Z) if held_out == "both" else [None]
-        for h, o, right in _predictors(P, _halves(S, random, Z)):
-            for pair in _predictors(A, channels) if held_out == "both" else [None]:
-                blocks.append((h, o, right.to(Z), pair))
+    positions = _predictors(P, n_folds, random, "parts", "positions")
+    whole_channels = held_out == "positions"
+    if whole_channels:
+        # Z turned into a basis of the appearances, and what is outside it.
+        basis = torch.linalg.qr(A)[0] if A.shape[1] < len(A) else None
+    else:
+        channels = _predictors(A, n_folds, random, "appearances", "channels")
     error = torch.zeros((), dtype=torch.float64, device=Z.device)
     energy = torch.zeros_like(error)
     for batch in batches_of(Z):
-        whole = batch.square().sum(dtype=torch.float64)
-        energy += whole
-        if basis is not None:
+        total = _sum_of_squares(batch)
+        energy += total
+        if whole_channels and basis is not None:
             batch = basis.to(batch).T @ batch
-            error += n_splits * (whole - batch.square().sum(dtype=torch.float64))
-        for h, o, right, pair in blocks:
-            if pair is None:
-                seen, wanted = batch[:, :, o], batch[:, :, h]
-            else:
-                c_h, c_o, left = pair
-                seen, wanted = batch[:, c_o][:, :, o], batch[:, c_h][:, :, h]
-                seen = left.to(batch) @ seen
-            error += (wanted - seen @ right.T).square().sum(dtype=torch.float64)
-    if float(energy) == 0:
-        return 1.0
-    return 1 - float(error / energy) / n_splits
+            error += total - _sum_of_squares(batch)
+        for h, o, right in positions:
+            seen, wanted = batch[:, :, o] @ right.to(batch).T, batch[:, :, h]
+            if whole_channels:
+                error += _sum_of_squares(wanted - seen)
+                continue
+            for c_h, c_o, left in channels:
+                error += _sum_of_squares(wanted[:, c_h] - left.to(batch) @ seen[:, c_o])
+    return 1 - float(error / energy) if float(energy) > 0 else 1.0
 
 
 def stability(estimator, X, y=None, *, of="parts"):
@@ -272,16 +258,28 @@ def _find(estimator: Any, X: Any = None) -> Any:
     return panda, X
 
 
-def _halves(n: int, random: np.random.RandomState, Z: Tensor) -> list:
-    """Two random halves of n indices, each with the other: held out, observed."""
-    order = torch.from_numpy(random.permutation(n)).to(Z.device)
-    one, two = order[: n // 2].sort().values, order[n // 2 :].sort().values
-    return [(one, two), (two, one)]
+def _predictors(
+    factor: Tensor, n_folds: int, random: np.random.RandomState, rank: str, rows: str
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Of each fold of a factor's rows: its indices, the others, and h from o.
 
-
-def _predictors(factor: Tensor, halves: list) -> list:
-    """Indices held out and observed, and the matrix that predicts one from the other.
-
-    Rows of the factor that were observed give coefficients by least squares.
+    Rows of the factor that were observed give coefficients by least squares, and
+    these the rows that were held out.
     """
-    return [(h, o, factor[h] @ torch.linalg.pinv(factor[o])) for h, o in halves]
+    n, r = factor.shape
+    if n - -(-n // n_folds) < r:
+        raise ValueError(
+            f"{r} {rank} cannot be told from {n} {rows} less a fold of them. Use at "
+            f"most n_{rank}={n - -(-n // n_folds)} with this scorer, or more folds."
+        )
+    folds = np.array_split(random.permutation(n), n_folds)
+    predictors = []
+    for fold in folds:
+        h = torch.from_numpy(np.sort(fold)).to(factor.device)
+        o = torch.from_numpy(np.setdiff1d(np.arange(n), fold)).to(factor.device)
+        predictors.append((h, o, factor[h] @ torch.linalg.pinv(factor[o])))
+    return predictors
+
+
+def _sum_of_squares(T: Tensor) -> Tensor:
+    return T.square().sum(dtype=torch.float64)

@@ -79,6 +79,7 @@ def descend(
     K = len(X)
     unit = 1 / torch.where(energy > 0, energy, 1).to(X.dtype)[:, None, None]
     lengths = 2 ** (-torch.arange(N_LENGTHS, device=X.device) / 4).to(X.dtype)
+    powers = torch.stack([lengths**k for k in (1, 2, 3, 4)])
     active = torch.arange(K, device=X.device)
     finished = torch.zeros(K, dtype=torch.bool, device=X.device)
     result, objectives = X.clone(), (energy > 0).to(X.dtype)
@@ -104,7 +105,7 @@ def descend(
             )
         target = X - rate[:, None, None] * gradient
         direction = (target.clamp(min=0) if nonnegative else target) - X
-        slope = (gradient * direction).sum(dim=(1, 2))
+        slope = _inner(gradient, direction)
         ending = ~finished & (~(slope < -tol) | given_up | (n_iter == max_iter))
         if bool(ending.any()):
             result[active[ending]], objectives[active[ending]] = X[ending], f[ending]
@@ -136,7 +137,6 @@ def descend(
             ],
             dim=1,
         )
-        powers = torch.stack([lengths**k for k in (1, 2, 3, 4)])
         change, best = (coefficients @ powers).min(dim=1)
         given_up = stuck & ~(change < 0)
         stuck = ~(change < 0)
