@@ -18,6 +18,7 @@ import types
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import joblib
 import numpy as np
@@ -73,6 +74,9 @@ class TensorMemory:
     too, a function's result must depend on its arguments alone. What code reads from
     elsewhere counts as far as it consists of numbers, strings and functions of the
     same module.
+
+    What a call changes itself in a network or a function's closure, a count of its
+    calls for example, does not tell calls apart.
 
     One process computes a result while others that ask for it wait.
 
@@ -140,10 +144,18 @@ class TensorMemory:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             counting = {k: v for k, v in bound.arguments.items() if k not in ignored}
-            key, shared = _key(func, counting)
-            run = self._store().cache(_run, ignore=["func", "args", "kwargs", "shared"])
+            structure, roots = _structure(func, counting)
+            key, shared = _key(structure, roots, self._volatile())
+            keep = self._store().cache(_keep, ignore=["packed"])
             with self._alone(key):
-                packed = run(key, func, args, kwargs, shared)
+                if keep.check_call_in_cache(key, None):
+                    packed = keep(key, None)
+                else:
+                    before = _fingerprints(shared)
+                    result = func(*args, **kwargs)
+                    if self._note_volatile(before, _fingerprints(shared)):
+                        key, shared = _key(structure, roots, self._volatile())
+                    packed = keep(key, _pack(result, shared))
             result = _unpack(*packed, shared)
             self._lend(result)
             return result
@@ -185,6 +197,29 @@ class TensorMemory:
     def _store(self) -> joblib.Memory:
         return joblib.Memory(os.fspath(self.location), verbose=self.verbose)
 
+    def _volatile(self) -> set[str]:
+        """Names of what the calls so far have changed in networks and functions."""
+        folder = Path(self.location) / "volatile"
+        return (
+            {unquote(name) for name in os.listdir(folder)} if folder.exists() else set()
+        )
+
+    def _note_volatile(self, before: dict, after: dict) -> bool:
+        """Remember what differs for all processes; whether something does.
+
+        A call that counts itself in its network must not miss for that reason.
+        """
+        names = {
+            place_and_name[1]
+            for place_and_name in before.keys() | after.keys()
+            if before.get(place_and_name) != after.get(place_and_name)
+        }
+        folder = Path(self.location) / "volatile"
+        for name in names:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / quote(name, safe="")).touch()
+        return bool(names)
+
     def _alone(self, key: str) -> contextlib.AbstractContextManager:
         """Keep other processes and threads from computing the same result."""
         folder = Path(self.location) / "locks"
@@ -209,45 +244,74 @@ class _Hasher(NumpyHasher):
     Attributes
     ----------
     shared : list
-        The networks and functions met, in order: the same for equal arguments.
+        The networks, functions and local classes met, in order: alike for equal
+        values. They count by their place in it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shared: list) -> None:
         super().__init__("sha1")
-        self.shared: list = []
-        self._places: dict[int, int] = {}
+        self.shared = shared
+        self._places = {id(thing): place for place, thing in enumerate(shared)}
 
     def save(self, obj: Any) -> None:
         if isinstance(obj, Tensor):
             obj = _tensor_content(obj)
-        elif isinstance(obj, nn.Module | types.FunctionType):
-            place = self._places.get(id(obj))
-            if place is None:
-                self._places[id(obj)] = len(self.shared)
+        elif _is_shared(obj):
+            place = self._places.setdefault(id(obj), len(self.shared))
+            if place == len(self.shared):
                 self.shared.append(obj)
-                if isinstance(obj, nn.Module):
-                    obj = _module_content(obj)
-                else:
-                    obj = _function_content(obj)
-            else:
-                obj = ("met before", place)
+            obj = ("shared", place)
         super().save(obj)
 
 
-def _key(func: Callable, arguments: dict) -> tuple[str, list]:
-    """Hash of a call, and the networks and functions in it."""
-    hasher = _Hasher()
+def _structure(func: Callable, arguments: dict) -> tuple[str, list]:
+    """Hash of a call but for what is shared, and what that is."""
+    roots: list = []
     plain = getattr(func, "__func__", func)
     owner = getattr(func, "__self__", None)
     name = f"{plain.__module__}.{plain.__qualname__}"
+    call = (VERSIONS, name, owner, plain, sorted(arguments.items()))
+    return _hash(call, roots, name), roots
+
+
+def _key(structure: str, roots: list, volatile: set[str]) -> tuple[str, list]:
+    """Hash of a call, and all that is shared in it, what that holds included."""
+    shared = list(roots)
+    contents = []
+    for thing in shared:  # which grows meanwhile
+        name, items = _items(thing)
+        kept = {
+            item: value if isinstance(value, PLAIN) else _hash(value, shared, name)
+            for item, value in items.items()
+            if f"{name}:{item}" not in volatile
+        }
+        contents.append((name, kept))
+    return _hash((structure, contents), [], ""), shared
+
+
+def _hash(value: Any, shared: list, name: str) -> str:
+    """Hash of a value; adds what it shares to the list."""
     try:
-        key = hasher.hash((VERSIONS, name, owner, plain, sorted(arguments.items())))
+        return _Hasher(shared).hash(value)
     except (pickle.PicklingError, TypeError) as error:
         raise TypeError(
-            f"An argument of {name} cannot be hashed for the cache ({error}). Take it "
-            "out of the estimator, or set memory=None."
+            f"Something in {name} cannot be hashed for the cache ({error.args[0]}). "
+            "Take it out, or set memory=None."
         ) from error
-    return key, hasher.shared
+
+
+def _fingerprints(shared: list) -> dict[tuple[int, str], Any]:
+    """Of each network and function, what a call may change in it besides tensors."""
+    found: dict[tuple[int, str], Any] = {}
+    for place, thing in enumerate(shared):
+        name, items = _items(thing)
+        for item, value in items.items():
+            if item in ("code", "_parameters", "_buffers", "_modules"):
+                continue
+            if not isinstance(value, PLAIN):
+                value = _hash(value, [], name)
+            found[place, f"{name}:{item}"] = value
+    return found
 
 
 def _tensor_content(T: Tensor) -> tuple:
@@ -264,42 +328,65 @@ def _bytes_of(T: Tensor) -> np.ndarray:
     return T.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
-def _module_content(module: nn.Module) -> tuple:
-    """What two equal networks have in common: code, weights, settings, hooks."""
-    module = getattr(module, "_orig_mod", module)  # compiled code computes the same
-    code = [
-        [value for value in vars(cls).values() if isinstance(value, types.FunctionType)]
-        for cls in type(module).__mro__
-        if cls.__module__.partition(".")[0] not in ("torch", "builtins")
-    ]
-    state = {}
+def _is_shared(obj: Any) -> bool:
+    """Whether it is taken by its content, and never stored.
+
+    Networks, functions, and classes that cannot be imported by name.
+    """
+    local = isinstance(obj, type) and "<locals>" in obj.__qualname__
+    return local or isinstance(obj, nn.Module | types.FunctionType)
+
+
+def _items(thing: Any) -> tuple[str, dict[str, Any]]:
+    """A name, and what equal things of that name have in common."""
+    if isinstance(thing, type):
+        return f"{thing.__module__}.{thing.__qualname__}", {"code": _methods(thing)}
+    if isinstance(thing, types.FunctionType):
+        return f"{thing.__module__}.{thing.__qualname__}", _function_items(thing)
+    thing = getattr(thing, "_orig_mod", thing)  # compiled code computes the same
+    cls = type(thing)
+    return f"{cls.__module__}.{cls.__qualname__}", _module_items(thing)
+
+
+def _methods(cls: type) -> list[types.FunctionType]:
+    return [v for v in vars(cls).values() if isinstance(v, types.FunctionType)]
+
+
+def _module_items(module: nn.Module) -> dict[str, Any]:
+    """Code, weights, settings and hooks of a network."""
+    items: dict[str, Any] = {
+        "code": [
+            _methods(cls)
+            for cls in type(module).__mro__
+            if cls.__module__.partition(".")[0] not in ("torch", "builtins")
+        ]
+    }
     for name, value in vars(module).items():
         if name.endswith("_hooks") and isinstance(value, dict):
             value = list(value.values())  # the keys count up through the process
         if name not in BOOKKEEPING and not name.endswith(("_with_kwargs", "_called")):
-            state[name] = value
-    return type(module).__module__, type(module).__qualname__, code, state
+            items[name] = value
+    return items
 
 
-def _function_content(function: types.FunctionType) -> tuple:
-    """What two equal functions have in common: code, defaults, what the code reads."""
-    cells = [cell.cell_contents for cell in function.__closure__ or () if _full(cell)]
-    read = {}
+def _function_items(function: types.FunctionType) -> dict[str, Any]:
+    """Code and defaults of a function, and what the code reads."""
+    items: dict[str, Any] = {
+        "code": _code_content(function.__code__),
+        "defaults": function.__defaults__,
+        "kwdefaults": function.__kwdefaults__,
+    }
+    names = function.__code__.co_freevars
+    for name, cell in zip(names, function.__closure__ or (), strict=True):
+        items[f"closure {name}"] = cell.cell_contents if _full(cell) else None
     for name in function.__code__.co_names:
         value = function.__globals__.get(name)
         same_module = getattr(value, "__module__", None) == function.__module__
         if isinstance(value, PLAIN) or (
             isinstance(value, types.FunctionType) and same_module
         ):
-            read[name] = value
-    return (
-        function.__qualname__,
-        _code_content(function.__code__),
-        function.__defaults__,
-        function.__kwdefaults__,
-        cells,
-        read,
-    )
+            items[f"global {name}"] = value
+    return items
 
 
 def _full(cell: types.CellType) -> bool:
@@ -321,11 +408,9 @@ def _code_content(code: types.CodeType) -> tuple:
 # Storing
 
 
-def _run(
-    key: str, func: Callable, args: tuple, kwargs: dict, shared: Iterable
-) -> tuple[bytes, list[np.ndarray]]:
-    """Call a function and pack its result; what joblib stores under the key."""
-    return _pack(func(*args, **kwargs), shared)
+def _keep(key: str, packed: tuple) -> tuple[bytes, list[np.ndarray]]:
+    """What joblib stores under the key: a packed result."""
+    return packed
 
 
 class _Packer(pickle.Pickler):

@@ -111,6 +111,59 @@ def test_a_search_runs_the_network_once_a_fold(counting, memory, z, as_input):
     assert Counting.seen == []
 
 
+def count_in_attribute(network):
+    network.calls = 0
+
+    def forward(z):
+        network.calls += 1
+        return type(network).forward(network, z)
+
+    network.forward = forward
+    return lambda: network.calls
+
+
+def count_in_hook(network):
+    noted = []
+    network.register_forward_hook(lambda module, args, out: noted.append(len(out)))
+    return lambda: len(noted)
+
+
+def count_in_cell(network):
+    calls = 0
+
+    def note(module, args):
+        nonlocal calls
+        calls += 1
+
+    network.maps.register_forward_pre_hook(note)
+    return lambda: calls
+
+
+def count_in_class(network):
+    class Itself(Counting):
+        def forward(self, z):
+            self.statistics = {
+                "calls": getattr(self, "statistics", {"calls": 0})["calls"] + 1
+            }
+            return super().forward(z)
+
+    network.__class__ = Itself
+    return lambda: network.statistics["calls"]
+
+
+@pytest.mark.parametrize(
+    "count", [count_in_attribute, count_in_hook, count_in_cell, count_in_class]
+)
+def test_counting_the_calls_does_not_make_them_different(counting, memory, z, count):
+    calls = count(counting)
+    make_search(counting, memory).fit(z)
+    # The passes for training sets end at the layer, but for their first batch.
+    assert calls() <= 7
+    before = calls()
+    make_search(counting, memory).fit(z)
+    assert calls() == before
+
+
 @pytest.mark.slow
 def test_processes_share_what_is_cached(memory, z):
     network = nn.Sequential()
@@ -394,7 +447,9 @@ class Locked(TransformerMixin, BaseEstimator):
 
 def test_what_cannot_be_hashed_is_said(calls):
     noted, cached = calls
-    with pytest.raises(TypeError, match=r"cannot be hashed for the cache.*memory=None"):
+    with pytest.raises(
+        TypeError, match=r"cannot be hashed for the cache \(cannot pickle.*memory=None"
+    ):
         cached(Locked(threading.Lock()))
     with pytest.raises(TypeError, match="layout"):
         cached(torch.eye(3).to_sparse())
