@@ -61,7 +61,11 @@ def searches(n_samples, repeats):
                 cached = pipeline_of(generator, "block16", TensorMemory(folder))
                 seen.clear()
                 row[name], _ = search(cached, latents, n_jobs)
-                if n_jobs == 1:
+                if n_jobs == 2:
+                    row["search, n_jobs=2, tol=1e-5"], _ = search(
+                        cached.set_params(panda__tol=1e-5), latents, 2
+                    )
+                else:
                     row["samples seen"] = sum(seen)
                     row["search again"], _ = search(cached, latents, n_jobs)
         seen.clear()

@@ -9,6 +9,7 @@ Floor 2: joblib, torch, numpy and scikit-learn.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import inspect
 import io
@@ -146,7 +147,7 @@ class TensorMemory:
             counting = {k: v for k, v in bound.arguments.items() if k not in ignored}
             structure, roots = _structure(func, counting)
             key, shared = _key(structure, roots, self._volatile())
-            keep = self._store().cache(_keep, ignore=["packed"])
+            keep = _keeper(os.fspath(self.location), self.verbose)
             with self._alone(key):
                 if keep.check_call_in_cache(key, None):
                     packed = keep(key, None)
@@ -406,6 +407,12 @@ def _code_content(code: types.CodeType) -> tuple:
 
 
 # Storing
+
+
+@functools.lru_cache
+def _keeper(location: str, verbose: int) -> Any:
+    """:func:`_keep` in joblib's cache; making it reads this file, so only once."""
+    return joblib.Memory(location, verbose=verbose).cache(_keep, ignore=["packed"])
 
 
 def _keep(key: str, packed: tuple) -> tuple[bytes, list[np.ndarray]]:

@@ -12,8 +12,8 @@ from sklearn import config_context
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV
-from sklearn.pipeline import FeatureUnion, make_pipeline
+from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
+from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.utils import estimator_html_repr
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -186,6 +186,40 @@ def test_a_search_copies_no_network(z, panda):
     }
     search = GridSearchCV(pipeline, grid, cv=3, error_score="raise").fit(z)
     assert copies == [] and search.best_estimator_[0].generator is network
+
+
+def from_rows(network, z):
+    return network(z.reshape(-1, 2, 3, 1))
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_search_over_layers_solvers_and_ranks_from_latents(z, kind, n_jobs):
+    network = nn.Sequential(nn.Conv2d(2, 5, 1), nn.Tanh(), nn.Conv2d(5, 4, 1))
+    pipeline = Pipeline(
+        [
+            ("maps", GeneratorFeatureExtractor(network, "0", forward=from_rows)),
+            ("panda", PartsAppearanceDecomposition(max_iter=5, tol=0, random_state=0)),
+        ]
+    )
+    choices = {
+        "maps__layer": ["0", "1", "2"],
+        "panda__solver": ["spg", "pgd", "adam"],
+        "panda__n_parts": [1, 2],
+        "panda__n_appearances": [1, 2, None],
+    }
+    search = RandomizedSearchCV(
+        pipeline,
+        choices,
+        n_iter=6,
+        cv=2,
+        n_jobs=n_jobs,
+        random_state=0,
+        error_score="raise",
+    ).fit(kind(z))
+    scores = search.cv_results_["mean_test_score"]
+    assert np.isfinite(scores).all() and search.score(kind(z)) > 0.3
+    assert type(search.transform(kind(z))) is type(kind(z))
 
 
 def test_preprocessing_of_maps(X, panda):
