@@ -40,6 +40,7 @@ VERSIONS = (__version__, torch.__version__, sklearn.__version__, np.__version__)
 BOOKKEEPING = {"_is_full_backward_hook", "_non_persistent_buffers_set"}
 
 PLAIN = (int, float, complex, str, bytes, type(None))
+SETTINGS = (*PLAIN, tuple, list, dict, set, frozenset, Tensor, np.ndarray)
 
 
 class TensorMemory:
@@ -326,7 +327,8 @@ def _tensor_content(T: Tensor) -> tuple:
 
 def _bytes_of(T: Tensor) -> np.ndarray:
     """The values of a tensor as a one-dimensional array of bytes, on the CPU."""
-    return T.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    values = T.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return values.reshape(-1).view(torch.uint8).numpy()
 
 
 def _is_shared(obj: Any) -> bool:
@@ -341,7 +343,7 @@ def _is_shared(obj: Any) -> bool:
 def _items(thing: Any) -> tuple[str, dict[str, Any]]:
     """A name, and what equal things of that name have in common."""
     if isinstance(thing, type):
-        return f"{thing.__module__}.{thing.__qualname__}", {"code": _methods(thing)}
+        return f"{thing.__module__}.{thing.__qualname__}", _class_items(thing)
     if isinstance(thing, types.FunctionType):
         return f"{thing.__module__}.{thing.__qualname__}", _function_items(thing)
     thing = getattr(thing, "_orig_mod", thing)  # compiled code computes the same
@@ -349,19 +351,28 @@ def _items(thing: Any) -> tuple[str, dict[str, Any]]:
     return f"{cls.__module__}.{cls.__qualname__}", _module_items(thing)
 
 
-def _methods(cls: type) -> list[types.FunctionType]:
-    return [v for v in vars(cls).values() if isinstance(v, types.FunctionType)]
+def _class_items(cls: type) -> dict[str, Any]:
+    """Code and class attributes, with those of the bases down to torch's."""
+    code: list[tuple] = []
+    items: dict[str, Any] = {}
+    for base in cls.__mro__:
+        if base.__module__.partition(".")[0] in ("torch", "builtins"):
+            continue
+        for name, value in sorted(vars(base).items()):
+            if isinstance(value, property):
+                code.append((name, value.fget, value.fset))
+            elif isinstance(value, staticmethod | classmethod):
+                code.append((name, value.__func__))
+            elif isinstance(value, types.FunctionType):
+                code.append((name, value))
+            elif not name.startswith("__") and isinstance(value, SETTINGS):
+                items[f"{base.__qualname__}.{name}"] = value
+    return {"code": code, **items}
 
 
 def _module_items(module: nn.Module) -> dict[str, Any]:
     """Code, weights, settings and hooks of a network."""
-    items: dict[str, Any] = {
-        "code": [
-            _methods(cls)
-            for cls in type(module).__mro__
-            if cls.__module__.partition(".")[0] not in ("torch", "builtins")
-        ]
-    }
+    items = _class_items(type(module))
     for name, value in vars(module).items():
         if name.endswith("_hooks") and isinstance(value, dict):
             value = list(value.values())  # the keys count up through the process
@@ -433,8 +444,10 @@ class _Packer(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, Tensor) and obj.layout == torch.strided:
-            about = obj.dtype, str(obj.device), tuple(obj.shape), obj.requires_grad
-            return _make_tensor, (_bytes_of(obj), *about)
+            where = str(obj.device)
+            about = obj.dtype, where, tuple(obj.shape), obj.requires_grad
+            parameter = isinstance(obj, nn.Parameter)
+            return _make_tensor, (_bytes_of(obj), *about, parameter)
         return NotImplemented
 
 
@@ -464,6 +477,9 @@ def _make_tensor(
     device: str,
     shape: tuple[int, ...],
     requires_grad: bool,
+    parameter: bool,
 ) -> Tensor:
     T = torch.from_numpy(values).view(dtype).reshape(shape).to(device)
+    if parameter:
+        return nn.Parameter(T, requires_grad)
     return T.requires_grad_(requires_grad)

@@ -317,6 +317,43 @@ def test_changed_code_is_another(calls):
     assert len(noted) == 4
 
 
+def test_class_attributes_properties_and_static_methods_count(calls):
+    noted, cached = calls
+
+    class Network(nn.Module):
+        scale = 2
+
+        @property
+        def shift(self):
+            return 0
+
+        @staticmethod
+        def act(x):
+            return x
+
+    network = Network()
+    for name, value in {
+        "scale": 3,
+        "shift": property(lambda self: 1),
+        "act": staticmethod(lambda x: x + 1),
+        "new": classmethod(lambda cls: 2),
+    }.items():
+        for _ in range(2):
+            cached(1, network)
+        setattr(Network, name, value)
+    cached(1, network)
+    assert len(noted) == 5
+
+
+def test_a_network_made_by_the_function_comes_back_whole(memory):
+    cached = memory.cache(lambda n: nn.Linear(n, n))
+    made = [cached(3) for _ in range(2)]
+    for network in made:
+        assert all(isinstance(p, nn.Parameter) for p in network.parameters())
+        assert len(list(network.parameters())) == 2
+    assert torch.equal(made[0].weight, made[1].weight)
+
+
 def test_tensors_count_by_their_content(calls):
     noted, cached = calls
     x = torch.arange(6.0)
@@ -341,6 +378,7 @@ def test_tensors_count_by_their_content(calls):
         torch.tensor(3.5),
         torch.tensor([True, False]),
         torch.zeros(0, 3),
+        torch.tensor([1 + 2j, 3j]).conj(),
         torch.ones(2, requires_grad=True),
     ],
     ids=lambda v: f"{v.dtype} {tuple(v.shape)}",
