@@ -228,12 +228,37 @@ def test_arrays_that_do_not_fit(saved, arrays, part):
         ({"params": '{"n_parts": {"record": "x", "fields": {}}}'}, "cannot be read"),
         ({"params": '{"n_party": 3}'}, r"\['n_party'\]"),
         ({"params": '{"n_parts": -3}'}, "n_parts"),
+        ({"params": '{"device": {"torch.device": "x:y"}}'}, "cannot be read"),
         ({"attributes": '{"parts_": 3}'}, "are missing"),
         ({"attributes": '{"fit": 3}'}, r"\['fit'\]"),
     ],
 )
 def test_files_that_cannot_be_read(saved, metadata, part):
     rewrite(saved, **metadata)
+    with pytest.raises(ValueError, match=part):
+        PartsAppearanceDecomposition.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"n_iter_": "x"}, "n_iter_ is of type str, expected int"),
+        ({"n_iter_": -1}, "objective_history_ is of shape"),
+        ({"n_features_in_": 7}, "n_features_in_ is 7, expected 6"),
+        ({"_flattened": 1}, "_flattened is of type int, expected bool"),
+        ({"_flattened": True}, "n_features_in_ is 6, expected 120"),
+        ({"reconstruction_err_": None, "layer_": 3}, "layer_ is of type int"),
+        ({"_past": 3}, "_past is of type int"),
+        ({"feature_names_in_": {"$names": ["a"]}}, "feature_names_in_ is of shape"),
+        ({"map_shape_": {"$tuple": [6, 10**12, 5]}}, "parts_ is of shape"),
+        ({"map_shape_": [6, 4, 5]}, "map_shape_ is"),
+        ({"parts_": {"tensor": 3, "device": "cpu"}}, "cannot be read"),
+    ],
+)
+def test_attributes_that_do_not_fit(saved, change, part):
+    with safe_open(saved, framework="numpy") as file:
+        attributes = json.loads(file.metadata()["attributes"])
+    rewrite(saved, attributes=json.dumps(attributes | change))
     with pytest.raises(ValueError, match=part):
         PartsAppearanceDecomposition.load(saved)
 

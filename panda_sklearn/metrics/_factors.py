@@ -66,7 +66,7 @@ def match_factors(factors, others, *, ignore_sign=False):
             f"factors and others must have rows of one shape, got "
             f"{tuple(factors.shape)} and {tuple(others.shape)}."
         )
-    cosines = _unit(one) @ _unit(two).T
+    cosines = np.clip(_unit(one) @ _unit(two).T, -1, 1)
     if ignore_sign:
         cosines = abs(cosines)
     rows, columns = linear_sum_assignment(cosines, maximize=True)

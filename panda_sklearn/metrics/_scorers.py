@@ -6,6 +6,7 @@ Floor 4: reads the decomposition through its public attributes and, for activati
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from numbers import Integral
 from typing import Any
 
@@ -202,7 +203,7 @@ def neg_parts_overlap(estimator, X, y=None):
     score : float
         - ``parts_overlap`` of the fitted parts; 0 if they share no position.
     """
-    return -parts_overlap(_find(estimator).parts_)
+    return 0.0 - parts_overlap(_find(estimator).parts_)
 
 
 def distinct_parts(estimator, X, y=None):
@@ -236,16 +237,25 @@ def distinct_parts(estimator, X, y=None):
 def _steps(estimator: Any) -> tuple[list, PartsAppearanceDecomposition]:
     """The transformers before the decomposition in a pipeline, and itself."""
     before: list = []
-    for _, step in getattr(estimator, "steps", [("", estimator)]):
+    for step in _flattened(estimator):
         if isinstance(step, PartsAppearanceDecomposition):
             check_is_fitted(step)
             return before, step
-        if step not in (None, "passthrough"):
-            before.append(step)
+        before.append(step)
     raise TypeError(
         "Expected a PartsAppearanceDecomposition or a Pipeline with one as a step, got "
         f"a {type(estimator).__name__}."
     )
+
+
+def _flattened(estimator: Any) -> Iterator[Any]:
+    """The steps of a pipeline, with those of the pipelines in it."""
+    if not hasattr(estimator, "steps"):
+        yield estimator
+        return
+    for _, step in estimator.steps:
+        if step is not None and step != "passthrough":
+            yield from _flattened(step)
 
 
 def _find(estimator: Any, X: Any = None) -> Any:
@@ -267,6 +277,11 @@ def _predictors(
     these the rows that were held out.
     """
     n, r = factor.shape
+    if n < n_folds:
+        raise ValueError(
+            f"{n} {rows} cannot be split into {n_folds} folds. Use fewer folds; one "
+            "alone cannot be held out."
+        )
     if n - -(-n // n_folds) < r:
         raise ValueError(
             f"{r} {rank} cannot be told from {n} {rows} less a fold of them. Use at "

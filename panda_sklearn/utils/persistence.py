@@ -48,6 +48,16 @@ ATTRIBUTES = {
 }
 OPTIONAL = {"_channel_mean", "_past", "feature_names_in_", "layer_", "n_samples_seen_"}
 
+KINDS = {
+    "_flattened": bool,
+    "_past": Past,
+    "layer_": str,
+    "n_features_in_": int,
+    "n_iter_": int,
+    "n_samples_seen_": int,
+    "reconstruction_err_": float,
+}
+
 RECORDS = {record.__name__: record for record in (Moments, Past)}
 
 
@@ -163,7 +173,7 @@ def read_state(path: str | os.PathLike, kind: str) -> dict[str, dict[str, Any]]:
         if not all(isinstance(part, dict) for part in parts.values()):
             raise ValueError("expected JSON objects")
         return parts
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(
             f"What {os.fspath(path)!r} says of its arrays cannot be read "
             f"({type(error).__name__}: {error}). Save it again."
@@ -199,7 +209,16 @@ def _mismatch(attributes: dict) -> str:
     shape = attributes["map_shape_"]
     if not isinstance(shape, tuple) or not all(type(n) is int and n > 0 for n in shape):
         return f"map_shape_ is {shape!r}, expected (n_channels, *spatial)"
+    for name, kind in KINDS.items():
+        value = attributes.get(name)
+        if value is not None and type(value) is not kind:
+            return f"{name} is of type {type(value).__name__}, expected {kind.__name__}"
     C, S = shape[0], math.prod(shape[1:])
+    n_features = C * S if attributes["_flattened"] else C
+    if attributes["n_features_in_"] != n_features:
+        return (
+            f"n_features_in_ is {attributes['n_features_in_']}, expected {n_features}"
+        )
     expected: dict[str, tuple] = {
         "parts_": ("n_parts", *shape[1:]),
         "appearances_": ("n_appearances", C),
@@ -217,6 +236,9 @@ def _mismatch(attributes: dict) -> str:
             for which in ("M1", "M2"):
                 label = f"{which} of {name}"
                 expected[label], arrays[label] = (n, n), getattr(moments, which)
+    if (names := attributes.get("feature_names_in_")) is not None:
+        expected["feature_names_in_"] = (n_features,)
+        arrays["feature_names_in_"] = names
     for name, wanted in expected.items():
         array = arrays[name]
         if not isinstance(array, np.ndarray | Tensor):
@@ -226,9 +248,15 @@ def _mismatch(attributes: dict) -> str:
             for size, found in zip(wanted, array.shape, strict=True)
         ):
             return f"{name} is of shape {tuple(array.shape)}, expected {wanted}"
-        if not as_tensor(array).isfinite().all():
-            return f"{name} holds NaN or infinity"
+        if name != "feature_names_in_" and not _is_finite(array):
+            return f"{name} holds NaN, infinity or no floating-point numbers"
     return ""
+
+
+def _is_finite(array: np.ndarray | Tensor) -> bool:
+    if isinstance(array, np.ndarray):
+        return array.dtype.kind == "f" and bool(np.isfinite(array).all())
+    return array.is_floating_point() and bool(array.isfinite().all())
 
 
 def _encode(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:

@@ -139,6 +139,15 @@ def test_in_a_pipeline(X, panda, name):
     assert score == pytest.approx(SCORERS[name](panda, X[40:]), abs=1e-6)
 
 
+def test_in_a_pipeline_in_a_pipeline(X, panda):
+    inner = make_pipeline("passthrough", PartsAppearanceDecomposition(4, 4))
+    outer = make_pipeline(FunctionTransformer(lambda X: X / 2), inner)
+    outer.set_params(pipeline__partsappearancedecomposition__random_state=0)
+    outer.fit(X[:40])
+    expected = reconstruction(panda, X[40:])
+    assert reconstruction(outer, X[40:]) == pytest.approx(expected, abs=1e-6)
+
+
 def test_scoring_leaves_the_estimator_alone(X, panda):
     before = pickle.dumps(panda)
     for scorer in SCORERS.values():
@@ -266,6 +275,9 @@ def test_bad_input(X, panda, call, kind, part):
 
 
 def test_parts_that_cannot_be_told(X):
+    single = PartsAppearanceDecomposition(1, 1, max_iter=2, tol=0).fit(X[:, :, :1, :1])
+    with pytest.raises(ValueError, match="1 positions cannot be split into 5"):
+        heldout_reconstruction(single, X[:, :, :1, :1])
     panda = PartsAppearanceDecomposition(40, 4, max_iter=2, tol=0).fit(X)
     with pytest.raises(ValueError, match="n_parts=38"):
         heldout_reconstruction(panda, X)
