@@ -15,7 +15,6 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from torch import nn
 
-import panda_sklearn.memory
 from panda_sklearn import GeneratorFeatureExtractor, PartsAppearanceDecomposition
 from panda_sklearn.memory import TensorMemory
 from tests.networks import TinyGenerator
@@ -402,7 +401,7 @@ def test_results_can_be_written_to(memory):
 def test_other_versions_compute_anew(calls, monkeypatch):
     noted, cached = calls
     cached(1)
-    monkeypatch.setattr(panda_sklearn.memory, "VERSIONS", ("0", "0"))
+    monkeypatch.setattr("panda_sklearn.utils.hashing.VERSIONS", ("0", "0"))
     cached(1)
     assert len(noted) == 2
 
