@@ -77,8 +77,8 @@ class OneStandardError:
         Raises
         ------
         ValueError
-            If there is no such metric, nothing was scored, or the candidates have no
-            ranks.
+            If there is no such metric, nothing was scored, or the candidates do not
+            all set the same ranks.
         """
         key = f"mean_test_{self.metric}"
         if key not in cv_results:
@@ -99,22 +99,25 @@ class OneStandardError:
         error = 0.0
         if len(scores) > 1:
             error = float(np.std(scores[:, best], ddof=1)) / math.sqrt(len(scores))
-        sizes = np.array([_size(params) for params in cv_results["params"]])
+        sizes = _sizes(cv_results["params"])
         good = means >= means[best] - error  # false for NaN
         candidates = np.flatnonzero(good).tolist()
         return min(candidates, key=lambda i: (sizes[i], -means[i]))
 
 
-def _size(params: dict[str, Any]) -> float:
-    """Number of coefficients, up to what all candidates have in common."""
-    ranks = [
-        math.inf if value is None else value
-        for name, value in params.items()
-        if name.rpartition("__")[2] in RANKS
-    ]
-    if not ranks:
+def _sizes(candidates: list[dict[str, Any]]) -> np.ndarray:
+    """Numbers of coefficients, up to a factor that all candidates have in common."""
+    names = {
+        frozenset(name for name in params if name.rpartition("__")[2] in RANKS)
+        for params in candidates
+    }
+    if len(names) > 1 or not all(names):
         raise ValueError(
-            f"The candidates set neither of {RANKS}, got {params}. Put one of them "
-            "into the grid."
+            f"All candidates must set the same of {RANKS}, one of them at least; they "
+            f"set {sorted(map(sorted, names))}. Put these into each grid."
         )
-    return math.prod(ranks)
+    (ranks,) = names
+    values = [[params[name] for name in ranks] for params in candidates]
+    return np.array(
+        [math.prod(math.inf if v is None else v for v in row) for row in values]
+    )

@@ -68,8 +68,12 @@ def test_in_a_search_that_is_cloned_and_pickled():
 
 @pytest.mark.parametrize(
     ("metric", "params", "part"),
-    [("other", [{"n_parts": 1}], "'score'"), ("score", [{"tol": 1}], "n_parts")],
+    [
+        ("other", [{"n_parts": 1}], "'score'"),
+        ("score", [{"tol": 1}], "n_parts"),
+        ("score", [{"n_parts": 1}, {"n_appearances": 1}], "the same of"),
+    ],
 )
 def test_bad_input(metric, params, part):
     with pytest.raises(ValueError, match=part):
-        OneStandardError(metric)(results([[1.0, 1.0]], params))
+        OneStandardError(metric)(results([[1.0, 1.0]] * len(params), params))
