@@ -14,6 +14,7 @@ import contextlib
 import functools
 import inspect
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -48,7 +49,7 @@ class TensorMemory:
         Folder of the cache; ``None`` caches nothing.
 
     verbose : int, default=0
-        Above 0, calls that are computed are printed.
+        Above 0, it prints which functions it calls, having no result yet.
 
     See Also
     --------
@@ -132,11 +133,13 @@ class TensorMemory:
             counting = {k: v for k, v in bound.arguments.items() if k not in ignored}
             structure, roots = call_structure(func, counting)
             key, shared = call_key(structure, roots, self._volatile())
-            keep = _keeper(os.fspath(self.location), self.verbose)
+            keep = _keeper(os.fspath(self.location))
             with self._alone(key):
                 if keep.check_call_in_cache(key, None):
                     packed = keep(key, None)
                 else:
+                    if self.verbose:
+                        print(f"[{type(self).__name__}] calling {func.__qualname__}")
                     before = fingerprints(shared)
                     result = func(*args, **kwargs)
                     if self._note_volatile(before, fingerprints(shared)):
@@ -160,6 +163,8 @@ class TensorMemory:
         """
         if self.location is not None:
             self._store().clear(warn=warn)
+            for folder in ("locks", "volatile"):
+                shutil.rmtree(Path(self.location) / folder, ignore_errors=True)
 
     def reduce_size(self, bytes_limit=None, items_limit=None, age_limit=None):
         """Delete the results that were used least recently.
@@ -181,7 +186,7 @@ class TensorMemory:
             )
 
     def _store(self) -> joblib.Memory:
-        return joblib.Memory(os.fspath(self.location), verbose=self.verbose)
+        return joblib.Memory(os.fspath(self.location), verbose=0)
 
     def _volatile(self) -> set[str]:
         """Names of what the calls so far have changed in networks and functions."""
@@ -222,9 +227,9 @@ class TensorMemory:
 
 
 @functools.lru_cache
-def _keeper(location: str, verbose: int) -> Any:
+def _keeper(location: str) -> Any:
     """:func:`_keep` in joblib's cache; making it reads this file, so only once."""
-    return joblib.Memory(location, verbose=verbose).cache(_keep, ignore=["packed"])
+    return joblib.Memory(location, verbose=0).cache(_keep, ignore=["packed"])
 
 
 def _keep(key: str, packed: Packed) -> Packed:

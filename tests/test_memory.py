@@ -461,10 +461,18 @@ def test_no_location_no_cache(counting, z):
     assert sum(Counting.seen) == 60
 
 
-def test_clear_and_reduce_size(calls, memory, capsys):
+def test_verbose_says_what_is_called(memory, capsys):
+    cached = TensorMemory(memory.location, verbose=1).cache(double)
+    for _ in range(2):
+        cached(torch.ones(100))
+    assert capsys.readouterr().out == "[TensorMemory] calling double\n"
+
+
+def test_clear_and_reduce_size(calls, memory):
     noted, cached = calls
     cached(1)
     memory.clear(warn=False)
+    assert not list(memory.location.rglob("*.lock"))
     cached(1)
     assert len(noted) == 2
     cached(2)
