@@ -483,7 +483,14 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         C, S = layout.n_channels, layout.n_positions
         if isinstance(self.init, str):
             R_S = check_rank("n_parts", self.n_parts, min(8, S), S, "positions")
-            R_C = check_rank("n_appearances", self.n_appearances, C, C, "channels")
+            if C == 1 and layout.flattened and self.map_shape is None:
+                of = (
+                    "channels of X, whose rows were read as maps of one channel (if "
+                    "they are flattened maps, pass map_shape=(n_channels, *spatial))"
+                )
+            else:
+                of = "channels"
+            R_C = check_rank("n_appearances", self.n_appearances, C, C, of)
             return R_C, R_S, None
         if len(self.init) != 2:
             raise ValueError(

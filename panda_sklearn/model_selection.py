@@ -19,8 +19,9 @@ RANKS = ("n_parts", "n_appearances")
 class OneStandardError:
     """Choose the smallest ranks that score within a standard error of the best.
 
-    For the ``refit`` of ``GridSearchCV`` and ``RandomizedSearchCV``. The standard error
-    is that of the mean over the folds of the best candidate; the rule is that of
+    For the ``refit`` of ``GridSearchCV`` and ``RandomizedSearchCV``; scikit-learn's
+    halving searches do not ask a callable. The standard error is that of the mean over
+    the folds of the best candidate; the rule is that of
     Breiman et al. [1]_. Ranks are compared by n_parts * n_appearances, the number of
     coefficients of a sample; among equals the better score counts.
 

@@ -519,3 +519,9 @@ def test_volumes_of_so_many_positions_that_no_square_of_them_is_formed(monkeypat
     for n_init in (1, 10):
         panda = PartsAppearanceDecomposition(3, 4, n_init=n_init, random_state=0)
         assert panda.fit(X).score(X) > 0.6
+
+
+def test_advice_for_flattened_maps_and_single_samples(X, fitted):
+    message = error_of(lambda: make_panda(3, 4).fit(X.reshape(30, -1)))
+    assert "exceeds the number of channels" in message and "map_shape=" in message
+    assert "X[None]" in error_of(lambda: fitted.transform(X[0]))

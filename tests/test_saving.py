@@ -175,6 +175,9 @@ def test_what_the_file_holds(tmp_path):
     assert PartsAppearanceDecomposition.load(path).layer_ == "block16"
     assert not hasattr(loaded.fit(X), "layer_")
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode  # as the process's mask says
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import Tensor
 
 from panda_sklearn._version import __version__
@@ -125,7 +125,8 @@ def write_state(path: str | os.PathLike, kind: str, **parts: dict[str, Any]) -> 
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        save_file(arrays, temporary, metadata)
+        # Not save_file, whose files only their owner may read.
+        temporary.write_bytes(save(arrays, metadata))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

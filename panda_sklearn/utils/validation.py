@@ -253,10 +253,12 @@ def find_layout(
 def check_same_layout(estimator: Any, X: ArrayLike, layout: MapLayout) -> None:
     """Raise ValueError unless the samples of X have the shape seen by fit."""
     if tuple(X.shape[1:]) != layout.sample_shape:
+        single = tuple(X.shape) == layout.sample_shape
+        hint = " A single sample is X[None]." if single else ""
         raise ValueError(
             f"X has samples of shape {tuple(X.shape[1:])}, but "
             f"{type(estimator).__name__} is expecting {layout.sample_shape}, the shape "
-            "it was fitted on."
+            f"it was fitted on.{hint}"
         )
 
 
