@@ -21,19 +21,10 @@ from sklearn.utils.metaestimators import available_if
 from torch import Tensor
 from tqdm import tqdm
 
-from panda_sklearn.core.objective import (
-    batches_of,
-    sample_energies,
-    total_objective,
-)
-from panda_sklearn.solvers import (
-    SOLVERS,
-    Callback,
-    SolverResult,
-    best_fit,
-    learn,
-    refine_parts,
-)
+from panda_sklearn.core.objective import sample_energies, total_objective
+from panda_sklearn.core.starts import channel_scatter, saliency_scatter
+from panda_sklearn.interpretation import InterpretationMixin
+from panda_sklearn.solvers import SOLVERS, Callback, SolverResult, best_fit, learn
 from panda_sklearn.utils.arrays import (
     ArrayLike,
     MapLayout,
@@ -54,7 +45,6 @@ from panda_sklearn.utils.validation import (
     StrOptions,
     check_device,
     check_feature_names_in,
-    check_index,
     check_is_fitted,
     check_numbers,
     check_random_state,
@@ -75,6 +65,9 @@ Start = tuple[int, int, tuple[Tensor, Tensor] | None]
 # What a file of `save` says that it holds.
 KIND = "PartsAppearanceDecomposition"
 
+# What partial_fit keeps of the samples so far.
+STREAM_ATTRIBUTES = {"_channel_mean", "_channel_scatter", "_past", "n_samples_seen_"}
+
 # How often partial_fit solves for parts and for appearances, at most.
 STEPS_PER_BATCH = 10
 
@@ -89,7 +82,20 @@ def _learns_from_streams(panda: PartsAppearanceDecomposition) -> bool:
     return True
 
 
-class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
+def _is_hosvd(init: object) -> bool:
+    """Whether a start needs the channel scatter."""
+    return isinstance(init, str) and init == "hosvd"
+
+
+def _turn(scatter: Tensor, A: Tensor) -> Tensor:
+    """A' scatter A, in the precision of the scatter."""
+    A = A.to(scatter)
+    return A.T @ scatter @ A
+
+
+class PartsAppearanceDecomposition(
+    InterpretationMixin, TransformerMixin, BaseEstimator
+):
     r"""Parts and appearances of feature maps (PandA).
 
     Learns from the activations :math:`Z_i` (channels x positions) of many samples at
@@ -214,6 +220,12 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
     saliency_mean_ : array of shape (n_appearances,)
         Mean of each appearance's saliency over training samples and positions,
         :math:`\mu_k` of section 4.1.2.
+
+    saliency_covariance_ : array of shape (n_appearances, n_appearances)
+        Covariance of the appearances' saliencies over training samples and positions.
+
+    saliency_std_ : array of shape (n_appearances,)
+        Standard deviations, the roots of its diagonal.
 
     layer_ : str
         Name of the layer that the activations are from; only if ``load`` found one.
@@ -366,9 +378,14 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         Z, layout, origin, start = self._check_fit(X)
         with torch.inference_mode(False), torch.no_grad():
             check_scale(Z)
-            result = self._best_fit(Z, start)
-            self._store(result.A, result.P, Z.mean(dim=(0, 2)), layout, origin)
-        for name in ("n_samples_seen_", "_past", "_channel_mean", "layer_"):
+            scatter = channel_scatter(Z) if _is_hosvd(self.init) else None
+            result = self._best_fit(Z, start, scatter)
+            A = result.A
+            scatter = saliency_scatter(Z, A) if scatter is None else _turn(scatter, A)
+            n_values = len(Z) * layout.n_positions
+            mean = Z.mean(dim=(0, 2))
+            self._store(A, result.P, mean, scatter / n_values, layout, origin)
+        for name in STREAM_ATTRIBUTES | {"layer_"}:
             self.__dict__.pop(name, None)
         self.n_iter_ = result.n_iter
         self.objective_history_ = np.array(result.objective_history)
@@ -390,7 +407,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
 
         The first batch is fitted as by ``fit``, so it should have enough samples to
         tell the parts apart. Of earlier batches their second moments are kept, of
-        2 (n_channels^2 + n_positions^2) numbers, as they were at the factors of their
+        3 n_channels^2 + 2 n_positions^2 numbers, as they were at the factors of their
         time. There is no such method with other solvers than "spg". After ``fit``, a
         new stream begins at the fitted factors, in which the samples of ``fit`` do not
         count.
@@ -419,7 +436,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         with torch.inference_mode(False), torch.no_grad():
             check_scale(Z)
             if first:
-                result = self._best_fit(Z, start)
+                result = self._best_fit(Z, start, None)
                 A, P = result.A, result.P
             else:
                 A, P = self._factors(Z)
@@ -436,13 +453,18 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             )
             seen = past.n_samples - len(Z)
             mean = Z.mean(dim=(0, 2))
+            scatter = channel_scatter(Z) / (len(Z) * layout.n_positions)
             if seen:
-                earlier = self._channel_mean.to(Z)
-                mean = earlier + (mean - earlier) * (len(Z) / past.n_samples)
-            self._store(A.to(Z), P.to(Z), mean, layout, origin)
+                share = len(Z) / past.n_samples
+                mean = torch.lerp(self._channel_mean.to(mean), mean, share)
+                earlier = self._channel_scatter.to(scatter)
+                scatter = torch.lerp(earlier, scatter, share)
+            A, P = A.to(Z), P.to(Z)
+            self._store(A, P, mean, _turn(scatter, A), layout, origin)
         history = self.objective_history_ if seen else []
         home = X.device if isinstance(X, Tensor) else torch.device("cpu")
-        self._past, self._channel_mean = past.to(home), mean.to(home)
+        self._past = past.to(home)
+        self._channel_mean, self._channel_scatter = mean.to(home), scatter.to(home)
         self.n_samples_seen_ = past.n_samples
         self.objective_history_ = np.append(history, objective)
         self.n_iter_ = len(self.objective_history_)
@@ -525,7 +547,9 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         check_rank("n_parts", P.shape[1], S, S, "positions")
         return A.shape[1], P.shape[1], (A, P)
 
-    def _best_fit(self, Z: Tensor, start: Start) -> SolverResult:
+    def _best_fit(
+        self, Z: Tensor, start: Start, scatter: Tensor | None
+    ) -> SolverResult:
         """The best result of all starts."""
         R_C, R_S, given = start
         return best_fit(
@@ -537,6 +561,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             n_init=None if self.n_init == "auto" else self.n_init,
             generator=randomness(check_random_state(self.random_state)),
             watched=self._watched,
+            scatter=scatter,
             learning_rate=self.learning_rate,
             max_iter=self.max_iter,
             tol=self.tol,
@@ -566,10 +591,14 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         A: Tensor,
         P: Tensor,
         channel_mean: Tensor,
+        scatter: Tensor,
         layout: MapLayout,
         origin: Origin,
     ) -> None:
-        """Set the attributes that hold the factors."""
+        """Set the attributes that hold the factors.
+
+        ``scatter`` is the mean of A'z (A'z)' over samples and positions, (R_C, R_C).
+        """
         if len(layout.sample_shape) > 1:
             self.n_features_in_ = layout.n_channels
             self.__dict__.pop("feature_names_in_", None)
@@ -577,7 +606,10 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         self._flattened = layout.flattened
         self.appearances_ = origin.give(A.T.contiguous())
         self.parts_ = origin.give(P.T.reshape(-1, *layout.spatial).contiguous())
-        self.saliency_mean_ = origin.give(A.T @ channel_mean)
+        mean = A.T @ channel_mean
+        covariance = scatter - torch.outer(mean, mean).to(scatter)
+        self.saliency_mean_ = origin.give(mean)
+        self.saliency_covariance_ = origin.give(covariance.to(A))
 
     # Encoding
 
@@ -694,99 +726,6 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             for k in range(len(self.parts_))
         ]
         return np.asarray(names, dtype=object)
-
-    # Interpreting
-
-    @torch.no_grad()
-    def saliency(self, X):
-        r"""Map how much of each appearance there is at each position (section 4.1).
-
-        Parameters
-        ----------
-        X : array of shape (n_samples, n_channels, \*spatial)
-            Activations, laid out as for ``fit``.
-
-        Returns
-        -------
-        maps : array of shape (n_samples, n_appearances, \*spatial)
-            The inner products a_k'Z_i.
-        """
-        Z, origin = self._check_maps(X)
-        A, _ = self._factors(Z)
-        Y = A.T @ Z
-        return origin.give(Y.reshape(*Y.shape[:2], *self.map_shape_[1:]))
-
-    @torch.no_grad()
-    def localize(self, X, appearance, threshold="mean"):
-        r"""Find where an appearance is present (section 4.1.2).
-
-        Parameters
-        ----------
-        X : array of shape (n_samples, n_channels, \*spatial)
-            Activations, laid out as for ``fit``.
-
-        appearance : int
-            Index of the appearance.
-
-        threshold : "mean" or float, default="mean"
-            Positions count where the saliency is at least this; "mean" is the
-            appearance's mean over the training data.
-
-        Returns
-        -------
-        mask : boolean array of shape (n_samples, \*spatial)
-            True where the appearance is present.
-        """
-        check_is_fitted(self)
-        k = check_index("appearance", appearance, len(self.appearances_))
-        if isinstance(threshold, str):
-            if threshold != "mean":
-                raise ValueError(
-                    f"threshold must be 'mean' or a number, got {threshold!r}."
-                )
-            threshold = self.saliency_mean_[k]
-        elif not isinstance(threshold, Real) or not np.isfinite(threshold):
-            raise ValueError(
-                f"threshold must be 'mean' or a finite number, got {threshold!r}."
-            )
-        Z, origin = self._check_maps(X)
-        A, _ = self._factors(Z)
-        maps = A[:, k] @ Z  # (N, S)
-        return origin.give((maps >= float(threshold)).reshape(-1, *self.map_shape_[1:]))
-
-    @torch.no_grad()
-    def refine(self, X, max_iter=100):
-        r"""Refine the parts to each sample (section 3.5).
-
-        Descends equation (6) from ``parts_`` with the appearances held, for each
-        sample on its own until it has converged; no sample's objective ends higher
-        than it began.
-
-        Parameters
-        ----------
-        X : array of shape (n_samples, n_channels, \*spatial)
-            Activations, laid out as for ``fit``.
-
-        max_iter : int, default=100
-            Number of projected gradient steps, at most.
-
-        Returns
-        -------
-        parts : array of shape (n_samples, n_parts, \*spatial)
-            Parts of each sample.
-        """
-        if not isinstance(max_iter, Integral) or max_iter < 0:
-            raise ValueError(f"max_iter must be an int of 0 or more, got {max_iter!r}.")
-        Z, origin = self._check_maps(X)
-        A, P = self._factors(Z)
-        refined = [
-            refine_parts(
-                batch, A, P, max_iter=max_iter, nonnegative=self.nonnegative
-            ).mT
-            for batch in batches_of(Z)
-        ]
-        parts = torch.cat(refined)
-        return origin.give(parts.reshape(*parts.shape[:2], *self.map_shape_[1:]))
 
     # Keeping
 

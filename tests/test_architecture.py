@@ -25,6 +25,7 @@ FLOORS = {
     "panda_sklearn.decomposition": 3,
     "panda_sklearn.feature_extractor": 3,
     "panda_sklearn.editing": 3,
+    "panda_sklearn.interpretation": 3,
     "panda_sklearn.inspection": 4,
     "panda_sklearn._version": 0,
     "panda_sklearn": 5,

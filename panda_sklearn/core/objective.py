@@ -64,6 +64,7 @@ __all__ = [
     "gradient_parts",
     "objective",
     "sample_energies",
+    "sample_objectives",
     "sum_over_rows",
     "total_objective",
 ]
@@ -140,6 +141,27 @@ def objective(
 def total_objective(Z: Tensor, A: Tensor, P: Tensor) -> Tensor:
     """:func:`objective`, batch by batch: no product as long as Z is held whole."""
     return torch.stack([objective(batch, A, P) for batch in batches_of(Z)]).sum()
+
+
+def sample_objectives(Z: Tensor, A: Tensor, P: Tensor) -> Tensor:
+    """The objective (6) of each sample, (N,), with parts P (N, S, R_S) of its own.
+
+    In double precision; batch by batch, so that nothing as long as Z is formed.
+    """
+    dtype = accumulator_dtype(Z.device)
+    G = A.T @ A
+    errors = []
+    for batch, energy, parts in zip(
+        batches_of(Z),
+        batches_of(Z, sample_energies(Z)),
+        batches_of(Z, P),
+        strict=True,
+    ):
+        L = A.T @ (batch @ parts)
+        LH = L @ (parts.mT @ parts)
+        products = L.to(dtype) * (torch.einsum("rq,nqk->nrk", G, LH) - 2 * L)
+        errors.append((energy + products.sum(dim=(1, 2))).clamp(min=0))
+    return torch.cat(errors)
 
 
 def gradient_parts(

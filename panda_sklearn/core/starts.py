@@ -19,6 +19,7 @@ __all__ = [
     "random_appearances",
     "random_parts",
     "revived",
+    "saliency_scatter",
 ]
 
 
@@ -36,18 +37,33 @@ def channel_scatter(Z: Tensor) -> Tensor:
     return mirror(total)
 
 
-def hosvd(Z: Tensor, n_appearances: int) -> Tensor:
+def saliency_scatter(Z: Tensor, A: Tensor) -> Tensor:
+    """Uncentred scatter sum_i A'Z_i (A'Z_i)', of shape (R_C, R_C).
+
+    Batch by batch, with nothing C x C.
+    """
+    R_C = A.shape[1]
+    total = torch.zeros(R_C, R_C, dtype=accumulator_dtype(Z.device), device=Z.device)
+    for batch in batches_of(Z):
+        add_gram(total, (A.T @ batch).transpose(0, 1).reshape(R_C, -1).T)
+    return mirror(total)
+
+
+def hosvd(Z: Tensor, n_appearances: int, *, scatter: Tensor | None = None) -> Tensor:
     """Leading eigenvectors of the channel scatter (section 3.4).
 
     These are the leading left singular vectors of the mode-2 unfolding of Z. Each
-    is signed so that its entry of largest magnitude is positive.
+    is signed so that its entry of largest magnitude is positive. ``scatter`` is
+    :func:`channel_scatter` of Z, where it is known.
 
     Returns
     -------
     A : Tensor of shape (C, n_appearances)
         Orthonormal columns, by falling eigenvalue.
     """
-    vectors = torch.linalg.eigh(channel_scatter(Z)).eigenvectors  # rising eigenvalues
+    if scatter is None:
+        scatter = channel_scatter(Z)
+    vectors = torch.linalg.eigh(scatter).eigenvectors  # rising eigenvalues
     A = vectors.flip(1)[:, :n_appearances]
     return signed(A).to(Z.dtype).contiguous()
 

@@ -43,6 +43,7 @@ def best_fit(
     n_init: int | None,
     generator: torch.Generator,
     watched: Callable[[str], AbstractContextManager[Callback]],
+    scatter: Tensor | None = None,
     **options: Any,
 ) -> SolverResult:
     """The best result of all starts.
@@ -72,6 +73,9 @@ def best_fit(
     watched : callable
         Given a note about the start, a context that yields the solver's callback.
 
+    scatter : Tensor of shape (C, C), default=None
+        The channel scatter of Z, where it is known.
+
     **options
         For the solver.
 
@@ -87,7 +91,9 @@ def best_fit(
     leading = None
     if init == "hosvd":
         # With all appearances, their space has no start to choose.
-        leading = torch.eye(C) if chooses and R_C == C else hosvd(Z, R_C)
+        leading = (
+            torch.eye(C) if chooses and R_C == C else hosvd(Z, R_C, scatter=scatter)
+        )
 
     def draw() -> tuple[Tensor, Tensor]:
         if given is not None:

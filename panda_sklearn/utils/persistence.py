@@ -44,9 +44,17 @@ ATTRIBUTES = {
     "objective_history_",
     "parts_",
     "reconstruction_err_",
+    "saliency_covariance_",
     "saliency_mean_",
 }
-OPTIONAL = {"_channel_mean", "_past", "feature_names_in_", "layer_", "n_samples_seen_"}
+OPTIONAL = {
+    "_channel_mean",
+    "_channel_scatter",
+    "_past",
+    "feature_names_in_",
+    "layer_",
+    "n_samples_seen_",
+}
 
 KINDS = {
     "_flattened": bool,
@@ -215,6 +223,7 @@ def _mismatch(attributes: dict) -> str:
         if value is not None and type(value) is not kind:
             return f"{name} is of type {type(value).__name__}, expected {kind.__name__}"
     C, S = shape[0], math.prod(shape[1:])
+    R_C = np.shape(attributes["appearances_"])[:1]
     n_features = C * S if attributes["_flattened"] else C
     if attributes["n_features_in_"] != n_features:
         return (
@@ -223,13 +232,16 @@ def _mismatch(attributes: dict) -> str:
     expected: dict[str, tuple] = {
         "parts_": ("n_parts", *shape[1:]),
         "appearances_": ("n_appearances", C),
-        "saliency_mean_": (np.shape(attributes["appearances_"])[:1]),
+        "saliency_mean_": R_C,
+        "saliency_covariance_": 2 * R_C,
         "objective_history_": (attributes["n_iter_"],),
     }
     arrays = {name: attributes[name] for name in expected}
     if past := attributes.get("_past"):
         expected["_channel_mean"] = (C,)
-        arrays["_channel_mean"] = attributes.get("_channel_mean")
+        expected["_channel_scatter"] = (C, C)
+        for name in ("_channel_mean", "_channel_scatter"):
+            arrays[name] = attributes.get(name)
         for name, moments, n in (
             ("parts", past.of_parts, S),
             ("appearances", past.of_appearances, C),
