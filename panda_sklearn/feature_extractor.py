@@ -35,6 +35,9 @@ from panda_sklearn.utils.validation import (
 
 __all__ = ["GeneratorFeatureExtractor"]
 
+# Activations of a batch, and which samples those are -> what to put in their place.
+Change = Callable[[Tensor, slice], Tensor]
+
 
 class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
@@ -87,6 +90,9 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     ----------
     feature_shape_ : tuple of int
         Shape of one sample's activations.
+
+    image_shape_ : tuple of int or None
+        Shape of one image; ``None`` if the network returns no tensor.
 
     latent_shape_ : tuple of int
         Shape of one sample's latents.
@@ -277,7 +283,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     def _learn(self, tap: Tap, latents: ArrayLike, shape: tuple[int, ...]) -> Tensor:
         """Set the fitted attributes from a whole pass; returns its activations."""
         with capture(tap) as seen:
-            self._run_checked(latents)
+            images = self._run_checked(latents)
         found = seen.found()
         if found.ndim < 2 or len(found) != len(latents):
             raise ValueError(
@@ -287,6 +293,9 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             )
         self.feature_shape_ = tuple(found.shape[1:])
         self.latent_shape_ = tuple(shape[1:])
+        self.image_shape_ = None
+        if isinstance(images, Tensor) and images.ndim > 0:
+            self.image_shape_ = tuple(images.shape[1:])
         if len(shape) > 2:
             self.n_features_in_ = int(shape[1])
             self.__dict__.pop("feature_names_in_", None)
@@ -311,20 +320,33 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             What the network gives.
         """
         latents, origin = self._check_latents(latents)
-        if features is not None and not callable(features):
-            features = self._check_features(features, len(latents))
+        if features is None:
+            change = None
+        elif callable(features):
+            change = lambda original, where: features(original)  # noqa: E731
+        else:
+            rows = self._check_features(features, len(latents))
+            change = lambda original, where: rows[where]  # noqa: E731
+        return origin.give(self._generate(latents, change))
+
+    def _generate(
+        self, latents: ArrayLike, change: Change | None, *, verbose: int | None = None
+    ) -> Tensor:
+        """Images of checked latents, on their device, with activations changed."""
+        origin = Origin.of(latents)
         tap = self._tap()
-        images = None
-        with self._batches(latents, "images") as batches:
+        images: Tensor | None = None
+        with self._batches(latents, "images", verbose) as batches:
             for where, batch in batches:
-                made = self._run_replacing(tap, batch, features, where)
+                made = self._run_replacing(tap, batch, change, where)
                 if not isinstance(made, Tensor):
                     raise TypeError(
                         f"The network returned a {type(made).__name__}, expected a "
                         "tensor of images. Pass a forward that returns that."
                     )
                 images = _fill(images, len(latents), where, made, origin)
-        return origin.give(images)
+        assert images is not None  # there is a sample at least
+        return images
 
     def get_feature_names_out(self, input_features=None):
         """Name the channels.
@@ -409,7 +431,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
 
     @contextlib.contextmanager
     def _batches(
-        self, latents: ArrayLike, what: str
+        self, latents: ArrayLike, what: str, verbose: int | None = None
     ) -> Iterator[Iterator[tuple[slice, ArrayLike]]]:
         """Borrow the network, and yield an iterator over slices of the latents."""
 
@@ -424,7 +446,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             tqdm(
                 total=len(latents),
                 desc=f"{type(self).__name__}, {what}",
-                disable=not self.verbose,
+                disable=not (self.verbose if verbose is None else verbose),
                 mininterval=1,
             ) as bar,
         ):
@@ -445,18 +467,13 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         self,
         tap: Tap,
         latents: ArrayLike,
-        features: Tensor | Callable[[Tensor], Tensor] | None,
+        change: Change | None,
         where: slice,
     ) -> object:
         """One forward pass with the tapped tensor replaced, if there is something."""
-        if features is None:
+        if change is None:
             return self._run(latents)
-        if isinstance(features, Tensor):
-            rows = features[where]
-            change = lambda original: rows  # noqa: E731
-        else:
-            change = features
-        with replace(tap, change) as seen:
+        with replace(tap, lambda original: change(original, where)) as seen:
             images = self._run(latents)
         seen.check()
         return images

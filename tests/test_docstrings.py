@@ -91,12 +91,16 @@ def test_defaults_are_those_of_the_signature(name):
     [
         "panda_sklearn.decomposition",
         "panda_sklearn.feature_extractor",
-        "panda_sklearn.editing",
+        "panda_sklearn.editing._edit",
+        "panda_sklearn.editing._editor",
+        "panda_sklearn.editing._generator",
+        "panda_sklearn.editing._parts",
         "panda_sklearn.generators",
         "panda_sklearn.datasets._faces",
         "panda_sklearn.datasets._synthetic",
         "panda_sklearn.memory",
         "panda_sklearn.metrics._factors",
+        "panda_sklearn.metrics._images",
         "panda_sklearn.model_selection",
     ],
 )

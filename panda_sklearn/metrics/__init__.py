@@ -1,4 +1,4 @@
-"""Measures of factors, and scorers that help to choose the ranks.
+"""Measures of factors and of edited images, and scorers that help to choose the ranks.
 
 Functions of ``(estimator, X, y=None)`` are scikit-learn scorers: they go into the
 ``scoring`` of a search as they are.
@@ -9,6 +9,11 @@ from panda_sklearn.metrics._factors import (
     duplicate_parts,
     match_factors,
     parts_overlap,
+)
+from panda_sklearn.metrics._images import (
+    frechet_distance,
+    roi_ratio,
+    sliced_wasserstein_distance,
 )
 from panda_sklearn.metrics._scorers import (
     distinct_parts,
@@ -22,10 +27,13 @@ __all__ = [
     "dead_parts",
     "distinct_parts",
     "duplicate_parts",
+    "frechet_distance",
     "heldout_reconstruction",
     "match_factors",
     "neg_parts_overlap",
     "parts_overlap",
     "reconstruction",
+    "roi_ratio",
+    "sliced_wasserstein_distance",
     "stability",
 ]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-__all__ = ["borrowed", "fixed_noise"]
+__all__ = ["borrowed", "fixed_noise", "uncompiled"]
 
 # Networks now in use by `borrowed`: how many blocks use each, and what to restore.
 _loans: weakref.WeakKeyDictionary[nn.Module, _Loan] = weakref.WeakKeyDictionary()
@@ -54,7 +54,7 @@ def borrowed(model: nn.Module, device: torch.device | None) -> Iterator[None]:
             )
         loan.users += 1
     try:
-        with torch.no_grad(), _uncompiled(model):
+        with torch.no_grad(), uncompiled(model):
             yield
     finally:
         with _loans_lock:
@@ -119,7 +119,7 @@ class _Shared:
 _eager = _Shared(lambda: torch.compiler.set_stance("force_eager"))
 
 
-def _uncompiled(model: nn.Module) -> contextlib.AbstractContextManager:
+def uncompiled(model: nn.Module) -> contextlib.AbstractContextManager:
     """Context in which compiled parts of a network run as plain Python.
 
     Code compiled by ``torch.compile`` ignores hooks that were added later.

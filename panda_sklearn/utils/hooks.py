@@ -238,6 +238,7 @@ def replace(tap: Tap, change: Callable[[Tensor], Tensor]) -> Iterator[Seen]:
 
     The replacement is given the original's dtype, device and memory layout. Replacing
     an output reaches every consumer of it; replacing an input the one layer alone.
+    Gradients flow through ``change`` where they are on.
 
     Yields
     ------
@@ -249,13 +250,16 @@ def replace(tap: Tap, change: Callable[[Tensor], Tensor]) -> Iterator[Seen]:
         if not seen.is_at_tap():
             return None
         original = tap.pick(value)
-        changed = change(original.detach())
+        changed = change(original)
         if changed.shape != original.shape:
             raise ValueError(
                 f"The replacement for layer {tap.name!r} must be of shape "
                 f"{tuple(original.shape)}, got {tuple(changed.shape)}."
             )
-        return tap.put(value, torch.empty_like(original).copy_(changed))
+        changed = changed.to(original)
+        if changed.stride() != original.stride():
+            changed = torch.empty_like(original).copy_(changed)
+        return tap.put(value, changed)
 
     with watch(tap, swap):
         yield seen

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,13 @@ __all__ = [
     "Interval",
     "Options",
     "StrOptions",
+    "check_count",
     "check_device",
     "check_feature_names_in",
     "check_finite",
     "check_index",
     "check_is_fitted",
+    "check_number",
     "check_numbers",
     "check_random_state",
     "check_rank",
@@ -290,6 +292,60 @@ def check_index(name: str, index: Any, size: int) -> int:
     if not 0 <= int(index) < size:
         raise ValueError(f"{name} must be from 0 to {size - 1}, got {index}.")
     return int(index)
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    at_most: float = math.inf,
+) -> float:
+    """A finite number within bounds.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no number, or not within them.
+    """
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
+        raise TypeError(
+            f"{name} must be a number, got {value!r} of type {type(value).__name__}."
+        )
+    number = float(value)
+    if not (math.isfinite(number) and above < number and at_least <= number <= at_most):
+        bounds = [
+            f"{words} {bound:g}"
+            for words, bound in (
+                ("above", above),
+                ("at least", at_least),
+                ("at most", at_most),
+            )
+            if math.isfinite(bound)
+        ]
+        raise ValueError(
+            f"{name} must be a finite number{', ' * bool(bounds)}"
+            f"{' and '.join(bounds)}, got {value!r}."
+        )
+    return number
+
+
+def check_count(name: str, value: Any) -> int:
+    """A positive int.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no int, or less than 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(
+            f"{name} must be an int, got {value!r} of type {type(value).__name__}."
+        )
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}.")
+    return int(value)
 
 
 def check_feature_names_in(estimator: Any, input_features: Any) -> None:

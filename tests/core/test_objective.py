@@ -11,8 +11,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from panda_sklearn.core import (
@@ -21,6 +19,7 @@ from panda_sklearn.core import (
     objective,
 )
 from panda_sklearn.core.objective import sample_energies
+from tests.allocations import LargestResult
 
 
 class Problem(NamedTuple):
@@ -214,26 +213,6 @@ def test_zero_with_zero_gradients_at_planted_factors(problem):
     assert abs(objective(planted, A, P)) <= 1e-12 * energy
     assert gradient_parts(planted, A, P).abs().max() <= 1e-12 * energy
     assert gradient_appearances(planted, A, P).abs().max() <= 1e-12 * energy
-
-
-def is_t(value):
-    return isinstance(value, torch.Tensor)
-
-
-class LargestResult(TorchDispatchMode):
-    """Notes the largest tensor that an operation makes anew."""
-
-    def __init__(self):
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        inputs = {t.untyped_storage().data_ptr() for t in tree_leaves(args) if is_t(t)}
-        for made in tree_leaves(result):
-            if is_t(made) and made.untyped_storage().data_ptr() not in inputs:
-                self.numel = max(self.numel, made.numel())
-        return result
 
 
 @pytest.mark.parametrize("R_C, R_S", [(4, 8), (8, 4), (32, 8), (2, 40)])

@@ -1,0 +1,34 @@
+"""Edits of images at a part with an appearance, and of the parts themselves.
+
+Floor 3: joins a fitted extractor and a fitted decomposition, which do not know each
+other.
+
+- ``_edit``: what to change, as the user says it.
+- ``_parts``: functions on parts, whose results can be given to ``Edit``.
+- ``_changes``: edits as changes of activations, sections 3.3 and 3.5 of the paper.
+- ``_strengths``: the strength that changes images by a given amount.
+- ``_targets``: edits that change images by a given amount.
+- ``_ranking``: the table of pairs of appearances and parts.
+- ``_editor``: ``LocalEditor``, the door to all of these.
+- ``_generator``: a generator with edits built in.
+"""
+
+from panda_sklearn.editing._edit import Edit
+from panda_sklearn.editing._editor import LocalEditor
+from panda_sklearn.editing._generator import EditedGenerator
+from panda_sklearn.editing._parts import (
+    intersect_part,
+    merge_parts,
+    scale_part,
+    split_part,
+)
+
+__all__ = [
+    "Edit",
+    "EditedGenerator",
+    "LocalEditor",
+    "intersect_part",
+    "merge_parts",
+    "scale_part",
+    "split_part",
+]

@@ -1,0 +1,217 @@
+"""What to change in an image, as the user says it.
+
+Floor 3: see :mod:`panda_sklearn.editing`. Checks what can be known without an editor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from panda_sklearn.utils.arrays import ArrayLike, as_tensor
+from panda_sklearn.utils.validation import check_finite
+
+__all__ = ["Edit", "as_mask"]
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    r"""An appearance added at a part.
+
+    Activations :math:`Z_i` become :math:`Z_i + \alpha a_j \hat p_k^\top` (section
+    3.3), where :math:`\hat p_k` is the part scaled to reach from 0 to 1.
+
+    Parameters
+    ----------
+    appearance : int or array of shape (n_channels,)
+        Index j of the appearance, or any vector of the layer's channels in its place.
+
+    part : int, sequence of int, or array
+        Where to add it.
+
+        - Index k of the part.
+        - Several indices: the parts are added up, and the sum is scaled to reach from
+          0 to 1, as for a pair of ears.
+        - A mask, drawn or computed, with values from 0 to 1 that are used as they
+          are: of the layer's spatial shape, or of the images', which is brought to the
+          layer's by means over areas. With a first axis of n_samples more it is a
+          mask for each image. To :class:`Edit` an array of integers with one axis is
+          indices, any other array a mask.
+
+    strength : float or array of shape (n_samples,), default=1.0
+        The factor alpha, in the given unit; negative values take the appearance away.
+        An array is a strength for each image.
+
+    unit : {"alpha", "std"}, default="alpha"
+        - "alpha": the strength is alpha itself, a multiple of the appearance vector.
+        - "std": in standard deviations of the appearance's saliency :math:`a_j^\top Z`
+          over training samples and positions (``saliency_std_`` of the decomposition),
+          so that a strength carries over between layers and models.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one of them is something else, or not finite, or a mask has values outside
+        of 0 to 1. Ranges of indices and shapes of masks are checked by the editor.
+
+    See Also
+    --------
+    LocalEditor.rank_edits : Which pairs of appearances and parts are worth trying.
+    panda_sklearn.editing.split_part : One eye of two.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from panda_sklearn import Edit
+    >>> smile = Edit(appearance=3, part=5, strength=2.0, unit="std")
+    >>> ears = Edit(appearance=3, part=[1, 4], strength=30.0)
+    >>> corner = np.zeros((64, 64), dtype=bool)
+    >>> corner[:16, :16] = True
+    >>> drawn = Edit(appearance=0, part=corner, strength=-5.0)
+    """
+
+    appearance: int | ArrayLike
+    part: int | Sequence[int] | ArrayLike
+    strength: float | ArrayLike = 1.0
+    unit: str = "alpha"
+
+    def __post_init__(self):
+        if not isinstance(self.unit, str) or self.unit not in ("alpha", "std"):
+            raise ValueError(f"unit must be 'alpha' or 'std', got {self.unit!r}.")
+        _check_strength(self.strength)
+        if _is_vector(self.appearance):
+            object.__setattr__(self, "appearance", _as_vector(self.appearance))
+        object.__setattr__(self, "part", _as_part(self.part))
+
+    def __eq__(self, other):
+        if not isinstance(other, Edit):
+            return NotImplemented
+        return self._key() == other._key()
+
+    def __hash__(self):
+        return hash(self._key())
+
+    def _key(self) -> tuple:
+        """The fields by value."""
+        fields = self.appearance, self.part, self.strength
+        return (*map(_plain, fields), self.unit)
+
+
+def _plain(value: Any) -> Any:
+    """An array as shape and values; anything else as it is."""
+    if isinstance(value, np.ndarray | Tensor):
+        return tuple(value.shape), tuple(value.ravel().tolist())
+    return value
+
+
+def _check_strength(strength: Any) -> None:
+    if isinstance(strength, np.ndarray | Tensor):
+        if strength.ndim != 1 or not _is_numeric(strength):
+            raise ValueError(
+                "strength must be a number or an array of shape (n_samples,), got an "
+                f"array of shape {tuple(strength.shape)} and type {strength.dtype}."
+            )
+        check_finite(strength, "strength")
+        return
+    if isinstance(strength, bool) or not isinstance(strength, Real):
+        raise TypeError(
+            f"strength must be a number or an array of them, got {strength!r} of type "
+            f"{type(strength).__name__}."
+        )
+    if not np.isfinite(float(strength)):
+        raise ValueError(f"strength must be finite, got {strength!r}.")
+
+
+def _is_vector(appearance: Any) -> bool:
+    """Whether an appearance is given as a vector; an index is checked by the editor."""
+    if isinstance(appearance, np.ndarray | Tensor):
+        return appearance.ndim > 0
+    return isinstance(appearance, list | tuple)
+
+
+def _as_vector(appearance: Any) -> ArrayLike:
+    vector = _as_array(appearance, "appearance")
+    if vector.ndim != 1:
+        raise ValueError(
+            "appearance must be an int or a vector of shape (n_channels,), got an "
+            f"array of shape {tuple(vector.shape)}."
+        )
+    check_finite(vector, "appearance")
+    return vector
+
+
+def _as_part(part: Any) -> Any:
+    """An index as it is, several as a tuple of int, a mask as an array."""
+    if isinstance(part, Integral) or part is None or isinstance(part, str | float):
+        return part  # the editor's to check
+    array = _as_array(part, "part")
+    if array.ndim == 0:
+        return part
+    if array.ndim == 1 and _is_integer(array):
+        indices = tuple(int(k) for k in array)
+        if not indices:
+            raise ValueError("part must name one part at least, got an empty sequence.")
+        if len(set(indices)) < len(indices):
+            raise ValueError(f"part must name each part once, got {list(indices)}.")
+        return indices
+    as_mask(array, "part")
+    return array
+
+
+def as_mask(mask: Any, name: str) -> Tensor:
+    """A mask as a floating tensor.
+
+    Raises
+    ------
+    ValueError
+        If its values are not from 0 to 1.
+    """
+    array = _as_array(mask, name)
+    check_finite(array, name)
+    values = as_tensor(array)
+    if values.numel() == 0:
+        raise ValueError(f"{name} is an empty mask, of shape {tuple(values.shape)}.")
+    low, high = (float(edge) for edge in torch.aminmax(values))
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"A mask has values from 0 to 1, but {name} has values from {low:g} to "
+            f"{high:g}. Divide it by its largest value, or scale a part with "
+            "panda_sklearn.editing.scale_part."
+        )
+    if high == 0:
+        raise ValueError(f"{name} is a mask of zeros: it marks no position.")
+    return values
+
+
+def _as_array(values: Any, name: str) -> ArrayLike:
+    """A numeric array or tensor."""
+    array = values
+    if not isinstance(values, np.ndarray | Tensor):
+        try:
+            array = np.asarray(values)
+        except ValueError as error:  # rows of several lengths
+            raise ValueError(f"{name} is no array: {error}.") from None
+    if not _is_numeric(array):
+        raise TypeError(
+            f"{name} must be an int or an array of numbers, got {type(values).__name__}"
+            f" of type {array.dtype}."
+        )
+    return array
+
+
+def _is_numeric(array: ArrayLike) -> bool:
+    if isinstance(array, Tensor):
+        return not array.is_complex() and array.layout == torch.strided
+    return array.dtype.kind in "fiub"
+
+
+def _is_integer(array: ArrayLike) -> bool:
+    if isinstance(array, Tensor):
+        return not array.is_floating_point() and array.dtype != torch.bool
+    return array.dtype.kind in "iu"

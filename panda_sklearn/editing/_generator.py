@@ -1,0 +1,166 @@
+"""A generator with edits built in.
+
+Floor 3: see :mod:`panda_sklearn.editing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from panda_sklearn.editing._changes import check_edits, total_change
+from panda_sklearn.editing._edit import Edit
+from panda_sklearn.editing._editor import LocalEditor
+from panda_sklearn.utils.borrowing import uncompiled
+from panda_sklearn.utils.hooks import replace
+
+__all__ = ["EditedGenerator"]
+
+
+class EditedGenerator(nn.Module):
+    """A generator with edits built in, as a module like any other.
+
+    Called with latents, it returns edited images. Gradients flow through it to
+    latents that require them and, with ``learn_strengths``, to the strengths.
+
+    Parameters
+    ----------
+    editor : LocalEditor
+        The editor of the generator; its extractor says how the generator is called.
+
+    edits : Edit or sequence of Edit
+        What to change, the same for all samples.
+
+    refine : bool, default=False
+        Whether to refine the parts to each sample. The refined parts count as
+        constants: no gradient flows through the refinement.
+
+    learn_strengths : bool, default=False
+        Whether ``strengths`` requires gradients.
+
+    Attributes
+    ----------
+    generator : torch.nn.Module
+        The editor's own generator, not a copy: moving this module to a device, or
+        changing its mode, does so to that.
+
+    strengths : torch.nn.Parameter of shape (n_edits,)
+        The strengths, in the edits' own units.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As ``LocalEditor.edit``; also if a mask or strengths are of single samples.
+
+    See Also
+    --------
+    LocalEditor.edit : Edits many latents batch by batch, without gradients.
+
+    Notes
+    -----
+    Unlike ``LocalEditor.edit`` it is not a guest: it runs the generator in the mode
+    that it is in, with whatever noise it draws, and on the device where it is. The
+    generator has no hooks between calls. Edits are applied in eager mode, also if the
+    generator, or this module, was passed to ``torch.compile``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from panda_sklearn import (
+    ...     Edit,
+    ...     GeneratorFeatureExtractor,
+    ...     LocalEditor,
+    ...     PartsAppearanceDecomposition,
+    ... )
+    >>> from panda_sklearn.datasets import load_face_generator, sample_latents
+    >>> from panda_sklearn.editing import EditedGenerator
+    >>> generator = load_face_generator()
+    >>> latents = sample_latents(generator, 20, random_state=0)
+    >>> pipeline = make_pipeline(
+    ...     GeneratorFeatureExtractor(generator, "block8"),
+    ...     PartsAppearanceDecomposition(4, 10, max_iter=20, tol=0, random_state=0),
+    ... ).fit(latents)
+    >>> editor = LocalEditor.from_pipeline(pipeline)
+    >>> edited = EditedGenerator(editor, Edit(1, 2, 5.0), learn_strengths=True)
+    >>> edited(latents[:2]).shape
+    torch.Size([2, 3, 64, 64])
+    >>> edited(latents[:2]).mean().backward()
+    >>> edited.strengths.grad.shape
+    torch.Size([1])
+    """
+
+    strengths: nn.Parameter
+    scales: Tensor
+    vectors: Tensor
+    masks: Tensor
+
+    def __init__(
+        self,
+        editor: LocalEditor,
+        edits: Edit | Sequence[Edit],
+        *,
+        refine: bool = False,
+        learn_strengths: bool = False,
+    ) -> None:
+        super().__init__()
+        if not isinstance(editor, LocalEditor):
+            raise TypeError(f"Expected a LocalEditor, got a {type(editor).__name__}.")
+        change = editor._change(check_edits(edits), None, refine)
+        if not change.terms:
+            raise ValueError("edits holds no Edit: give one at least.")
+        extractor = editor.extractor
+        self.generator = extractor.generator
+        self.training = self.generator.training
+        self._forward = extractor.forward
+        self._tap = extractor._tap()
+        self._change = change
+        like = change.terms[0].vector.to(extractor._device())
+        self.strengths = nn.Parameter(
+            torch.stack([term.strength.to(like) for term in change.terms]),
+            requires_grad=learn_strengths,
+        )
+        self.register_buffer(
+            "scales", like.new_tensor([term.scale for term in change.terms])
+        )
+        self.register_buffer(
+            "vectors", torch.stack([term.vector.to(like) for term in change.terms])
+        )
+        self.register_buffer(
+            "masks", torch.stack([term.mask.to(like) for term in change.terms])
+        )
+
+    @torch.compiler.disable
+    def forward(self, latents: Tensor) -> Tensor:
+        """Generate edited images.
+
+        Parameters
+        ----------
+        latents : Tensor of shape (n_samples, ...)
+            Latents, on the generator's device and of its type.
+
+        Returns
+        -------
+        images : Tensor of shape (n_samples, ...)
+            What the generator gives, with the edits.
+        """
+        with replace(self._tap, self._edit) as seen, uncompiled(self.generator):
+            if self._forward is None:
+                images = self.generator(latents)
+            else:
+                images = self._forward(self.generator, latents)
+        seen.check()
+        return images
+
+    def _edit(self, features: Tensor) -> Tensor:
+        """Activations with the edits added."""
+        layout = self._change.layout
+        maps = layout.to_maps(features)
+        masks: Sequence[Tensor] = list(self.masks)
+        if self._change.refine is not None:
+            masks = self._change.masks(features.detach(), None)
+        alphas = list(self.strengths * self.scales)
+        added = total_change(maps, list(self.vectors), masks, alphas)
+        return layout.from_maps(maps + added)

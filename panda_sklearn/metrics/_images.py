@@ -1,0 +1,304 @@
+"""Measures of images: how local an edit is, and how far two sets of images are apart.
+
+Floor 4: numpy and torch; POT and torchmetrics (``pip install "panda_sklearn[metrics]"``)
+are imported only where they are used.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from panda_sklearn.editing._edit import as_mask
+from panda_sklearn.utils.arrays import ArrayLike, as_tensor
+from panda_sklearn.utils.borrowing import borrowed
+from panda_sklearn.utils.regions import masked_norms, ratios
+from panda_sklearn.utils.validation import (
+    check_count,
+    check_random_state,
+    check_values,
+)
+
+__all__ = ["frechet_distance", "roi_ratio", "sliced_wasserstein_distance"]
+
+# Images whose change is measured at a time.
+BATCH_SIZE = 64
+
+
+def roi_ratio(mask, images, edited, *, average=True):
+    r"""Measure how much an edit changes outside of a region relative to inside.
+
+    Equation (7) of [1]_: the mean over samples of
+
+    .. math::
+
+        \frac{\lVert (1 - M) * (x_i - x'_i) \rVert}{\lVert M * (x_i - x'_i) \rVert},
+
+    with unsquared norms over pixels and colours. Low is local. It depends on the size
+    of the region: of two edits compare it on the same one.
+
+    Parameters
+    ----------
+    mask : array of shape (\*spatial) or (n_samples, \*spatial)
+        M, the region: values from 0 to 1, or booleans; the same for all colours.
+
+    images : array of shape (n_samples, n_colors, \*spatial)
+        Images before the edit.
+
+    edited : array of shape (n_samples, n_colors, \*spatial)
+        The same images after it.
+
+    average : bool, default=True
+        Whether to return the mean over samples.
+
+    Returns
+    -------
+    ratio : float, or ndarray of shape (n_samples,)
+        The mean; or, with ``average=False``, the ratio of each sample. It is infinite
+        for a sample that changes outside only, and NaN for one that does not change at
+        all.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, values are not finite, or the mask's are not from 0 to 1.
+
+    Warns
+    -----
+    UserWarning
+        If there are samples that do not change at all, which the mean leaves out; it
+        is NaN if there are no others.
+
+    See Also
+    --------
+    panda_sklearn.LocalEditor.rank_edits : This for every appearance and part.
+
+    References
+    ----------
+    .. [1] J. Oldfield, C. Tzelepis, Y. Panagakis, M. A. Nicolaou, I. Patras. "PandA:
+       Unsupervised Learning of Parts and Appearances in the Feature Maps of GANs".
+       International Conference on Learning Representations (ICLR), 2023.
+       https://arxiv.org/abs/2206.00048
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from panda_sklearn.metrics import roi_ratio
+    >>> images, mask = np.zeros((2, 3, 4, 4)), np.zeros((4, 4))
+    >>> mask[:2] = 1
+    >>> edited = images + 2.0  # inside and outside alike
+    >>> roi_ratio(mask, images, edited)
+    1.0
+    >>> edited[:, :, 2:] = 0.5  # a quarter of it outside
+    >>> roi_ratio(mask, images, edited)
+    0.25
+    """
+    before, after = _pair(images, edited)
+    region = as_mask(mask, "mask")
+    spatial = tuple(before.shape[2:])
+    if tuple(region.shape) not in (spatial, (len(before), *spatial)):
+        raise ValueError(
+            f"mask must be of shape {spatial}, or with {len(before)} samples before it,"
+            f" got {tuple(region.shape)}."
+        )
+    region = region.reshape(-1, *spatial).to(before)
+    found = []
+    for start in range(0, len(before), BATCH_SIZE):
+        where = slice(start, start + BATCH_SIZE)
+        change = after[where].double() - before[where].double()
+        some = region if len(region) == 1 else region[where]
+        found.append(ratios(*masked_norms(some, change)).cpu())
+    each = torch.cat(found).numpy()
+    if not average:
+        return each
+    unchanged = np.isnan(each)
+    if unchanged.any():
+        warnings.warn(
+            f"{unchanged.sum()} of {len(each)} images do not change at all; they have "
+            "no ratio and are left out of the mean.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return float(each[~unchanged].mean()) if not unchanged.all() else float("nan")
+
+
+def sliced_wasserstein_distance(X, Y, *, n_projections=500, random_state=None):
+    r"""Measure how far two sets of images, or of features, are apart.
+
+    The sliced Wasserstein-2 distance [1]_ of the samples as points: the root of the
+    mean, over random directions, of the squared Wasserstein distance of their
+    projections. Computed by POT [2]_, which the extra "metrics" brings.
+
+    Parameters
+    ----------
+    X : array of shape (n_samples, ...)
+        Samples; axes after the first are flattened.
+
+    Y : array of shape (n_others, ...)
+        Other ones, with the same axes after the first.
+
+    n_projections : int, default=500
+        Number of random directions.
+
+    random_state : int, RandomState instance or None, default=None
+        Draws the directions. Pass an int for the same directions at every call: with
+        those, distances can be compared.
+
+    Returns
+    -------
+    distance : float
+        At least 0; in the units of the samples' values, for directions of unit length.
+        Two draws of one distribution are not at distance 0: compare with that.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit or values are not finite.
+    ImportError
+        If POT is not installed.
+
+    References
+    ----------
+    .. [1] J. Rabin, G. Peyre, J. Delon, M. Bernot. "Wasserstein Barycenter and Its
+       Application to Texture Mixing". Scale Space and Variational Methods in Computer
+       Vision (SSVM), 2011.
+    .. [2] R. Flamary et al. "POT: Python Optimal Transport". Journal of Machine
+       Learning Research 22(78), 2021. https://pythonot.github.io
+    """
+    ot = _needed("ot", "POT")
+    n_projections = check_count("n_projections", n_projections)
+    one, two = _samples(X, Y)
+    random = check_random_state(random_state)
+    directions = random.normal(size=(one.shape[1], n_projections))
+    directions /= np.linalg.norm(directions, axis=0)
+    distance = ot.sliced_wasserstein_distance(
+        one, two, projections=torch.from_numpy(directions).to(one)
+    )
+    return float(distance)
+
+
+def frechet_distance(X, Y, *, network=None, batch_size=32):
+    r"""Measure how far two sets of images are apart in the features of a network.
+
+    The Frechet distance [1]_ of two normal distributions with the features' means and
+    covariances, :math:`\lVert \mu_1 - \mu_2 \rVert^2 + \operatorname{tr}(\Sigma_1 +
+    \Sigma_2 - 2 (\Sigma_1 \Sigma_2)^{1/2})`. With features of an Inception network it
+    is the FID. Computed by torchmetrics, which the extra "metrics" brings.
+
+    Parameters
+    ----------
+    X : array of shape (n_samples, ...)
+        Features, of shape (n_samples, n_features); or, with a network, what it takes.
+
+    Y : array of shape (n_others, ...)
+        Other ones.
+
+    network : callable, default=None
+        Gives features, a tensor (n, n_features), of a batch of samples. A
+        ``torch.nn.Module`` is run in evaluation mode, without gradients, on the device
+        where it is. ``None``: the samples are features.
+
+    batch_size : int, default=32
+        Number of samples for which the network is run at a time.
+
+    Returns
+    -------
+    distance : float
+        At least 0. Estimated from few samples it is too large: compare sets of one
+        size, better with more samples than features.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, values are not finite, or there are less than two samples.
+    ImportError
+        If torchmetrics is not installed.
+
+    References
+    ----------
+    .. [1] M. Heusel, H. Ramsauer, T. Unterthiner, B. Nessler, S. Hochreiter. "GANs
+       Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium".
+       Advances in Neural Information Processing Systems (NeurIPS), 2017.
+    """
+    fid = _needed("torchmetrics.image.fid", "torchmetrics")
+    batch_size = check_count("batch_size", batch_size)
+    one, two = (check_values(samples, name) for samples, name in ((X, "X"), (Y, "Y")))
+    if min(len(one), len(two)) < 2:
+        raise ValueError(
+            f"Two samples of each are the least, got {len(one)} and {len(two)}."
+        )
+    one, two = (_features(samples, network, batch_size) for samples in (one, two))
+    if one.ndim != 2 or two.ndim != 2 or one.shape[1] != two.shape[1]:
+        raise ValueError(
+            "Features must be of shape (n_samples, n_features), alike for X and Y; got "
+            f"{tuple(one.shape)} and {tuple(two.shape)}. Pass a network that gives such."
+        )
+    given = nn.Identity()
+    given.num_features = one.shape[1]
+    metric = fid.FrechetInceptionDistance(feature=given).to(one.device)
+    metric.update(one, real=True)
+    metric.update(two, real=False)
+    # Rounding may take a distance of 0 below it.
+    return max(float(metric.compute()), 0.0)
+
+
+def _features(samples: ArrayLike, network: Callable | None, batch_size: int) -> Tensor:
+    """What the network gives for all samples, in double precision."""
+    tensor = as_tensor(samples)
+    if network is None:
+        return tensor.double()
+    found = []
+    is_module = isinstance(network, nn.Module)
+    for batch in tensor.split(batch_size):
+        if is_module:
+            home = next(iter([*network.parameters(), *network.buffers()]), batch)
+            with borrowed(network, None):
+                made = network(batch.to(home))
+        else:
+            made = network(batch)
+        if not isinstance(made, Tensor):
+            raise TypeError(
+                f"network must give a tensor of features, got a {type(made).__name__}."
+            )
+        found.append(made.detach().double())
+    features = torch.cat(found)
+    return check_values(features, "features")
+
+
+def _pair(images: Any, edited: Any) -> tuple[Tensor, Tensor]:
+    """Images before and after, as tensors of one shape."""
+    before, after = check_values(images, "images"), check_values(edited, "edited")
+    if before.ndim < 3 or tuple(before.shape) != tuple(after.shape):
+        raise ValueError(
+            "images and edited must be of one shape (n_samples, n_colors, *spatial), "
+            f"got {tuple(before.shape)} and {tuple(after.shape)}."
+        )
+    return as_tensor(before), as_tensor(after)
+
+
+def _samples(X: Any, Y: Any) -> tuple[Tensor, Tensor]:
+    """Flattened samples of both, in double precision."""
+    one, two = check_values(X, "X"), check_values(Y, "Y")
+    if tuple(one.shape[1:]) != tuple(two.shape[1:]):
+        raise ValueError(
+            "Samples of X and Y must be of one shape, got "
+            f"{tuple(one.shape[1:])} and {tuple(two.shape[1:])}."
+        )
+    return tuple(as_tensor(samples).flatten(1).double() for samples in (one, two))  # type: ignore[return-value]
+
+
+def _needed(module: str, package: str) -> Any:
+    """An optional module."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"This measure needs {package}. Install it with: pip install {package}"
+        ) from error

@@ -1,0 +1,174 @@
+"""A generator with edits built in."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+
+from panda_sklearn import (
+    Edit,
+    GeneratorFeatureExtractor,
+    LocalEditor,
+    PartsAppearanceDecomposition,
+)
+from panda_sklearn.editing import EditedGenerator
+from tests.networks import TinyGenerator
+
+EDITS = [Edit(1, 2, 3.0), Edit(0, [0, 1], -1.5, "std")]
+
+
+@pytest.mark.parametrize("refine", [False, True])
+def test_it_gives_what_the_editor_gives(editor, z, refine):
+    edited = EditedGenerator(editor, EDITS, refine=refine)
+    expected = editor.edit(z, EDITS, refine=refine)
+    with torch.no_grad():
+        torch.testing.assert_close(edited(z), expected)
+    drawn = Edit(2, torch.eye(8).bool(), 2.0)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            EditedGenerator(editor, drawn)(z), editor.edit(z, drawn)
+        )
+
+
+def test_no_strength_is_the_same_image(editor, z):
+    edited = EditedGenerator(editor, Edit(1, 2, 0.0))
+    with torch.no_grad():
+        assert torch.equal(edited(z), editor.extractor.generator(z))
+
+
+@pytest.fixture()
+def precise(z):
+    generator = TinyGenerator().double()
+    z = z.double()
+    extractor = GeneratorFeatureExtractor(generator, "block1").fit(z)
+    panda = PartsAppearanceDecomposition(3, 4, max_iter=9, tol=0, random_state=0)
+    return LocalEditor(extractor, panda.fit(extractor.transform(z)))
+
+
+@pytest.mark.parametrize("strength", [0.0, 2.0])
+def test_gradients_reach_latents_and_strengths(precise, z, strength):
+    edits = [Edit(1, 2, strength), Edit(0, 1, 0.5, "std")]
+    edited = EditedGenerator(precise, edits, learn_strengths=True)
+    latents = z[:2].double().requires_grad_()
+
+    def run(latents, strengths):
+        return torch.func.functional_call(edited, {"strengths": strengths}, (latents,))
+
+    assert torch.autograd.gradcheck(run, (latents, edited.strengths))
+    edited(latents).square().sum().backward()
+    assert latents.grad.norm() > 0 and bool((edited.strengths.grad != 0).all())
+
+
+def test_strengths_are_learnt_only_if_asked(editor, z):
+    edited = EditedGenerator(editor, EDITS)
+    assert not edited.strengths.requires_grad
+    assert not EditedGenerator(editor, EDITS, learn_strengths=False)(
+        z
+    ).requires_grad or any(
+        p.requires_grad for p in editor.extractor.generator.parameters()
+    )
+
+
+def test_a_strength_is_found_by_descent(precise, z):
+    """The strength of an edit is recovered from the images that it made."""
+    z = z.double()
+    target = precise.edit(z, Edit(1, 2, 1.7))
+    edited = EditedGenerator(precise, Edit(1, 2, 0.0), learn_strengths=True)
+    optimizer = torch.optim.LBFGS([edited.strengths], line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (edited(z) - target).square().sum()
+        loss.backward()
+        return loss
+
+    for _ in range(5):
+        optimizer.step(closure)
+    assert float(edited.strengths.detach()) == pytest.approx(1.7, abs=1e-4)
+
+
+def test_it_is_a_module_like_any_other(editor, z):
+    edited = EditedGenerator(editor, EDITS)
+    assert edited.generator is editor.extractor.generator
+    assert not edited.training
+    state = edited.state_dict()
+    assert {"strengths", "vectors", "masks", "scales"} < set(state)
+    stronger = EditedGenerator(editor, [Edit(1, 2, 9.0), EDITS[1]])
+    with torch.no_grad():
+        expected = edited(z)
+        assert (stronger(z) - expected).abs().max() > 0.01
+        stronger.load_state_dict(state)
+        torch.testing.assert_close(stronger(z), expected)
+        for twin in (copy.deepcopy(edited), pickle.loads(pickle.dumps(edited))):
+            assert twin.generator is not edited.generator
+            torch.testing.assert_close(twin(z), expected)
+        buffer = io.BytesIO()
+        torch.save(edited, buffer)
+        buffer.seek(0)
+        torch.testing.assert_close(torch.load(buffer, weights_only=False)(z), expected)
+        doubled = copy.deepcopy(edited).double()
+        torch.testing.assert_close(doubled(z.double()).float(), expected)
+
+
+def test_it_leaves_no_hooks(editor, z):
+    generator = editor.extractor.generator
+    edited = EditedGenerator(editor, EDITS)
+
+    def hooks():
+        return sum(len(m._forward_hooks) for m in generator.modules())
+
+    before = hooks()
+    edited(z)
+    with pytest.raises(RuntimeError):
+        edited(z[:, :3])
+    assert hooks() == before
+
+
+def test_compiled_and_traced(editor, z):
+    with torch.no_grad():
+        edited = EditedGenerator(editor, EDITS)
+        expected = edited(z)
+        compiled = torch.compile(edited, backend="eager")
+        torch.testing.assert_close(compiled(z), expected)
+        traced = torch.jit.trace(edited, z[:2], check_trace=False)
+        torch.testing.assert_close(traced(z), expected)
+
+
+def test_a_compiled_generator_is_edited(z):
+    generator = TinyGenerator()
+    generator.compile(backend="eager")
+    extractor = GeneratorFeatureExtractor(generator, "block1").fit(z)
+    panda = PartsAppearanceDecomposition(3, 4, max_iter=9, tol=0, random_state=0)
+    editor = LocalEditor(extractor, panda.fit(extractor.transform(z)))
+    with torch.no_grad():
+        generator(z)  # compiled before the hook is there
+        torch.testing.assert_close(
+            EditedGenerator(editor, EDITS)(z), editor.edit(z, EDITS)
+        )
+
+
+def test_forward_functions_are_used(z):
+    def forward(generator, latents):
+        return 2 * generator(latents)
+
+    extractor = GeneratorFeatureExtractor(TinyGenerator(), "block1", forward=forward)
+    extractor.fit(z)
+    panda = PartsAppearanceDecomposition(3, 4, max_iter=9, tol=0, random_state=0)
+    editor = LocalEditor(extractor, panda.fit(extractor.transform(z)))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            EditedGenerator(editor, EDITS)(z), editor.edit(z, EDITS)
+        )
+
+
+def test_bad_input(editor, z):
+    with pytest.raises(TypeError, match="Expected a LocalEditor"):
+        EditedGenerator(editor.extractor, EDITS)
+    with pytest.raises(ValueError, match="one at least"):
+        EditedGenerator(editor, [])
+    with pytest.raises(ValueError, match="the same for all samples"):
+        EditedGenerator(editor, Edit(0, 0, torch.ones(9)))
+    with pytest.raises(ValueError, match="the same for all samples"):
+        EditedGenerator(editor, Edit(0, torch.ones(9, 4, 4)))
