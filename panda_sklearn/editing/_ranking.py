@@ -156,7 +156,8 @@ def sort_table(table: dict[str, np.ndarray], by: str) -> dict[str, np.ndarray]:
 def _mean_cosine(directions: Tensor, count: Tensor) -> Tensor:
     """Mean cosine of two different samples' changes, from sums (m, .) of unit ones."""
     squares = directions.square().sum(dim=1).cpu()
-    return (squares - count) / (count * (count - 1))  # NaN for less than two
+    cosines = (squares - count) / (count * (count - 1))
+    return torch.where(count > 1, cosines, torch.nan)
 
 
 def _sums(values: Tensor, n_pairs: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Measures of images: how local an edit is, and how far two sets of images are apart.
 
-Floor 4: numpy and torch; POT and torchmetrics (``pip install "panda_sklearn[metrics]"``)
-are imported only where they are used.
+Floor 4: numpy and torch; POT and torchmetrics, the extra "metrics", are imported only
+where they are used.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from panda_sklearn.utils.borrowing import borrowed
 from panda_sklearn.utils.regions import masked_norms, ratios
 from panda_sklearn.utils.validation import (
     check_count,
+    check_finite,
     check_random_state,
     check_values,
 )
@@ -236,7 +237,8 @@ def frechet_distance(X, Y, *, network=None, batch_size=32):
     if one.ndim != 2 or two.ndim != 2 or one.shape[1] != two.shape[1]:
         raise ValueError(
             "Features must be of shape (n_samples, n_features), alike for X and Y; got "
-            f"{tuple(one.shape)} and {tuple(two.shape)}. Pass a network that gives such."
+            f"{tuple(one.shape)} and {tuple(two.shape)}. Pass a network that gives "
+            "such."
         )
     given = nn.Identity()
     given.num_features = one.shape[1]
@@ -253,9 +255,8 @@ def _features(samples: ArrayLike, network: Callable | None, batch_size: int) -> 
     if network is None:
         return tensor.double()
     found = []
-    is_module = isinstance(network, nn.Module)
     for batch in tensor.split(batch_size):
-        if is_module:
+        if isinstance(network, nn.Module):
             home = next(iter([*network.parameters(), *network.buffers()]), batch)
             with borrowed(network, None):
                 made = network(batch.to(home))
@@ -267,7 +268,8 @@ def _features(samples: ArrayLike, network: Callable | None, batch_size: int) -> 
             )
         found.append(made.detach().double())
     features = torch.cat(found)
-    return check_values(features, "features")
+    check_finite(features, "features")
+    return features
 
 
 def _pair(images: Any, edited: Any) -> tuple[Tensor, Tensor]:

@@ -74,6 +74,8 @@ def randomness(random_state: np.random.RandomState) -> torch.Generator:
 class MapLayout:
     """How feature maps are laid out in a user's array.
 
+    Both ways can be traced and differentiated by torch.
+
     Attributes
     ----------
     map_shape : tuple of int
@@ -116,13 +118,13 @@ class MapLayout:
         """Tensor in this layout -> (N, C, S), contiguous."""
         if not self.flattened and self.channel_axis == -1:
             X = X.movedim(-1, 1)
-        return X.reshape(len(X), self.n_channels, self.n_positions).contiguous()
+        return X.reshape(X.shape[0], self.n_channels, self.n_positions).contiguous()
 
     def from_maps(self, Z: Tensor) -> Tensor:
         """(N, C, S) -> tensor in this layout."""
         if self.flattened:
-            return Z.reshape(len(Z), *self.sample_shape)
-        X = Z.reshape(len(Z), *self.map_shape)
+            return Z.reshape(Z.shape[0], *self.sample_shape)
+        X = Z.reshape(Z.shape[0], *self.map_shape)
         if self.channel_axis == -1:
             X = X.movedim(1, -1).contiguous()
         return X

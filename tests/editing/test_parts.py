@@ -11,9 +11,8 @@ from panda_sklearn import Edit
 from panda_sklearn.editing import intersect_part, merge_parts, scale_part, split_part
 
 floats = st.floats(0, 100, width=32)
-maps = arrays(
-    np.float32, array_shapes(min_dims=1, max_dims=3, max_side=6), elements=floats
-)
+shapes = array_shapes(min_dims=1, max_dims=3, max_side=6)
+maps = arrays(np.float32, shapes, elements=floats)
 
 
 @given(maps)

@@ -16,6 +16,8 @@ from panda_sklearn.metrics import (
     sliced_wasserstein_distance,
 )
 
+BLACK, WHITE = np.zeros((2, 3, 4, 4)), np.ones((2, 3, 4, 4))
+
 
 def rng(seed=0):
     return np.random.default_rng(seed)
