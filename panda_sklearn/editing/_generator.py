@@ -158,9 +158,9 @@ class EditedGenerator(nn.Module):
         """Activations with the edits added."""
         layout = self._change.layout
         maps = layout.to_maps(features)
-        masks: Sequence[Tensor] = list(self.masks)
+        masks: Sequence[Tensor] = self.masks.unbind()
         if self._change.refine is not None:
             masks = self._change.masks(features.detach(), None)
-        alphas = list(self.strengths * self.scales)
-        added = total_change(maps, list(self.vectors), masks, alphas)
+        alphas = (self.strengths * self.scales).unbind()
+        added = total_change(maps, self.vectors.unbind(), masks, alphas)
         return layout.from_maps(maps + added)

@@ -136,6 +136,7 @@ def test_it_leaves_no_hooks(editor, z):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_compiled_and_traced(editor, z):
     with torch.no_grad():
         edited = EditedGenerator(editor, EDITS)
