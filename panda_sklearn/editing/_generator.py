@@ -132,7 +132,6 @@ class EditedGenerator(nn.Module):
             "masks", torch.stack([term.mask.to(like) for term in change.terms])
         )
 
-    @torch.compiler.disable
     def forward(self, latents: Tensor) -> Tensor:
         """Generate edited images.
 
@@ -146,6 +145,12 @@ class EditedGenerator(nn.Module):
         images : Tensor of shape (n_samples, ...)
             What the generator gives, with the edits.
         """
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(self._run)(latents)
+        return self._run(latents)
+
+    def _run(self, latents: Tensor) -> Tensor:
+        """One forward pass, with the edits hooked in for its length."""
         with replace(self._tap, self._edit) as seen, uncompiled(self.generator):
             if self._forward is None:
                 images = self.generator(latents)

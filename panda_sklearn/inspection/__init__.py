@@ -4,8 +4,19 @@ Floor 4 of the package. Each display holds computed arrays and draws them with
 ``plot``; matplotlib (``pip install "panda_sklearn[plot]"``) is imported only then.
 """
 
-from panda_sklearn.inspection._edits import EditDisplay
-from panda_sklearn.inspection._parts import PartsDisplay
+from panda_sklearn.inspection._edits import (
+    EditDisplay,
+    EditMatrixDisplay,
+    StrengthsDisplay,
+)
+from panda_sklearn.inspection._parts import PartsDisplay, RefinementDisplay
 from panda_sklearn.inspection._saliency import SaliencyDisplay
 
-__all__ = ["EditDisplay", "PartsDisplay", "SaliencyDisplay"]
+__all__ = [
+    "EditDisplay",
+    "EditMatrixDisplay",
+    "PartsDisplay",
+    "RefinementDisplay",
+    "SaliencyDisplay",
+    "StrengthsDisplay",
+]

@@ -1,13 +1,23 @@
-"""Images before and after edits.
+"""Images before and after edits, at several strengths, and of pairs.
 
 Floor 4: see :mod:`panda_sklearn.inspection`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 
-from panda_sklearn.inspection._images import as_pictures, new_axes
+from panda_sklearn.editing import Edit
+from panda_sklearn.inspection._images import (
+    as_picture_of,
+    as_pictures,
+    label_columns,
+    label_rows,
+    new_axes,
+)
 
 
 class EditDisplay:
@@ -35,7 +45,16 @@ class EditDisplay:
 
     @classmethod
     def from_editor(
-        cls, editor, latents, edits, *, value_range=(-1, 1), axes=None, cmap="magma"
+        cls,
+        editor,
+        latents,
+        edits,
+        *,
+        refine=False,
+        target_change=None,
+        value_range=(-1, 1),
+        axes=None,
+        cmap="magma",
     ):
         """Edit images and draw them beside the unedited ones.
 
@@ -49,6 +68,12 @@ class EditDisplay:
 
         edits : Edit or sequence of Edit
             What to change.
+
+        refine : bool, default=False
+            As for ``LocalEditor.edit``.
+
+        target_change : float, default=None
+            As for ``LocalEditor.edit``.
 
         value_range : tuple of float, default=(-1, 1)
             Values of black and white in the images.
@@ -64,8 +89,46 @@ class EditDisplay:
         display : EditDisplay
             The display, drawn.
         """
-        before = as_pictures(editor.extractor.generate(latents), value_range)
-        after = as_pictures(editor.edit(latents, edits), value_range)
+        before = editor.extractor.generate(latents)
+        after = editor.edit(latents, edits, refine=refine, target_change=target_change)
+        return cls.from_images(
+            before, after, value_range=value_range, axes=axes, cmap=cmap
+        )
+
+    @classmethod
+    def from_images(
+        cls, images, edited, *, value_range=(-1, 1), axes=None, cmap="magma"
+    ):
+        """Draw edited images, however they were made, beside the unedited ones.
+
+        Parameters
+        ----------
+        images : array of shape (n_samples, 1 or 3, height, width)
+            Images before the edit.
+
+        edited : array of shape (n_samples, 1 or 3, height, width)
+            The same images after it.
+
+        value_range : tuple of float, default=(-1, 1)
+            Values of black and white in the images.
+
+        axes : array of matplotlib axes, default=None
+            Axes to draw on; ``None`` makes a figure.
+
+        cmap : str, default="magma"
+            Colour map of the change.
+
+        Returns
+        -------
+        display : EditDisplay
+            The display, drawn.
+        """
+        before, after = (as_pictures(x, value_range) for x in (images, edited))
+        if before.shape != after.shape:
+            raise ValueError(
+                "images and edited must be of one shape, got "
+                f"{tuple(images.shape)} and {tuple(edited.shape)}."
+            )
         return cls(before, after).plot(axes=axes, cmap=cmap)
 
     @property
@@ -106,4 +169,242 @@ class EditDisplay:
             drawn, ax=list(self.axes_[2]), fraction=0.02, pad=0.01
         )
         bar.ax.tick_params(labelsize="x-small")
+        return self
+
+
+class StrengthsDisplay:
+    """One edit at several strengths, a strip of images for each sample.
+
+    Use :meth:`from_editor` to make one.
+
+    Parameters
+    ----------
+    pictures : ndarray of shape (n_samples, n_strengths, height, width, 3)
+        Pictures with values in [0, 1].
+
+    strengths : sequence of float
+        The strengths.
+
+    unit : {"alpha", "std"}, default="alpha"
+        Their unit.
+
+    Attributes
+    ----------
+    axes_ : ndarray of shape (n_samples, n_strengths)
+        The axes drawn on; set by ``plot``.
+
+    figure_ : matplotlib.figure.Figure
+        The figure; set by ``plot``.
+    """
+
+    def __init__(self, pictures, strengths, unit="alpha"):
+        self.pictures = pictures
+        self.strengths = strengths
+        self.unit = unit
+
+    @classmethod
+    def from_editor(
+        cls,
+        editor,
+        latents,
+        edit,
+        strengths,
+        *,
+        refine=False,
+        value_range=(-1, 1),
+        axes=None,
+    ):
+        """Edit images at several strengths and draw them.
+
+        Parameters
+        ----------
+        editor : LocalEditor
+            The editor.
+
+        latents : array of shape (n_samples, ...)
+            Latents of the images, a row each.
+
+        edit : Edit
+            What to change; its own strength is not used.
+
+        strengths : sequence of float
+            Strengths in the edit's unit, a column each.
+
+        refine : bool, default=False
+            As for ``LocalEditor.edit``.
+
+        value_range : tuple of float, default=(-1, 1)
+            Values of black and white in the images.
+
+        axes : array of matplotlib axes, default=None
+            Axes to draw on; ``None`` makes a figure.
+
+        Returns
+        -------
+        display : StrengthsDisplay
+            The display, drawn.
+        """
+        if not isinstance(edit, Edit):
+            raise TypeError(f"Expected an Edit, got one of type {type(edit).__name__}.")
+        if not isinstance(strengths, Sequence | np.ndarray) or len(strengths) == 0:
+            raise ValueError(
+                f"strengths must be a sequence of one number at least, got "
+                f"{strengths!r}."
+            )
+        edits = [replace(edit, strength=float(strength)) for strength in strengths]
+        pictures = [
+            as_pictures(editor.edit(latents, one, refine=refine), value_range)
+            for one in edits
+        ]
+        display = cls(np.stack(pictures, axis=1), list(strengths), edit.unit)
+        return display.plot(axes=axes)
+
+    def plot(self, *, axes=None):
+        """Draw.
+
+        Parameters
+        ----------
+        axes : array of matplotlib axes, default=None
+            A row for each sample, a column for each strength. ``None`` makes a figure.
+
+        Returns
+        -------
+        self : StrengthsDisplay
+            The display.
+        """
+        self.figure_, self.axes_ = new_axes(*self.pictures.shape[:2], axes)
+        for row, pictures in zip(self.axes_, self.pictures, strict=True):
+            for ax, picture in zip(row, pictures, strict=True):
+                ax.imshow(picture)
+        unit = " std" if self.unit == "std" else ""
+        labels = [f"{s:+g}{unit}" if s else "0" for s in self.strengths]
+        label_columns(self.axes_, labels)
+        return self
+
+
+class EditMatrixDisplay:
+    """One image, edited with each of some appearances at each of some parts.
+
+    Use :meth:`from_editor` to make one.
+
+    Parameters
+    ----------
+    picture : ndarray of shape (height, width, 3)
+        The unedited picture, with values in [0, 1].
+
+    pictures : ndarray of shape (n_appearances, n_parts, height, width, 3)
+        The edited ones.
+
+    appearances : sequence of int
+        Indices of the appearances.
+
+    parts : sequence of int
+        Indices of the parts.
+
+    Attributes
+    ----------
+    axes_ : ndarray of shape (n_appearances, n_parts + 1)
+        The axes drawn on; set by ``plot``. The first column has the unedited picture.
+
+    figure_ : matplotlib.figure.Figure
+        The figure; set by ``plot``.
+    """
+
+    def __init__(self, picture, pictures, appearances, parts):
+        self.picture = picture
+        self.pictures = pictures
+        self.appearances = appearances
+        self.parts = parts
+
+    @classmethod
+    def from_editor(
+        cls,
+        editor,
+        latents,
+        *,
+        appearances,
+        parts,
+        strength=3.0,
+        unit="std",
+        target_change=None,
+        value_range=(-1, 1),
+        axes=None,
+    ):
+        """Edit an image in many ways and draw them.
+
+        Parameters
+        ----------
+        editor : LocalEditor
+            The editor.
+
+        latents : array of shape (1, ...)
+            Latents of the image.
+
+        appearances : sequence of int
+            Appearances to add, a row each.
+
+        parts : sequence of int
+            Parts to add them at, a column each.
+
+        strength : float, default=3.0
+            Strength of each edit.
+
+        unit : {"std", "alpha"}, default="std"
+            Its unit, as in :class:`panda_sklearn.Edit`.
+
+        target_change : float, default=None
+            As for ``LocalEditor.edit``: makes all edits change their part by the same.
+
+        value_range : tuple of float, default=(-1, 1)
+            Values of black and white in the images.
+
+        axes : array of matplotlib axes, default=None
+            Axes to draw on; ``None`` makes a figure.
+
+        Returns
+        -------
+        display : EditMatrixDisplay
+            The display, drawn.
+        """
+        appearances, parts = list(appearances), list(parts)
+        if not appearances or not parts:
+            raise ValueError("appearances and parts must name one each at least.")
+        if len(latents) != 1:
+            raise ValueError(
+                f"The matrix is of one image: expected latents of 1 sample, got "
+                f"{len(latents)}. Pass latents[:1]."
+            )
+
+        def edited(j, k):
+            edit = Edit(j, k, strength, unit)
+            return as_picture_of(
+                editor.edit(latents, edit, target_change=target_change), value_range
+            )
+
+        pictures = np.stack([[edited(j, k) for k in parts] for j in appearances])
+        plain = as_picture_of(editor.extractor.generate(latents), value_range)
+        return cls(plain, pictures, appearances, parts).plot(axes=axes)
+
+    def plot(self, *, axes=None):
+        """Draw.
+
+        Parameters
+        ----------
+        axes : array of matplotlib axes, default=None
+            A row for each appearance, a column for each part and one before them.
+            ``None`` makes a figure.
+
+        Returns
+        -------
+        self : EditMatrixDisplay
+            The display.
+        """
+        n_rows, n_columns = self.pictures.shape[:2]
+        self.figure_, self.axes_ = new_axes(n_rows, n_columns + 1, axes)
+        for row, pictures in zip(self.axes_, self.pictures, strict=True):
+            row[0].imshow(self.picture)
+            for ax, picture in zip(row[1:], pictures, strict=True):
+                ax.imshow(picture)
+        label_columns(self.axes_, ["image", *(f"part {k}" for k in self.parts)])
+        label_rows(self.axes_, [f"appearance {j}" for j in self.appearances])
         return self

@@ -5,14 +5,15 @@ Floor 4: numpy, torch; matplotlib inside functions.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from panda_sklearn.utils.arrays import ArrayLike
+from panda_sklearn.utils.resizing import resize
 from panda_sklearn.utils.validation import check_is_fitted
 
 
@@ -40,6 +41,11 @@ def as_pictures(images: ArrayLike, value_range: tuple[float, float]) -> np.ndarr
     return np.moveaxis(np.broadcast_to(pictures, _with_three(pictures)), 1, -1)
 
 
+def as_picture_of(images: ArrayLike, value_range: tuple[float, float]) -> np.ndarray:
+    """The picture (H, W, 3) of the one image in images (1, 1 or 3, H, W)."""
+    return as_pictures(images, value_range)[0]
+
+
 def _with_three(pictures: np.ndarray) -> tuple[int, ...]:
     n, _, height, width = pictures.shape
     return n, 3, height, width
@@ -56,9 +62,9 @@ def check_spatial(estimator: Any) -> None:
 
 
 def enlarge(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Maps (..., h, w) -> (..., H, W), bilinearly."""
+    """Maps (..., h, w) -> (..., H, W)."""
     flat = torch.from_numpy(np.ascontiguousarray(maps)).reshape(-1, 1, *maps.shape[-2:])
-    big = F.interpolate(flat, size=size, mode="bilinear", align_corners=False)
+    big = resize(flat, size)
     return big.reshape(*maps.shape[:-2], *size).numpy()
 
 
@@ -94,3 +100,22 @@ def new_axes(n_rows: int, n_columns: int, axes: Any) -> tuple[Any, np.ndarray]:
         for side in ax.spines.values():
             side.set_visible(False)
     return axes.flat[0].figure, axes
+
+
+def label_columns(axes: np.ndarray, labels: Iterable[str]) -> None:
+    """Titles above the first row."""
+    for ax, label in zip(axes[0], labels, strict=True):
+        ax.set_title(label, fontsize="small")
+
+
+def label_rows(axes: np.ndarray, labels: Iterable[str]) -> None:
+    """Labels left of the first column."""
+    for ax, label in zip(axes[:, 0], labels, strict=True):
+        ax.set_ylabel(label, fontsize="small")
+
+
+def unit_scaled(parts: np.ndarray) -> np.ndarray:
+    """Parts (..., h, w), each scaled to reach from 0 to 1; constant ones are 0."""
+    low = parts.min(axis=(-2, -1), keepdims=True)
+    high = parts.max(axis=(-2, -1), keepdims=True)
+    return (parts - low) / np.where(high > low, high - low, 1)

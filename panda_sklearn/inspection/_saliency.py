@@ -36,6 +36,9 @@ class SaliencyDisplay:
     pictures : ndarray of shape (n_samples, image_height, image_width, 3), default=None
         Pictures to show above.
 
+    masks : bool, default=False
+        Whether to show, below each map, the pictures where it exceeds its threshold.
+
     Attributes
     ----------
     axes_ : ndarray of shape (n_rows, n_columns)
@@ -45,11 +48,12 @@ class SaliencyDisplay:
         The figure; set by ``plot``.
     """
 
-    def __init__(self, saliency, appearances, thresholds, pictures=None):
+    def __init__(self, saliency, appearances, thresholds, pictures=None, masks=False):
         self.saliency = saliency
         self.appearances = appearances
         self.thresholds = thresholds
         self.pictures = pictures
+        self.masks = masks
 
     @classmethod
     def from_estimator(
@@ -59,6 +63,7 @@ class SaliencyDisplay:
         images=None,
         *,
         appearances=None,
+        masks=False,
         value_range=(-1, 1),
         axes=None,
         cmap="RdBu_r",
@@ -78,6 +83,10 @@ class SaliencyDisplay:
 
         appearances : int or sequence of int, default=None
             Which appearances to show, a row each; ``None`` shows the first four.
+
+        masks : bool, default=False
+            Whether to show, below each map, the images where it exceeds its mean.
+            Needs ``images``.
 
         value_range : tuple of float, default=(-1, 1)
             Values of black and white in the images.
@@ -108,7 +117,9 @@ class SaliencyDisplay:
                 f"images must be one for each sample of X: expected {len(maps)}, got "
                 f"{len(pictures)}."
             )
-        display = cls(maps[:, chosen], chosen, thresholds, pictures)
+        if masks and pictures is None:
+            raise ValueError("masks=True needs images to cut out of.")
+        display = cls(maps[:, chosen], chosen, thresholds, pictures, masks)
         return display.plot(axes=axes, cmap=cmap)
 
     def plot(self, *, axes=None, cmap="RdBu_r"):
@@ -130,20 +141,24 @@ class SaliencyDisplay:
         """
         n_samples, n_shown = self.saliency.shape[:2]
         above = 0 if self.pictures is None else 1
-        self.figure_, self.axes_ = new_axes(n_shown + above, n_samples, axes)
+        rows_each = 1 + bool(self.masks)
+        n_rows = above + rows_each * n_shown
+        self.figure_, self.axes_ = new_axes(n_rows, n_samples, axes)
         if self.pictures is not None:
             for ax, picture in zip(self.axes_[0], self.pictures, strict=True):
                 ax.imshow(picture)
         size = self.saliency.shape[2:]
         if self.pictures is not None:
             size = self.pictures.shape[1:3]
-        for row, k, middle, maps in zip(
-            self.axes_[above:],
-            self.appearances,
-            self.thresholds,
-            np.moveaxis(enlarge(self.saliency, size), 1, 0),
-            strict=True,
+        for number, (k, middle, maps) in enumerate(
+            zip(
+                self.appearances,
+                self.thresholds,
+                np.moveaxis(enlarge(self.saliency, size), 1, 0),
+                strict=True,
+            )
         ):
+            row = self.axes_[above + rows_each * number]
             reach = float(np.abs(maps - middle).max()) or 1.0
             for ax, saliency in zip(row, maps, strict=True):
                 drawn = ax.imshow(
@@ -161,4 +176,11 @@ class SaliencyDisplay:
             bar = self.figure_.colorbar(drawn, ax=list(row), fraction=0.02, pad=0.01)
             bar.set_ticks([middle], labels=[f"mean {middle:.2g}"])
             bar.ax.tick_params(labelsize="x-small")
+            if self.masks:
+                below = self.axes_[above + rows_each * number + 1]
+                for ax, picture, saliency in zip(
+                    below, self.pictures, maps, strict=True
+                ):
+                    ax.imshow(np.where((saliency >= middle)[..., None], picture, 1))
+                below[0].set_ylabel("above mean", fontsize="small")
         return self

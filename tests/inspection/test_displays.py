@@ -12,7 +12,14 @@ from panda_sklearn import (
     LocalEditor,
     PartsAppearanceDecomposition,
 )
-from panda_sklearn.inspection import EditDisplay, PartsDisplay, SaliencyDisplay
+from panda_sklearn.inspection import (
+    EditDisplay,
+    EditMatrixDisplay,
+    PartsDisplay,
+    RefinementDisplay,
+    SaliencyDisplay,
+    StrengthsDisplay,
+)
 from tests.networks import TinyGenerator
 
 
@@ -134,3 +141,101 @@ def test_what_cannot_be_drawn(pipeline, z):
         SaliencyDisplay.from_estimator(panda, X, torch.zeros(2, 3, 8, 8))
     with pytest.raises(ValueError, match="appearance must be from 0 to 3"):
         SaliencyDisplay.from_estimator(panda, X, appearances=[4])
+
+
+def picture_of(images, n=0):
+    return ((images[n] + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy()
+
+
+def test_saliency_with_masks(pipeline, z):
+    extractor, panda = pipeline
+    X, images = extractor.transform(z), extractor.generate(z)
+    display = SaliencyDisplay.from_estimator(
+        panda, X, images, appearances=[2, 0], masks=True
+    )
+    assert display.axes_.shape == (5, 5)
+    mask = panda.localize(X, 2, size=8)[3].numpy()
+    shown = drawn(display.axes_[2, 3])
+    np.testing.assert_allclose(shown[mask], picture_of(images, 3)[mask], atol=1e-6)
+    assert 0 < mask.mean() < 1 and (shown[~mask] == 1).all()
+    with pytest.raises(ValueError, match="needs images"):
+        SaliencyDisplay.from_estimator(panda, X, masks=True)
+
+
+def test_refinement(pipeline, z):
+    extractor, panda = pipeline
+    X, images = extractor.transform(z), extractor.generate(z)
+    display = RefinementDisplay.from_estimator(panda, X, images, parts=[0, 2])
+    assert display.axes_.shape == (3, 5)
+    before = panda.reconstruction_errors(X)
+    after = panda.reconstruction_errors(X, panda.refine(X))
+    np.testing.assert_allclose(display.falls, 1 - after / before, rtol=1e-5)
+    assert (display.falls > 0).all()
+    labels = [ax.get_xlabel() for ax in display.axes_[2]]
+    assert labels == [f"error {-fall:+.0%}" for fall in display.falls]
+    assert display.refined.shape == (5, 2, 4, 4)
+    assert not np.allclose(drawn(display.axes_[1, 0]), drawn(display.axes_[2, 0]))
+    texts = [text.get_text() for text in display.figure_.legends[0].get_texts()]
+    assert texts == ["part 0", "part 2"]
+    with pytest.raises(ValueError, match="expected 5, got 2"):
+        RefinementDisplay.from_estimator(panda, X, images[:2])
+    with pytest.raises(ValueError, match="part must be from 0 to 2"):
+        RefinementDisplay.from_estimator(panda, X, images, parts=[3])
+
+
+def test_more_parts_than_named_colors(z):
+    extractor = GeneratorFeatureExtractor(TinyGenerator(), "block1").fit(z)
+    X = extractor.transform(z)
+    panda = PartsAppearanceDecomposition(12, 4, max_iter=3, tol=0).fit(X)
+    display = RefinementDisplay.from_estimator(panda, X, extractor.generate(z))
+    colors = {
+        patch.get_facecolor() for patch in display.figure_.legends[0].get_patches()
+    }
+    assert len(colors) == 12
+
+
+def test_strips_of_strengths(pipeline, z):
+    editor = LocalEditor.from_pipeline(pipeline)
+    edit = Edit(1, 2, 1.0, "std")
+    display = StrengthsDisplay.from_editor(editor, z[:2], edit, [-2, 0, 1.5])
+    assert display.axes_.shape == (2, 3)
+    titles = [ax.get_title() for ax in display.axes_[0]]
+    assert titles == ["-2 std", "0", "+1.5 std"]
+    edited = editor.edit(z[:2], Edit(1, 2, 1.5, "std"))
+    np.testing.assert_allclose(drawn(display.axes_[1, 2]), picture_of(edited, 1))
+    plain = editor.extractor.generate(z[:2])
+    np.testing.assert_allclose(drawn(display.axes_[0, 1]), picture_of(plain))
+    with pytest.raises(ValueError, match="one number at least"):
+        StrengthsDisplay.from_editor(editor, z, edit, [])
+    with pytest.raises(TypeError, match="Expected an Edit"):
+        StrengthsDisplay.from_editor(editor, z, [edit], [1.0])
+
+
+def test_matrix_of_pairs(pipeline, z):
+    editor = LocalEditor.from_pipeline(pipeline)
+    display = EditMatrixDisplay.from_editor(
+        editor, z[:1], appearances=[3, 1], parts=range(3), strength=2.0
+    )
+    assert display.axes_.shape == (2, 4)
+    edited = editor.edit(z[:1], Edit(1, 2, 2.0, "std"))
+    np.testing.assert_allclose(drawn(display.axes_[1, 3]), picture_of(edited))
+    assert display.axes_[0, 0].get_ylabel() == "appearance 3"
+    assert display.axes_[0, 3].get_title() == "part 2"
+    with pytest.raises(ValueError, match=r"Pass latents\[:1\]"):
+        EditMatrixDisplay.from_editor(editor, z, appearances=[0], parts=[0])
+    with pytest.raises(ValueError, match="one each at least"):
+        EditMatrixDisplay.from_editor(editor, z[:1], appearances=[], parts=[0])
+
+
+def test_edits_made_elsewhere_and_options(pipeline, z):
+    editor = LocalEditor.from_pipeline(pipeline)
+    images = editor.extractor.generate(z)
+    removed = editor.remove_pixels(z, 0)
+    display = EditDisplay.from_images(images, removed)
+    np.testing.assert_allclose(drawn(display.axes_[1, 2]), picture_of(removed, 2))
+    with pytest.raises(ValueError, match="of one shape"):
+        EditDisplay.from_images(images, removed[:2])
+    edit = Edit(1, 2)
+    display = EditDisplay.from_editor(editor, z, edit, refine=True, target_change=0.1)
+    edited = editor.edit(z, edit, refine=True, target_change=0.1)
+    np.testing.assert_allclose(drawn(display.axes_[1, 4]), picture_of(edited, 4))
