@@ -24,6 +24,7 @@ from panda_sklearn.datasets import (
     make_parts_appearances,
     sample_latents,
 )
+from panda_sklearn.editing import EditedGenerator, split_part
 from panda_sklearn.generators import list_layers
 from panda_sklearn.inspection import EditDisplay, PartsDisplay, SaliencyDisplay
 from panda_sklearn.memory import TensorMemory
@@ -31,6 +32,7 @@ from panda_sklearn.metrics import (
     heldout_reconstruction,
     match_factors,
     parts_overlap,
+    roi_ratio,
     stability,
 )
 from tests.emulated_cuda import emulated_cuda, host_copies
@@ -96,6 +98,10 @@ def test_decomposition(cuda, options):
         "saliency": expected.saliency(X),
         "localize": expected.localize(X, 0),
         "refine": expected.refine(X, max_iter=5),
+        "maps at another size": expected.saliency(X, size=(8, 9)),
+        "mask": expected.localize(X, 0, ("quantile", 0.7), size=(8, 9)),
+        "errors": expected.reconstruction_errors(X, expected.refine(X, max_iter=5)),
+        "saliency_std_": expected.saliency_std_,
         "inverse_transform": expected.inverse_transform(expected.transform(X)),
         "score": expected.score(X),
     }
@@ -106,6 +112,10 @@ def test_decomposition(cuda, options):
         "saliency": panda.saliency(on),
         "localize": panda.localize(on, 0),
         "refine": panda.refine(on, max_iter=5),
+        "maps at another size": panda.saliency(on, size=(8, 9)),
+        "mask": panda.localize(on, 0, ("quantile", 0.7), size=(8, 9)),
+        "errors": panda.reconstruction_errors(on, panda.refine(on, max_iter=5)),
+        "saliency_std_": panda.saliency_std_,
         "inverse_transform": panda.inverse_transform(panda.transform(on)),
     }
     for name in ("parts_", "appearances_", "saliency_mean_"):
@@ -174,6 +184,54 @@ def test_extractor_and_editor(cuda):
     for result, value in zip(run(z, network), expected, strict=True):
         assert result.device.type == "cpu"
         torch.testing.assert_close(result, value, atol=1e-4, rtol=1e-4)
+
+
+def test_all_ways_of_editing(cuda):
+    """Latents on the device or on the host, whichever side the rest is on."""
+    network = TinyGenerator()
+    z = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
+    masks = torch.rand(6, 4, 4, generator=torch.Generator().manual_seed(1))
+    region = np.eye(8)
+
+    def run(editor, z, device):
+        parts = torch.as_tensor(editor.decomposition.parts_)
+        vector = editor.decomposition.appearances_[1]
+        edits = [
+            Edit(vector, [0, 1], 0.5, "std"),
+            Edit(0, split_part(parts[2])[0], torch.linspace(-1, 1, 6).to(device)),
+            Edit(2, masks.to(device), 0.3),
+            Edit(2, region, 0.3),
+        ]
+        yield editor.edit(z, edits)
+        yield editor.edit(z, edits[0], refine=True)
+        options = {"target_change": 0.1, "region": region, "refine": True}
+        yield editor.edit(z, edits[0], **options)
+        yield editor.find_strengths(z, edits[0], 0.1).to(torch.float32)
+        yield editor.mask(z, 1)
+        yield editor.remove(z, 1)
+        yield editor.remove_pixels(z, 1, fill=[0.1, 0.2, 0.3])
+        if z.device == device:
+            yield EditedGenerator(editor, edits[0], refine=True)(z).detach()
+        yield roi_ratio(region, editor.extractor.generate(z), editor.edit(z, edits))
+        yield editor.rank_edits(z)["effect"]
+
+    extractor = GeneratorFeatureExtractor(network, "block1").fit(z)
+    X = extractor.transform(z)
+    panda = PartsAppearanceDecomposition(3, 4, max_iter=5, tol=0, random_state=0)
+    editor = LocalEditor(extractor, panda.fit(X))
+    expected = list(run(editor, z, z.device))
+    network.to(cuda)
+    there = LocalEditor(extractor, clone(panda).fit(X.to(cuda)))
+    for result, value in zip(run(there, z.to(cuda), cuda), expected, strict=True):
+        if isinstance(result, torch.Tensor):
+            assert result.device == cuda
+            result = result.cpu()
+        # A refinement magnifies rounding errors of single precision.
+        np.testing.assert_allclose(result, value, atol=5e-3)
+    # Latents and factors of the host, a network on the device.
+    del expected[7]  # the module runs where its buffers are
+    for result, value in zip(run(editor, z, cuda), expected, strict=True):
+        np.testing.assert_allclose(result, value, atol=5e-3)
 
 
 def test_extractor_borrows_a_network_for_its_device(cuda):

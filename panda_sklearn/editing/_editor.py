@@ -463,17 +463,18 @@ class LocalEditor:
                 (term,) = self._resolve([Edit(j, k, strength, unit)], None)
                 terms["appearance"].setdefault(j, term)
                 terms["part"].setdefault(k, term)
-        vectors = torch.zeros(len(panda.appearances_), panda.map_shape_[0])
+        kind = {"dtype": every.dtype, "device": latents.device}
+        vectors = torch.zeros(len(panda.appearances_), panda.map_shape_[0], **kind)
         for j, term in terms["appearance"].items():
             vectors[j] = term.vector.to(vectors) * (float(term.strength) * term.scale)
-        masks = torch.zeros(every.shape)
+        masks = torch.zeros(every.shape, **kind)
         for k, term in terms["part"].items():
             masks[k] = term.mask.to(masks)
         tries = PairTries(
             extractor,
             panda._layout,
-            vectors.to(latents.device, every.dtype),
-            masks.to(latents.device, every.dtype),
+            vectors,
+            masks,
             self._image_spatial(),
         )
         with tqdm(
