@@ -56,8 +56,8 @@ from panda_sklearn.metrics import roi_ratio, sliced_wasserstein_distance
 
 TARGET = 0.2
 BATCH_SIZE = 32
-# Directions of each style method, for all layers and for each of five. Six times as many
-# appearances are tried for ours.
+# Directions of each style method, for all layers and for each of five; six times as
+# many appearances are tried for ours.
 N_DIRECTIONS = 8
 # Rows and columns of pixels, drawn on the mean face.
 REGIONS = {

@@ -463,11 +463,11 @@ class LocalEditor:
                 (term,) = self._resolve([Edit(j, k, strength, unit)], None)
                 terms["appearance"].setdefault(j, term)
                 terms["part"].setdefault(k, term)
-        kind = {"dtype": every.dtype, "device": latents.device}
-        vectors = torch.zeros(len(panda.appearances_), panda.map_shape_[0], **kind)
+        shape = len(panda.appearances_), panda.map_shape_[0]
+        vectors = every.new_zeros(shape, device=latents.device)
         for j, term in terms["appearance"].items():
             vectors[j] = term.vector.to(vectors) * (float(term.strength) * term.scale)
-        masks = torch.zeros(every.shape, **kind)
+        masks = torch.zeros_like(every, device=latents.device)
         for k, term in terms["part"].items():
             masks[k] = term.mask.to(masks)
         tries = PairTries(
