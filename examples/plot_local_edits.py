@@ -103,8 +103,8 @@ print("Strengths, in std:", np.round(np.asarray(factors), 1))
 # %%
 # One eye
 # -------
-# Above a fifth of its largest weight the part has two components. Each can be given to an edit as it is: the other eye
-# stays as it was.
+# Above a fifth of its largest weight the part has two components. Each can be given to
+# an edit as it is: the other eye stays as it was.
 
 one_eye, other_eye = split_part(panda.parts_[eyes], threshold=0.2)
 one_figure = EditDisplay.from_editor(
