@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from panda_sklearn.decomposition import PartsAppearanceDecomposition
-from panda_sklearn.editing._edit import Edit, as_mask
+from panda_sklearn.editing._edit import Edit
 from panda_sklearn.editing._parts import scaled
 from panda_sklearn.utils.arrays import ArrayLike, MapLayout, as_tensor
 from panda_sklearn.utils.resizing import resize
-from panda_sklearn.utils.validation import check_index
+from panda_sklearn.utils.validation import check_index, check_mask
 
 __all__ = ["Change", "Term", "check_edits", "resolve", "total_change"]
 
@@ -181,7 +181,7 @@ def _mask(
     n_samples: int | None,
 ) -> tuple[Tensor, Tensor | None]:
     """A drawn mask at the layer's positions, and at the images' size if so drawn."""
-    mask = as_mask(part, "part")
+    mask = check_mask(part, "part")
     for size in (spatial, image_spatial):
         each = mask.ndim == len(size) + 1
         if tuple(mask.shape[each:]) != tuple(size):

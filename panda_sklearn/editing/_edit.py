@@ -14,10 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from panda_sklearn.utils.arrays import ArrayLike, as_tensor
-from panda_sklearn.utils.validation import check_finite
+from panda_sklearn.utils.arrays import ArrayLike
+from panda_sklearn.utils.validation import (
+    as_numeric,
+    check_finite,
+    check_mask,
+    is_numeric,
+)
 
-__all__ = ["Edit", "as_mask"]
+__all__ = ["Edit"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +117,7 @@ def _plain(value: Any) -> Any:
 
 def _check_strength(strength: Any) -> None:
     if isinstance(strength, np.ndarray | Tensor):
-        if strength.ndim != 1 or not _is_numeric(strength):
+        if strength.ndim != 1 or not is_numeric(strength):
             raise ValueError(
                 "strength must be a number or an array of shape (n_samples,), got an "
                 f"array of shape {tuple(strength.shape)} and type {strength.dtype}."
@@ -136,7 +141,7 @@ def _is_vector(appearance: Any) -> bool:
 
 
 def _as_vector(appearance: Any) -> ArrayLike:
-    vector = _as_array(appearance, "appearance")
+    vector = as_numeric(appearance, "appearance")
     if vector.ndim != 1:
         raise ValueError(
             "appearance must be an int or a vector of shape (n_channels,), got an "
@@ -150,7 +155,7 @@ def _as_part(part: Any) -> Any:
     """An index as it is, several as a tuple of int, a mask as an array."""
     if isinstance(part, Integral) or part is None or isinstance(part, str | float):
         return part  # the editor's to check
-    array = _as_array(part, "part")
+    array = as_numeric(part, "part")
     if array.ndim == 0:
         return part
     if array.ndim == 1 and _is_integer(array):
@@ -160,55 +165,8 @@ def _as_part(part: Any) -> Any:
         if len(set(indices)) < len(indices):
             raise ValueError(f"part must name each part once, got {list(indices)}.")
         return indices
-    as_mask(array, "part")
+    check_mask(array, "part")
     return array
-
-
-def as_mask(mask: Any, name: str) -> Tensor:
-    """A mask as a floating tensor.
-
-    Raises
-    ------
-    ValueError
-        If its values are not from 0 to 1.
-    """
-    array = _as_array(mask, name)
-    check_finite(array, name)
-    values = as_tensor(array)
-    if values.numel() == 0:
-        raise ValueError(f"{name} is an empty mask, of shape {tuple(values.shape)}.")
-    low, high = (float(edge) for edge in torch.aminmax(values))
-    if low < 0 or high > 1:
-        raise ValueError(
-            f"A mask has values from 0 to 1, but {name} has values from {low:g} to "
-            f"{high:g}. Divide it by its largest value, or scale a part with "
-            "panda_sklearn.editing.scale_part."
-        )
-    if high == 0:
-        raise ValueError(f"{name} is a mask of zeros: it marks no position.")
-    return values
-
-
-def _as_array(values: Any, name: str) -> ArrayLike:
-    """A numeric array or tensor."""
-    array = values
-    if not isinstance(values, np.ndarray | Tensor):
-        try:
-            array = np.asarray(values)
-        except ValueError as error:  # rows of several lengths
-            raise ValueError(f"{name} is no array: {error}.") from None
-    if not _is_numeric(array):
-        raise TypeError(
-            f"{name} must be an int or an array of numbers, got {type(values).__name__}"
-            f" of type {array.dtype}."
-        )
-    return array
-
-
-def _is_numeric(array: ArrayLike) -> bool:
-    if isinstance(array, Tensor):
-        return not array.is_complex() and array.layout == torch.strided
-    return array.dtype.kind in "fiub"
 
 
 def _is_integer(array: ArrayLike) -> bool:

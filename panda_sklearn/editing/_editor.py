@@ -23,7 +23,7 @@ from panda_sklearn.editing._changes import (
     check_edits,
     resolve,
 )
-from panda_sklearn.editing._edit import Edit, as_mask
+from panda_sklearn.editing._edit import Edit
 from panda_sklearn.editing._ranking import COLUMNS, PairTries, rank, sort_table
 from panda_sklearn.editing._targets import TargetSearch
 from panda_sklearn.feature_extractor import GeneratorFeatureExtractor
@@ -31,6 +31,7 @@ from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor
 from panda_sklearn.utils.validation import (
     check_index,
     check_is_fitted,
+    check_mask,
     check_number,
 )
 
@@ -543,7 +544,7 @@ class LocalEditor:
             )
         spatial = self._image_spatial()
         if region is not None:
-            region = as_mask(region, "region")
+            region = check_mask(region, "region")
             if tuple(region.shape) not in (spatial, (n_samples, *spatial)):
                 raise ValueError(
                     f"region must be of the images' shape {spatial}, or with "

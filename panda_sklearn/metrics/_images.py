@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from panda_sklearn.editing._edit import as_mask
 from panda_sklearn.utils.arrays import ArrayLike, as_tensor
 from panda_sklearn.utils.borrowing import borrowed
 from panda_sklearn.utils.regions import masked_norms, ratios
 from panda_sklearn.utils.validation import (
     check_count,
     check_finite,
+    check_mask,
     check_random_state,
     check_values,
 )
@@ -100,7 +100,7 @@ def roi_ratio(mask, images, edited, *, average=True):
     0.25
     """
     before, after = _pair(images, edited)
-    region = as_mask(mask, "mask")
+    region = check_mask(mask, "mask")
     spatial = tuple(before.shape[2:])
     if tuple(region.shape) not in (spatial, (len(before), *spatial)):
         raise ValueError(

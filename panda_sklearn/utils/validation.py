@@ -21,18 +21,20 @@ from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from panda_sklearn.utils.arrays import ArrayLike, MapLayout
+from panda_sklearn.utils.arrays import ArrayLike, MapLayout, as_tensor
 
 __all__ = [
     "Interval",
     "Options",
     "StrOptions",
+    "as_numeric",
     "check_count",
     "check_device",
     "check_feature_names_in",
     "check_finite",
     "check_index",
     "check_is_fitted",
+    "check_mask",
     "check_number",
     "check_numbers",
     "check_random_state",
@@ -42,6 +44,7 @@ __all__ = [
     "check_values",
     "find_layout",
     "fit_method",
+    "is_numeric",
     "wants_container",
 ]
 
@@ -175,6 +178,54 @@ def check_values(X: Any, name: str) -> ArrayLike:
         )
     check_finite(X, name)
     return X
+
+
+def check_mask(mask: Any, name: str) -> torch.Tensor:
+    """A mask as a floating tensor.
+
+    Raises
+    ------
+    ValueError
+        If its values are not from 0 to 1.
+    """
+    array = as_numeric(mask, name)
+    check_finite(array, name)
+    values = as_tensor(array)
+    if values.numel() == 0:
+        raise ValueError(f"{name} is an empty mask, of shape {tuple(values.shape)}.")
+    low, high = (float(edge) for edge in torch.aminmax(values))
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"A mask has values from 0 to 1, but {name} has values from {low:g} to "
+            f"{high:g}. Divide it by its largest value, or scale a part with "
+            "panda_sklearn.editing.scale_part."
+        )
+    if high == 0:
+        raise ValueError(f"{name} is a mask of zeros: it marks no position.")
+    return values
+
+
+def as_numeric(values: Any, name: str) -> ArrayLike:
+    """A numeric array or tensor; TypeError or ValueError for anything else."""
+    array = values
+    if not isinstance(values, np.ndarray | torch.Tensor):
+        try:
+            array = np.asarray(values)
+        except ValueError as error:  # rows of several lengths
+            raise ValueError(f"{name} is no array: {error}.") from None
+    if not is_numeric(array):
+        raise TypeError(
+            f"{name} must be an int or an array of numbers, got {type(values).__name__}"
+            f" of type {array.dtype}."
+        )
+    return array
+
+
+def is_numeric(array: ArrayLike) -> bool:
+    """Whether an array holds real numbers or booleans, densely."""
+    if isinstance(array, torch.Tensor):
+        return not array.is_complex() and array.layout == torch.strided
+    return array.dtype.kind in "fiub"
 
 
 def check_device(device: str | torch.device) -> torch.device:
