@@ -297,8 +297,8 @@ class LocalEditor:
         """
         if part is None:
             self._check_learnt(appearance, "part=None")
-            latents, _ = self.extractor._check_latents(latents)
-            present = self._localize(latents, appearance, threshold, size=None)
+            checked, _ = self.extractor._check_latents(latents)
+            present = self._localize(checked, appearance, threshold, size=None)
             part = ~present
             if not bool(part.any()):
                 return self.extractor.generate(latents)
@@ -381,7 +381,13 @@ class LocalEditor:
         """
         mask = self.mask(latents, appearance, threshold, upsample_first=upsample_first)
         n_colors = self.extractor.image_shape_[0]
-        colors = np.broadcast_to(np.asarray(fill, dtype=float), (n_colors,))
+        colors = np.asarray(fill, dtype=float)
+        if colors.shape not in ((), (n_colors,)) or not np.isfinite(colors).all():
+            raise ValueError(
+                f"fill must be a finite number, or {n_colors} of them, one for each "
+                f"colour; got {fill!r}."
+            )
+        colors = np.broadcast_to(colors, (n_colors,))
         images = self.extractor.generate(latents)
         where = torch.as_tensor(mask)[:, None]
         values = torch.as_tensor(images)
@@ -556,11 +562,11 @@ class LocalEditor:
     def _localize(
         self, latents: ArrayLike, appearance: Any, threshold: Any, **options: Any
     ) -> ArrayLike:
-        """``localize`` on the layer's activations, batch by batch."""
+        """``localize`` on the activations of checked latents, batch by batch."""
         size = self.extractor.batch_size
         masks = []
         for start in range(0, len(latents), size):
-            features = self.extractor.transform(latents[start : start + size])
+            features = self.extractor._recall(latents[start : start + size])
             masks.append(
                 self.decomposition.localize(features, appearance, threshold, **options)
             )

@@ -87,7 +87,7 @@ class TargetSearch:
         """Factors of a batch, the changes that they make, and the terms' masks."""
         features = None
         if self.change.refine is not None:
-            features = as_tensor(self.extractor.transform(batch))
+            features = as_tensor(self.extractor._recall(batch))
         masks = self.change.masks(features, where)
         alphas = self.change.alphas(where)
         region = self._region(masks, where)

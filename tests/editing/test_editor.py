@@ -3,8 +3,10 @@
 import copy
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -297,6 +299,28 @@ class TestRemoval:
         )
         everywhere = editor.remove(z, 1, threshold=-1e9)
         assert torch.equal(everywhere, editor.extractor.generate(z))
+
+    def test_latents_with_names_of_columns(self, pipeline, z):
+        """The names are checked once: no warning that they are missing."""
+        frame = pd.DataFrame(z.numpy(), columns=[f"z{k}" for k in range(6)])
+        fitted = clone(pipeline).fit(frame)
+        editor, plain = (LocalEditor.from_pipeline(p) for p in (fitted, pipeline))
+        for images, expected in (
+            (editor.remove(frame, 1), plain.remove(z, 1)),
+            (editor.remove_pixels(frame, 1), plain.remove_pixels(z, 1)),
+            (editor.mask(frame, 1), plain.mask(z, 1)),
+            (
+                editor.edit(frame, Edit(1, 2), refine=True, target_change=0.1),
+                plain.edit(z, Edit(1, 2), refine=True, target_change=0.1),
+            ),
+        ):
+            # A refinement magnifies rounding errors of single precision.
+            np.testing.assert_allclose(images, expected, atol=1e-3)
+
+    @pytest.mark.parametrize("fill", [[1, 2], np.nan, np.ones((3, 1))])
+    def test_bad_fill(self, editor, z, fill):
+        with pytest.raises(ValueError, match="fill must be a finite number, or 3"):
+            editor.remove_pixels(z, 0, fill=fill)
 
     def test_bad_removals(self, editor, z):
         with pytest.raises(ValueError, match="give its index"):
