@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -20,11 +21,15 @@ from tqdm import tqdm
 
 from panda_sklearn.generators import device_of, list_layers, prepare_latents
 from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor
+from panda_sklearn.utils.batches import Batches
 from panda_sklearn.utils.borrowing import borrowed, fixed_noise
 from panda_sklearn.utils.hooks import Tap, TapTypeError, capture, find_layer, replace
+from panda_sklearn.utils.layouts import FeatureLayout
 from panda_sklearn.utils.validation import (
     Interval,
+    Options,
     StrOptions,
+    check_count,
     check_device,
     check_feature_names_in,
     check_is_fitted,
@@ -42,7 +47,7 @@ Change = Callable[[Tensor, slice], Tensor]
 class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
 ):
-    """Activations of a layer of a network, from the network's inputs.
+    r"""Activations of a layer of a network, from the network's inputs.
 
     Made for generators, whose inputs are latents, and good for any
     ``torch.nn.Module``. ``transform`` runs the network up to the layer;
@@ -76,8 +81,23 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     call : int, default=None
         Which call of the layer, from 0, where it runs several times in a forward pass.
 
+    channel_axis : {1, -1}, default=1
+        Where the channels are in the layer's activations. With -1, those of shape
+        (n_samples, \*spatial, n_channels) are brought to (n_samples, n_channels,
+        \*spatial).
+
+    n_prefix_tokens : int, default=0
+        With ``channel_axis=-1`` and tokens (n_samples, n_tokens, n_channels), how many
+        at the start to leave out: class tokens, registers. ``generate`` leaves them as
+        they are.
+
+    token_grid : tuple of int, default=None
+        With ``channel_axis=-1``, the spatial shape in which the other tokens are laid
+        out row by row, such as (14, 14). ``None`` leaves them on one axis.
+
     batch_size : int, default=32
-        Number of samples in a forward pass.
+        Number of samples in a forward pass. If the accelerator's memory does not hold
+        so many, the number is halved until it does, with a warning.
 
     device : str or torch.device, default=None
         Where to run the network; ``None`` is where it is. It is brought back after
@@ -147,6 +167,9 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         "tap": [StrOptions({"output", "input"})],
         "select": [Integral, str, None],
         "call": [Interval(Integral, 0, None, closed="left"), None],
+        "channel_axis": [Options(Integral, {1, -1})],
+        "n_prefix_tokens": [Interval(Integral, 0, None, closed="left")],
+        "token_grid": [tuple, list, None],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "device": [str, torch.device, None],
         "verbose": ["verbose"],
@@ -157,6 +180,9 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     # Set by a TensorMemory through which the transformer was fitted.
     _memory: Any = None
 
+    # Samples in a pass that the accelerator's memory holds, where that was found out.
+    _batch_that_fits: int | None = None
+
     def __init__(
         self,
         generator,
@@ -166,6 +192,9 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         tap="output",
         select=None,
         call=None,
+        channel_axis=1,
+        n_prefix_tokens=0,
+        token_grid=None,
         batch_size=32,
         device=None,
         verbose=0,
@@ -176,6 +205,9 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         self.tap = tap
         self.select = select
         self.call = call
+        self.channel_axis = channel_axis
+        self.n_prefix_tokens = n_prefix_tokens
+        self.token_grid = token_grid
         self.batch_size = batch_size
         self.device = device
         self.verbose = verbose
@@ -228,7 +260,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         Returns
         -------
         features : array of shape (n_samples, n_channels, \*spatial)
-            The layer's activations, in the layout that the network gives them.
+            The layer's activations.
 
         Raises
         ------
@@ -252,7 +284,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         Returns
         -------
         features : array of shape (n_samples, n_channels, \*spatial)
-            The layer's activations, in the layout that the network gives them.
+            The layer's activations.
         """
         latents, _ = self._check_latents(X)
         if self._memory is None:
@@ -265,20 +297,22 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
 
     def _extract(self, tap: Tap, latents: ArrayLike, *, learn: bool) -> ArrayLike:
         """Activations, batch by batch; ``learn`` from the first as ``fit`` does."""
-        origin = Origin.of(latents)
-        features: Tensor | None = None
-        with self._batches(latents, "activations") as batches:
-            for where, batch in batches:
-                if learn and features is None:
-                    found = self._learn(tap, batch, latents.shape)
-                else:
-                    with capture(tap, stop=True) as seen:
-                        self._run(batch)
-                    found = seen.found()
-                    self._check_shape(found)
-                features = _fill(features, len(latents), where, found, origin)
-        assert features is not None  # there is a sample at least
-        return origin.give(features)
+        fitted = not learn
+
+        def make(where: slice) -> Tensor:
+            nonlocal fitted
+            batch = latents[where]
+            if not fitted:
+                found = self._learn(tap, batch, latents.shape)
+                fitted = True
+                return found
+            with capture(tap, stop=True) as seen:
+                self._run(batch)
+            found = seen.found()
+            self._check_shape(found)
+            return found
+
+        return Origin.of(latents).give(self._collect(make, latents, "activations"))
 
     def _learn(self, tap: Tap, latents: ArrayLike, shape: tuple[int, ...]) -> Tensor:
         """Set the fitted attributes from a whole pass; returns its activations."""
@@ -291,6 +325,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
                 f"{tuple(found.shape)} for {len(latents)} samples: its first "
                 "axis is not the samples. Choose another layer."
             )
+        self._batch_that_fits = None
         self.feature_shape_ = tuple(found.shape[1:])
         self.latent_shape_ = tuple(shape[1:])
         self.image_shape_ = None
@@ -333,20 +368,18 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         self, latents: ArrayLike, change: Change | None, *, verbose: int | None = None
     ) -> Tensor:
         """Images of checked latents, on their device, with activations changed."""
-        origin = Origin.of(latents)
         tap = self._tap()
-        images: Tensor | None = None
-        with self._batches(latents, "images", verbose) as batches:
-            for where, batch in batches:
-                made = self._run_replacing(tap, batch, change, where)
-                if not isinstance(made, Tensor):
-                    raise TypeError(
-                        f"The network returned a {type(made).__name__}, expected a "
-                        "tensor of images. Pass a forward that returns that."
-                    )
-                images = _fill(images, len(latents), where, made, origin)
-        assert images is not None  # there is a sample at least
-        return images
+
+        def make(where: slice) -> Tensor:
+            made = self._run_replacing(tap, latents[where], change, where)
+            if not isinstance(made, Tensor):
+                raise TypeError(
+                    f"The network returned a {type(made).__name__}, expected a tensor "
+                    "of images. Pass a forward that returns that."
+                )
+            return made
+
+        return self._collect(make, latents, "images", verbose)
 
     def get_feature_names_out(self, input_features=None):
         """Name the channels.
@@ -383,8 +416,17 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
 
     def _tap(self) -> Tap:
         """The tapped tensor; raises if there is no such layer."""
+        grid = self.token_grid
+        if grid is not None:
+            if not 1 <= len(grid) <= 3:
+                raise ValueError(
+                    f"token_grid must have one, two or three sizes, got {grid!r}."
+                )
+            grid = tuple(check_count("token_grid", size) for size in grid)
+        layout = FeatureLayout(self.channel_axis, self.n_prefix_tokens, grid)
+        layout.check()
         layer = find_layer(self.generator, self.layer)
-        return Tap(self.layer, layer, self.tap, self.select, self.call)
+        return Tap(self.layer, layer, self.tap, self.select, self.call, layout)
 
     def _device(self) -> torch.device:
         """Where to run the network."""
@@ -429,18 +471,22 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
                 "again."
             )
 
-    @contextlib.contextmanager
-    def _batches(
-        self, latents: ArrayLike, what: str, verbose: int | None = None
-    ) -> Iterator[Iterator[tuple[slice, ArrayLike]]]:
-        """Borrow the network, and yield an iterator over slices of the latents."""
+    def _collect(
+        self,
+        make: Callable[[slice], Tensor],
+        latents: ArrayLike,
+        what: str,
+        verbose: int | None = None,
+    ) -> Tensor:
+        """What ``make`` gives for slices of the latents, as one, where they are.
 
-        def batches():
-            for start in range(0, len(latents), self.batch_size):
-                where = slice(start, min(start + self.batch_size, len(latents)))
-                yield where, latents[where]
-                bar.update(where.stop - where.start)
-
+        Holds the result and one batch of it; borrows the network meanwhile.
+        """
+        device = Origin.of(latents).device
+        asked = self._batch_that_fits or self.batch_size
+        batches = Batches(len(latents), min(asked, self.batch_size))
+        size = batches.size
+        whole: Tensor | None = None
         with (
             self._borrowed(),
             tqdm(
@@ -450,7 +496,23 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
                 mininterval=1,
             ) as bar,
         ):
-            yield batches()
+            for where, part in batches.map(make):
+                if whole is None:
+                    shape = (len(latents), *part.shape[1:])
+                    whole = torch.empty(shape, dtype=part.dtype, device=device)
+                whole[where].copy_(part.detach())
+                del part
+                bar.update(where.stop - where.start)
+        if batches.size < size:
+            self._batch_that_fits = batches.size
+            warnings.warn(
+                f"The accelerator's memory does not hold batches of {size} samples: "
+                f"went on with {batches.size}. Set batch_size={batches.size}.",
+                UserWarning,
+                stacklevel=2,
+            )
+        assert whole is not None  # there is a sample at least
+        return whole
 
     def _run(self, latents: ArrayLike) -> object:
         """One forward pass of the borrowed network."""
@@ -492,9 +554,10 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             ) from error
 
     def __getstate__(self):
-        """Without the memory: it belongs to the process that fitted."""
+        """Without the memory and the batch size, which belong to the process."""
         state = super().__getstate__()
-        return {name: value for name, value in state.items() if name != "_memory"}
+        own = ("_memory", "_batch_that_fits")
+        return {name: value for name, value in state.items() if name not in own}
 
     def __sklearn_clone__(self):
         """A clone that shares the network and its forward function."""
@@ -505,15 +568,3 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         if hasattr(self, "_metadata_request"):  # as scikit-learn's own clone does
             twin._metadata_request = copy.deepcopy(self._metadata_request)
         return twin
-
-
-def _fill(
-    whole: Tensor | None, n_samples: int, where: slice, part: Tensor, origin: Origin
-) -> Tensor:
-    """Write a batch into the whole, which the first batch allocates."""
-    if whole is None:
-        whole = torch.empty(
-            n_samples, *part.shape[1:], dtype=part.dtype, device=origin.device
-        )
-    whole[where].copy_(part.detach())
-    return whole

@@ -81,3 +81,41 @@ class Containers(nn.Module):
         if self.number(z) != 3:
             raise AssertionError
         return self.loner(input=named["maps"] + pieces[0] + pieces[1])
+
+
+class TinyTransformer(nn.Module):
+    """Pictures (N, 3, 4, 6) -> scores (N, 4), by tokens (N, 8, 8).
+
+    A class token and a register stand before those of 2 x 3 patches. Attention gives
+    (tokens, None).
+    """
+
+    def __init__(self, seed=0):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.patches = nn.Conv2d(3, 8, 2, stride=2)
+            self.prefix = nn.Parameter(torch.randn(1, 2, 8))
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.block = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.GELU())
+            self.mix = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.head = nn.Linear(8, 4)
+        self.eval()
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.prefix.expand(len(x), -1, -1), x], dim=1)
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        x = self.block(x)
+        x = x + self.mix(x, x, x, need_weights=False)[0]
+        return self.head(x[:, 0])
+
+    def by_hand(self, x, change=lambda tokens: tokens):
+        """Tokens after ``block``, and the scores from what they are changed to."""
+        with torch.no_grad():
+            x = self.patches(x).flatten(2).transpose(1, 2)
+            x = torch.cat([self.prefix.expand(len(x), -1, -1), x], dim=1)
+            tokens = self.block(x + self.attention(x, x, x, need_weights=False)[0])
+            x = change(tokens)
+            x = x + self.mix(x, x, x, need_weights=False)[0]
+            return tokens, self.head(x[:, 0])

@@ -14,9 +14,14 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from torch import nn
 
-from panda_sklearn import GeneratorFeatureExtractor, PartsAppearanceDecomposition
+from panda_sklearn import (
+    Edit,
+    GeneratorFeatureExtractor,
+    LocalEditor,
+    PartsAppearanceDecomposition,
+)
 from panda_sklearn.generators import list_layers
-from tests.networks import Containers, TinyGenerator
+from tests.networks import Containers, TinyGenerator, TinyTransformer
 
 
 @pytest.fixture
@@ -171,7 +176,7 @@ def test_the_network_is_left_as_it_was_after_ctrl_c(network, z, method):
 
 
 def test_result_and_one_batch_are_all_that_is_held(z):
-    """While it runs, no batch but the last is alive besides the result."""
+    """While a batch is made, none of those before is alive besides the result."""
     alive, outputs = [], []
 
     class Counting(nn.Identity):
@@ -186,7 +191,7 @@ def test_result_and_one_batch_are_all_that_is_held(z):
     extractor = make_extractor(network, "0", batch_size=1).fit(z[:2])
     outputs.clear()
     extractor.transform(z)
-    assert len(alive) == 8 and max(alive) <= 1
+    assert len(alive) == 8 and max(alive) == 0
 
 
 def test_clones_share_the_network(network, z):
@@ -296,6 +301,14 @@ def test_list_layers(network, z):
         ({"forward": 3}, ValueError, "'forward'"),
         ({"generator": "G"}, ValueError, "'generator'"),
         ({"layer": "norm", "call": 2}, ValueError, "call=2"),
+        ({"channel_axis": 2}, ValueError, "'channel_axis'"),
+        ({"n_prefix_tokens": -1}, ValueError, "'n_prefix_tokens'"),
+        ({"n_prefix_tokens": 1}, ValueError, "set channel_axis=-1"),
+        ({"token_grid": (2, 2)}, ValueError, "set channel_axis=-1"),
+        ({"token_grid": (2, 0), "channel_axis": -1}, ValueError, "at least 1, got 0"),
+        ({"token_grid": (), "channel_axis": -1}, ValueError, "one, two or three sizes"),
+        ({"n_prefix_tokens": 1, "channel_axis": -1}, ValueError, "with tokens expects"),
+        ({"layer": "dense", "channel_axis": -1}, ValueError, "channel_axis=-1 expects"),
         ({"select": 0}, ValueError, "leave select at None"),
     ],
 )
@@ -366,3 +379,174 @@ def test_a_layer_that_changes_its_shape_after_fit(z):
     network[0] = nn.Linear(6, 3)
     with pytest.raises(ValueError, match="Fit it again"):
         extractor.transform(z)
+
+
+# Channels last and tokens
+
+
+def test_channels_last(network, z):
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.turn = nn.Identity()
+
+        def forward(self, z):
+            x = network.block1(z[:, :5, None, None].expand(-1, -1, 4, 3))
+            x = self.turn(x.permute(0, 2, 3, 1))
+            return network.to_rgb1(x.permute(0, 3, 1, 2))
+
+    last = Last()
+    as_it_is = make_extractor(last, "turn").fit(z).transform(z)
+    extractor = make_extractor(last, "turn", channel_axis=-1).fit(z)
+    features = extractor.transform(z)
+    assert features.shape == (7, 5, 4, 3) and extractor.feature_shape_ == (5, 4, 3)
+    assert torch.equal(features, as_it_is.permute(0, 3, 1, 2))
+    assert list(extractor.get_feature_names_out())[-1] == "channel4"
+    images = extractor.generate(z)
+    assert torch.equal(extractor.generate(z, features=features), images)
+    with torch.no_grad():
+        expected = network.to_rgb1(features + 2)
+    torch.testing.assert_close(extractor.generate(z, features=features + 2), expected)
+
+
+@pytest.fixture
+def transformer():
+    return TinyTransformer()
+
+
+@pytest.fixture
+def pictures():
+    return torch.randn(5, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+
+
+def test_prefix_tokens_are_left_out_and_left_alone(transformer, pictures):
+    """Class token and register: 2 of 8 tokens, the others on a grid of 2 x 3."""
+    tokens, scores = transformer.by_hand(pictures)
+    for grid, spatial in ((None, (6,)), ((2, 3), (2, 3)), ([1, 2, 3], (1, 2, 3))):
+        extractor = make_extractor(
+            transformer, "block", channel_axis=-1, n_prefix_tokens=2, token_grid=grid
+        ).fit(pictures)
+        features = extractor.transform(pictures)
+        assert features.shape == (5, 8, *spatial)
+        expected = tokens[:, 2:].movedim(-1, 1).reshape(features.shape)
+        torch.testing.assert_close(features, expected)
+        plain = extractor.generate(pictures)
+        torch.testing.assert_close(plain, scores)
+        assert torch.equal(extractor.generate(pictures, features=features), plain)
+        edited = extractor.generate(pictures, features=lambda x: 2 * x)
+
+        def double(tokens):
+            return torch.cat([tokens[:, :2], 2 * tokens[:, 2:]], dim=1)
+
+        expected = transformer.by_hand(pictures, double)[1]
+        torch.testing.assert_close(edited, expected)
+        assert not torch.allclose(edited, plain, atol=1e-3)
+
+
+def test_editor_of_a_transformer(transformer, pictures):
+    pipeline = make_pipeline(
+        make_extractor(
+            transformer,
+            "block",
+            channel_axis=-1,
+            n_prefix_tokens=2,
+            token_grid=(2, 3),
+        ),
+        PartsAppearanceDecomposition(2, 3, max_iter=20, tol=0, random_state=0),
+    ).fit(pictures)
+    panda = pipeline[-1]
+    assert panda.parts_.shape == (2, 2, 3) and panda.appearances_.shape == (3, 8)
+    editor = LocalEditor.from_pipeline(pipeline)
+    plain = editor.edit(pictures, Edit(0, 1, 0.0))
+    assert torch.equal(plain, pipeline[0].generate(pictures))
+    part = panda.parts_[1]
+    part = (part - part.min()) / (part.max() - part.min())
+    added = 4 * part.reshape(-1, 1) * panda.appearances_[0]
+    expected = transformer.by_hand(
+        pictures, lambda x: torch.cat([x[:, :2], x[:, 2:] + added], dim=1)
+    )[1]
+    torch.testing.assert_close(editor.edit(pictures, Edit(0, 1, 4.0)), expected)
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        ({"n_prefix_tokens": 8}, "leaves none of 8 tokens"),
+        (
+            {"n_prefix_tokens": 1, "token_grid": (2, 3)},
+            r"room for 6 tokens, but there are 7 after the first n_prefix_tokens=1",
+        ),
+        ({"token_grid": (3, 3)}, "room for 9 tokens, but there are 8"),
+    ],
+)
+def test_tokens_that_do_not_fit(transformer, pictures, options, match):
+    extractor = make_extractor(transformer, "block", channel_axis=-1, **options)
+    with pytest.raises(ValueError, match=match):
+        extractor.fit(pictures)
+
+
+# Memory that runs out
+
+
+class Hungry(nn.Module):
+    """Runs out of memory with batches of more than ``limit`` samples."""
+
+    def __init__(self, limit):
+        super().__init__()
+        self.limit, self.sizes = limit, []
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, z):
+        self.sizes.append(len(z))
+        if len(z) > self.limit:
+            raise torch.OutOfMemoryError("out of memory")
+        return self.layer(z)[:, :, None]
+
+
+@pytest.mark.parametrize("method", ["transform", "generate", "fit_transform"])
+def test_batches_are_halved_until_they_fit(z, method):
+    network = Hungry(2)
+    extractor = make_extractor(network, "layer", batch_size=7)
+    if method != "fit_transform":
+        extractor.fit(z)
+    network.sizes.clear()
+    with torch.no_grad():
+        expected = network.layer.weight @ z.T + network.layer.bias[:, None]
+    with pytest.warns(UserWarning, match="batches of 7 samples: went on with 1"):
+        result = getattr(extractor, method)(z)
+    torch.testing.assert_close(result.reshape(7, 4), expected.T)
+    assert network.sizes == [7, 3, *[1] * 7]
+    network.sizes.clear()
+    extractor.generate(z)  # remembers, and does not say it again
+    assert network.sizes == [1] * 7
+    assert extractor.batch_size == 7
+    assert "_batch_that_fits" not in pickle.loads(pickle.dumps(extractor)).__dict__
+
+
+def test_a_single_sample_that_does_not_fit(z):
+    network = Hungry(9)
+    extractor = make_extractor(network, "layer").fit(z)
+    network.limit = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        extractor.generate(z)
+    network.limit = 9
+    assert extractor.generate(z).shape == (7, 4, 1)
+    assert not network.layer._forward_hooks
+
+
+def test_memory_of_a_failed_batch_is_free_for_the_next(z):
+    alive = []
+
+    class Watched(Hungry):
+        def forward(self, z):
+            gc.collect()
+            if alive:
+                assert alive[-1]() is None
+            x = 2 * z
+            alive.append(weakref.ref(x))
+            return super().forward(x)
+
+    extractor = make_extractor(Watched(3), "layer", batch_size=7).fit(z[:1])
+    with pytest.warns(UserWarning, match="went on with"):
+        extractor.generate(z)
+    assert len(alive) > 3

@@ -1,8 +1,8 @@
 """Looking into a network while it runs.
 
-Floor 2: torch alone. A :class:`Tap` says which tensor of a network is meant;
-:func:`capture` and :func:`replace` attach to it for the length of a ``with`` block,
-for the calling thread only.
+Floor 2: torch alone. A :class:`Tap` says which tensor of a network is meant, and how
+maps lie in it; :func:`capture` and :func:`replace` attach to it for the length of a
+``with`` block, for the calling thread only.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from panda_sklearn.utils.layouts import CHANNELS_FIRST, FeatureLayout
 
 __all__ = [
     "StopForward",
@@ -57,6 +59,8 @@ class Tap:
     call : int or None
         Which of the layer's calls in one forward pass, from 0; ``None`` is the only
         one.
+    layout : FeatureLayout
+        How the maps lie in that tensor.
     """
 
     name: str
@@ -64,6 +68,7 @@ class Tap:
     where: str = "output"
     select: int | str | None = None
     call: int | None = None
+    layout: FeatureLayout = CHANNELS_FIRST
 
     def pick(self, value: Any) -> Tensor:
         """The tensor in what the layer returned or was given."""
@@ -203,7 +208,7 @@ class Seen:
 
 @contextlib.contextmanager
 def capture(tap: Tap, *, stop: bool = False) -> Iterator[Seen]:
-    """Keep the tapped tensor of a forward pass made inside the ``with`` block.
+    """Keep the tapped maps of a forward pass made inside the ``with`` block.
 
     Parameters
     ----------
@@ -217,13 +222,13 @@ def capture(tap: Tap, *, stop: bool = False) -> Iterator[Seen]:
     ------
     seen : Seen
         Its ``tensor`` is a detached copy, since later layers may write in place;
-        with ``stop``, when there are none, the tensor itself.
+        with ``stop``, when there are none, the maps themselves.
     """
     seen = Seen(tap)
 
     def look(value):
         if seen.is_at_tap():
-            seen.tensor = tap.pick(value).detach()
+            seen.tensor = tap.layout.take(tap.pick(value)).detach()
             if stop:
                 raise StopForward
             seen.tensor = seen.tensor.clone()
@@ -234,7 +239,7 @@ def capture(tap: Tap, *, stop: bool = False) -> Iterator[Seen]:
 
 @contextlib.contextmanager
 def replace(tap: Tap, change: Callable[[Tensor], Tensor]) -> Iterator[Seen]:
-    """Put ``change(tensor)`` in the place of the tapped tensor of a forward pass.
+    """Put ``change(maps)`` in the place of the tapped maps of a forward pass.
 
     The replacement is given the original's dtype, device and memory layout. Replacing
     an output reaches every consumer of it; replacing an input the one layer alone.
@@ -250,13 +255,14 @@ def replace(tap: Tap, change: Callable[[Tensor], Tensor]) -> Iterator[Seen]:
         if not seen.is_at_tap():
             return None
         original = tap.pick(value)
-        changed = change(original)
-        if changed.shape != original.shape:
+        maps = tap.layout.take(original)
+        changed = change(maps)
+        if changed.shape != maps.shape:
             raise ValueError(
                 f"The replacement for layer {tap.name!r} must be of shape "
-                f"{tuple(original.shape)}, got {tuple(changed.shape)}."
+                f"{tuple(maps.shape)}, got {tuple(changed.shape)}."
             )
-        changed = changed.to(original)
+        changed = tap.layout.put(original, changed.to(original))
         if changed.stride() != original.stride():
             changed = torch.empty_like(original).copy_(changed)
         return tap.put(value, changed)

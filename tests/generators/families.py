@@ -7,6 +7,7 @@ pass in two pieces, that tensor and the images made from what it is changed to.
 
 import math
 from types import SimpleNamespace
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -58,7 +59,7 @@ class ProgressiveBlock(nn.Module):
 class ProGANNet(nn.Module):
     """As genforce's: ``G(z, label)`` returns a dict."""
 
-    layer = {"layer": "layer1"}
+    layer: ClassVar = {"layer": "layer1"}
     z_space_dim = Z
 
     def __init__(self, label_size=0):
@@ -232,7 +233,7 @@ class AdaINSynthesis(nn.Module):
 
 
 class StyleGANNet(GenforceStyles):
-    layer = {"layer": "synthesis.layer1", "select": 0}
+    layer: ClassVar = {"layer": "synthesis.layer1", "select": 0}
 
     def __init__(self, label_size=0):
         super().__init__(AdaINSynthesis(), label_size)
@@ -328,7 +329,7 @@ class NvidiaSynthesis2(nn.Module):
 
 
 class NvidiaStyleGAN2Net(nn.Module):
-    layer = {"layer": "synthesis.b8.conv1"}
+    layer: ClassVar = {"layer": "synthesis.b8.conv1"}
     z_dim, w_dim = Z, W
 
     def __init__(self, c_dim=0):
@@ -392,14 +393,14 @@ class GenforceSynthesis2(nn.Module):
 
 
 class GenforceStyleGAN2Net(GenforceStyles):
-    layer = {"layer": "synthesis.layer0", "select": 0}
+    layer: ClassVar = {"layer": "synthesis.layer0", "select": 0}
 
     def __init__(self, label_size=0):
         super().__init__(GenforceSynthesis2(), label_size)
 
 
 class RosinalityStyleGAN2Net(nn.Module):
-    layer = {"layer": "convs.1"}
+    layer: ClassVar = {"layer": "convs.1"}
     style_dim = Z  # here the codes are as long as the latents
     n_latent = 4
 
@@ -533,7 +534,7 @@ class Synthesis3(nn.Module):
 
 
 class StyleGAN3Net(NvidiaStyleGAN2Net):
-    layer = {"layer": "synthesis.L1_12_8"}
+    layer: ClassVar = {"layer": "synthesis.L1_12_8"}
 
     def __init__(self, c_dim=0):
         nn.Module.__init__(self)
@@ -615,7 +616,7 @@ class DeepInside(nn.Module):
 class HuggingFaceBigGANNet(nn.Module):
     """``G(z, class_label, truncation)``."""
 
-    layer = {"layer": "generator.layers.0", "tap": "input"}
+    layer: ClassVar = {"layer": "generator.layers.0", "tap": "input"}
 
     def __init__(self):
         super().__init__()
@@ -641,7 +642,7 @@ class HuggingFaceBigGANNet(nn.Module):
 class BrockBigGANNet(nn.Module):
     """``G(z, G.shared(y))``, blocks in nested lists."""
 
-    layer = {"layer": "blocks.0.1"}  # self-attention
+    layer: ClassVar = {"layer": "blocks.0.1"}  # self-attention
     dim_z, n_classes = Z, N_CLASSES
 
     def __init__(self):

@@ -1,6 +1,8 @@
 """Looking into networks."""
 
 import threading
+import warnings
+from collections import namedtuple
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 from panda_sklearn.generators import list_layers
 from panda_sklearn.utils.borrowing import borrowed
 from panda_sklearn.utils.hooks import Tap, capture, find_layer, replace
-from tests.networks import Containers
+from tests.networks import Containers, TinyTransformer
 
 CPU = torch.device("cpu")
 
@@ -249,3 +251,110 @@ def test_compiled_networks_are_hooked(network, z, whole):
     with borrowed(compiled, CPU), capture(tap(compiled, "block1"), stop=True) as seen:
         compiled(z)
     torch.testing.assert_close(seen.tensor, expected)
+
+
+def test_attention_gives_its_tokens_and_none():
+    network = TinyTransformer()
+    pictures = torch.randn(2, 3, 4, 6)
+    with capture(tap(network, "mix", select=0)) as seen, torch.no_grad():
+        scores = network(pictures)
+    assert seen.tensor.shape == (2, 8, 8)
+    with replace(tap(network, "mix", select=0), lambda x: x), torch.no_grad():
+        assert torch.equal(network(pictures), scores)
+    with (
+        pytest.raises(TypeError, match="select=1 of layer 'mix' is of type NoneType"),
+        capture(tap(network, "mix", select=1)),
+    ):
+        network(pictures)
+
+
+def test_a_named_tuple_stays_one():
+    Pair = namedtuple("Pair", "first second")
+
+    class Named(nn.Module):
+        def forward(self, x):
+            return Pair(x, 2 * x)
+
+    network = nn.Sequential(Named())
+    with replace(tap(network, "0", select=1), lambda x: x + 1):
+        out = network(torch.ones(1, 1))
+    assert isinstance(out, Pair) and out.second.item() == 3 and out.first.item() == 1
+
+
+def test_containers_and_direct_calls_never_run(z):
+    class Direct(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(6, 6)])
+            self.fused = nn.Linear(6, 6)
+
+        def forward(self, x):
+            x = self.layers[0](x)
+            return self.fused.forward(x)
+
+    network = Direct()
+    for name in ("layers", "fused"):
+        with capture(tap(network, name)) as seen:
+            network(z)
+        with pytest.raises(ValueError, match=f"{name!r} never ran"):
+            seen.check()
+    assert list(dict.fromkeys(layer.name for layer in list_layers(network, z))) == [
+        "layers.0"
+    ]
+
+
+def test_other_people_s_hooks_stay_and_see_the_replacement(network, z):
+    seen = []
+    before = network.block1.register_forward_hook(
+        lambda layer, args, output: seen.append(("before", output.mean().item()))
+    )
+    with replace(tap(network, "block1"), lambda x: 0 * x + 7), torch.no_grad():
+        after = network.block1.register_forward_hook(
+            lambda layer, args, output: seen.append(("after", output.mean().item()))
+        )
+        network(z)
+    assert [name for name, _ in seen] == ["before", "after"]
+    assert seen[0][1] != 7 and seen[1][1] == 7
+    assert n_hooks(network) == 2
+    before.remove()
+    after.remove()
+
+
+def test_spectral_norm_by_hooks_goes_on(z):
+    """torch's older spectral norm is a hook of the layer that it normalises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        normed = nn.utils.spectral_norm(nn.Linear(6, 5))
+    network = nn.Sequential(normed, nn.ReLU()).train()
+    own = dict(normed._forward_pre_hooks)
+    u = normed.weight_u.clone()
+    with borrowed(network, CPU), capture(tap(network, "0", where="input")) as seen:
+        expected = network(z)
+    assert torch.equal(seen.tensor, z)
+    with borrowed(network, CPU), replace(tap(network, "0", where="input"), lambda x: x):
+        assert torch.equal(network(z), expected)
+    assert torch.equal(normed.weight_u, u)  # no power iteration in evaluation mode
+    assert dict(normed._forward_pre_hooks) == own and network.training
+
+
+def test_what_is_captured_can_be_used_with_autograd(network, z):
+    with borrowed(network, CPU), capture(tap(network, "block1"), stop=True) as seen:
+        network(z)
+    weight = torch.ones(5, requires_grad=True)
+    (seen.tensor * weight[:, None, None]).sum().backward()
+    assert weight.grad.shape == (5,)
+
+
+def test_reshaped_outputs_that_are_not_contiguous(z):
+    class Turned(nn.Module):
+        def forward(self, x):
+            return x.reshape(-1, 2, 3).transpose(1, 2)
+
+    network = nn.Sequential(Turned(), nn.Identity())
+    with capture(tap(network, "0")) as seen:
+        original = network(z)
+    assert not original.is_contiguous() and torch.equal(seen.tensor, original)
+    with replace(tap(network, "0"), lambda x: x.contiguous() + 1):
+        edited = network(z)
+    assert edited.stride() == original.stride()
+    torch.testing.assert_close(edited, original + 1)
