@@ -19,7 +19,8 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from panda_sklearn.generators import device_of, list_layers, prepare_latents
+from panda_sklearn.generators._calls import device_of, prepare_latents
+from panda_sklearn.generators._layers import list_layers
 from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor
 from panda_sklearn.utils.batches import Batches
 from panda_sklearn.utils.borrowing import borrowed, fixed_noise
@@ -519,7 +520,8 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         if not isinstance(latents, Tensor):
             latents = torch.from_numpy(np.array(latents, order="C"))
         device = self._device()
-        batch = prepare_latents(self.generator, latents.detach(), device)
+        batch = latents.detach()
+        batch = prepare_latents(self.generator, batch, device, self.forward)
         with fixed_noise(device):
             if self.forward is None:
                 return self.generator(batch)

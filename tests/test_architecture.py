@@ -35,7 +35,7 @@ FLOORS = {
 OUTSIDE = {
     0: {"torch"},
     1: {"torch"},
-    2: {"torch", "numpy", "sklearn", "safetensors", "joblib", "filelock"},
+    2: {"torch", "numpy", "scipy", "sklearn", "safetensors", "joblib", "filelock"},
     3: {"torch", "numpy", "scipy", "sklearn", "tqdm"},
     4: {"torch", "numpy", "scipy", "sklearn", "matplotlib"},
     5: set(),

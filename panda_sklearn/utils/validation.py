@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -28,6 +28,7 @@ __all__ = [
     "Options",
     "StrOptions",
     "as_numeric",
+    "check_choice",
     "check_count",
     "check_device",
     "check_feature_names_in",
@@ -397,6 +398,15 @@ def check_count(name: str, value: Any) -> int:
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}.")
     return int(value)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """One of the choices; ValueError for anything else."""
+    if value not in choices:
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}."
+        )
+    return value
 
 
 def check_feature_names_in(estimator: Any, input_features: Any) -> None:

@@ -401,12 +401,12 @@ class GenforceStyleGAN2Net(GenforceStyles):
 
 class RosinalityStyleGAN2Net(nn.Module):
     layer: ClassVar = {"layer": "convs.1"}
-    style_dim = Z  # here the codes are as long as the latents
+    style_dim = W  # latents are as long as codes
     n_latent = 4
 
     def __init__(self):
         super().__init__()
-        self.style = nn.Sequential(nn.Linear(Z, W), nn.LeakyReLU(0.2), nn.Linear(W, W))
+        self.style = dense(W)
         self.input = nn.Parameter(torch.randn(1, C, 4, 4))
         self.conv1, self.to_rgb1 = ModulatedConv(4), ToRGB()
         self.convs = nn.ModuleList([ModulatedConv(8, grows=True), ModulatedConv(8)])

@@ -1,0 +1,33 @@
+"""How generators are called, what to feed them, and what is in them.
+
+Floor 2: torch, numpy, scipy and :mod:`panda_sklearn.utils`. Which file to open:
+
+- ``_families``: ``ProGAN``, ``StyleGAN``, ``StyleGAN2``, ``StyleGAN3``, ``BigGAN``, the
+  settings of a call; each is a ``forward`` of ``GeneratorFeatureExtractor``
+- ``_conventions``: what implementations of these want to be called with
+- ``_labels``: classes, in columns beside the latents or the same for all
+- ``_latents``: ``sample_latents``
+- ``_layers``: ``list_layers`` and its table
+"""
+
+from panda_sklearn.generators._families import (
+    BigGAN,
+    ProGAN,
+    StyleGAN,
+    StyleGAN2,
+    StyleGAN3,
+)
+from panda_sklearn.generators._latents import sample_latents
+from panda_sklearn.generators._layers import LayerInfo, LayerTable, list_layers
+
+__all__ = [
+    "BigGAN",
+    "LayerInfo",
+    "LayerTable",
+    "ProGAN",
+    "StyleGAN",
+    "StyleGAN2",
+    "StyleGAN3",
+    "list_layers",
+    "sample_latents",
+]

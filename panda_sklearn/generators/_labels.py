@@ -1,0 +1,162 @@
+"""Classes: in columns beside the latents, or the same for all images.
+
+Floor 2: see :mod:`panda_sklearn.generators`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from panda_sklearn.utils.validation import as_numeric, check_finite, check_index
+
+__all__ = ["Label", "Labels", "check_label", "split_labels"]
+
+#: A class, or weights of all classes.
+Label = int | tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The class of each image, or weights of a mixture of classes.
+
+    Attributes
+    ----------
+    weights : Tensor of shape (n, n_classes)
+    indices : Tensor of shape (n,) or None
+        The classes, where they are not mixed.
+    """
+
+    weights: Tensor
+    indices: Tensor | None
+
+    @classmethod
+    def of_indices(cls, indices: Tensor, n_classes: int) -> Labels:
+        """Unmixed classes."""
+        return cls(F.one_hot(indices, n_classes).float(), indices)
+
+
+def check_label(label: Any) -> Label | None:
+    """A class, or weights of classes as a tuple.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is something else.
+    """
+    if label is None or (isinstance(label, Integral) and not isinstance(label, bool)):
+        if label is not None and label < 0:
+            raise ValueError(f"label must be a class from 0 on, got {label}.")
+        return None if label is None else int(label)
+    if not isinstance(label, Sequence | np.ndarray | Tensor) or isinstance(label, str):
+        raise TypeError(
+            "label must be the index of a class or a weight for each class, got "
+            f"{label!r} of type {type(label).__name__}."
+        )
+    weights = as_numeric(label, "label")
+    if weights.ndim != 1:
+        raise ValueError(
+            "label must be one index or one row of weights, the same for all images, "
+            f"got an array of shape {tuple(weights.shape)}. Classes of single images "
+            "go into columns beside the latents."
+        )
+    check_finite(weights, "label")
+    return tuple(float(weight) for weight in weights)
+
+
+def split_labels(
+    latents: Tensor, size: int | None, n_classes: int, label: Label | None, family: str
+) -> tuple[Tensor, Labels | None]:
+    """Latents without the columns of classes, and the classes.
+
+    Parameters
+    ----------
+    latents : Tensor of shape (n, size), (n, size + 1) or (n, size + n_classes)
+        Latents; beside them nothing, the index of each image's class, or weights of
+        all classes.
+
+    size : int or None
+        Columns of a latent; ``None`` is all that there are.
+
+    n_classes : int
+        Classes of the generator, 0 if it knows none.
+
+    label : int, tuple of float or None
+        The class, or the weights, of all images.
+
+    family : str
+        For messages.
+
+    Returns
+    -------
+    z : Tensor of shape (n, size)
+    labels : Labels or None
+        ``None`` if the generator knows no classes.
+
+    Raises
+    ------
+    ValueError
+        If the width does not fit, no class is given or two are, or an index is not a
+        class.
+    """
+    if label is not None and not n_classes:
+        raise ValueError(
+            f"{family} was given label={label!r}, but the generator has no classes: "
+            "leave label at None."
+        )
+    n, width = latents.shape[0], latents.shape[-1]
+    size = width if size is None else size
+    fits = {size, size + 1, size + n_classes} if n_classes else {size}
+    if latents.ndim != 2 or width not in fits:
+        beside = (
+            f", or {size + 1} with the index of a class as the last column, or "
+            f"{size + n_classes} with weights of all classes"
+        )
+        raise ValueError(
+            f"{family} needs latents of {size} columns{beside if n_classes else ''}; "
+            f"got shape {tuple(latents.shape)}."
+        )
+    if not n_classes:
+        return latents, None
+    z, columns = latents[:, :size], latents[:, size:]
+    if label is not None:
+        if width > size:
+            raise ValueError(
+                f"The classes are given twice: by label={label!r} and by columns "
+                f"beside the {size} of the latents. Give one."
+            )
+        if isinstance(label, int):
+            check_index("label", label, n_classes)
+            indices = torch.full((n,), label, device=latents.device)
+            return z, Labels.of_indices(indices, n_classes)
+        if len(label) != n_classes:
+            raise ValueError(
+                f"label has {len(label)} weights, but the generator has {n_classes} "
+                "classes."
+            )
+        weights = torch.tensor(label, device=latents.device).expand(n, -1)
+        return z, Labels(weights, None)
+    if width == size:
+        raise ValueError(
+            f"The generator has {n_classes} classes, and none was chosen. Give "
+            f"{family} a label for all images, or the index of each image's class as one more "
+            "column of the latents; sample_latents does that."
+        )
+    if width == size + 1:
+        indices = columns[:, 0].detach().round().long()
+        wrong = (indices != columns[:, 0]) | (indices < 0) | (indices >= n_classes)
+        if bool(wrong.any()):
+            value = float(columns[wrong][0, 0])
+            raise ValueError(
+                f"The last column of the latents must hold classes, whole numbers from "
+                f"0 to {n_classes - 1}; got {value:g}."
+            )
+        return z, Labels.of_indices(indices, n_classes)
+    return z, Labels(columns, None)

@@ -1,0 +1,169 @@
+"""Latents from the distribution that a generator was trained on.
+
+Floor 2: see :mod:`panda_sklearn.generators`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import ndtr, ndtri
+from torch import nn
+
+from panda_sklearn.generators._calls import device_of
+from panda_sklearn.generators._conventions import PLAIN_SIZES, matching_convention
+from panda_sklearn.generators._families import (
+    BigGAN,
+    Family,
+    ProGAN,
+    StyleFamily,
+    StyleGAN2,
+)
+from panda_sklearn.utils.borrowing import borrowed
+from panda_sklearn.utils.validation import (
+    check_count,
+    check_index,
+    check_number,
+    check_random_state,
+)
+
+__all__ = ["sample_latents"]
+
+# Where BigGAN's latents are cut off (Brock et al., section 3.1).
+CUT_OFF = 2.0
+
+
+def sample_latents(
+    generator, n_samples, random_state=None, *, forward=None, classes=None
+):
+    """Draw latents from the distribution that a generator was trained on.
+
+    Parameters
+    ----------
+    generator : torch.nn.Module
+        A generator of one of the families that this module knows; or another, called
+        with latents alone, that has the length of a latent as an int attribute
+        ``latent_size`` (or ``latent_dim``, ``z_dim``, ``nz``).
+
+    n_samples : int
+        Number of samples.
+
+    random_state : int, RandomState instance or None, default=None
+        Pass an int for the same latents at every call, on every device.
+
+    forward : callable, default=None
+        How the generator will be called: ``StyleGAN2(...)``, ``BigGAN(...)`` and so
+        on. Needed where that is not the default: codes instead of latents, a
+        convention that is not recognised, a class that is the same for all.
+
+    classes : int, sequence of int or dict, default=None
+        For generators with classes, which to draw, each image one: a class, several at
+        equal shares, or a dict of classes and their shares. ``None`` is all at equal
+        shares, unless ``forward`` has a label.
+
+    Returns
+    -------
+    latents : Tensor of shape (n_samples, ...)
+        Float32, on the generator's device. Standard normal numbers; for BigGAN those
+        between -2 and 2, not multiplied by the truncation. For generators with classes
+        the last column is the index of the class. With ``latent_space="w"`` or "w+"
+        what the generator's mapping network makes of such numbers.
+
+    Raises
+    ------
+    TypeError
+        If the length of a latent is not known.
+    ValueError
+        If ``classes`` does not fit the generator or ``forward``.
+
+    Examples
+    --------
+    >>> from panda_sklearn.datasets import load_face_generator
+    >>> from panda_sklearn.generators import sample_latents
+    >>> sample_latents(load_face_generator(), 5, random_state=0).shape
+    torch.Size([5, 64])
+    """
+    n_samples = check_count("n_samples", n_samples)
+    family = forward if isinstance(forward, Family) else _family_of(generator)
+    convention = family._find(generator)
+    size = convention.latent_size(generator)
+    if size is None:
+        raise TypeError(
+            "sample_latents needs a generator of a known family, or with the length of "
+            f"a latent as one of its attributes {', '.join(PLAIN_SIZES)}; "
+            f"{type(generator).__name__} has none. Draw latents as the generator's "
+            "authors do."
+        )
+    random_state = check_random_state(random_state)
+    if isinstance(family, BigGAN):
+        edge = ndtr(CUT_OFF)
+        z = ndtri(random_state.uniform(1 - edge, edge, (n_samples, size)))
+    else:
+        z = random_state.standard_normal((n_samples, size))
+    columns = [z]
+    if drawn := _draw_classes(
+        family, convention.n_classes(generator), classes, n_samples, random_state
+    ):
+        columns += drawn
+    latents = torch.from_numpy(np.concatenate(columns, axis=1)).to(
+        device=device_of(generator), dtype=torch.float32
+    )
+    if isinstance(family, StyleFamily) and family.latent_space != "z":
+        return _codes(family, generator, latents)
+    return latents
+
+
+def _family_of(generator: nn.Module) -> Family:
+    """The family of a generator, as far as that matters for its latents."""
+    for family in (BigGAN(), StyleGAN2()):
+        if matching_convention(family.conventions, generator) is not None:
+            return family
+    return ProGAN()
+
+
+def _draw_classes(
+    family: Family,
+    n_classes: int,
+    classes: Any,
+    n_samples: int,
+    random_state: np.random.RandomState,
+) -> list[np.ndarray]:
+    """A column of classes, if there is to be one."""
+    if classes is None and (n_classes == 0 or family.label is not None):
+        return []
+    if n_classes == 0:
+        raise ValueError("The generator has no classes: leave classes at None.")
+    if family.label is not None:
+        raise ValueError(
+            f"The class is given twice: by classes and by forward's label, "
+            f"{family.label!r}. Give one."
+        )
+    shares: Any = None
+    if classes is None:
+        classes = range(n_classes)
+    elif isinstance(classes, Mapping):
+        shares = [check_number("A share", p, at_least=0) for p in classes.values()]
+        if not sum(shares) > 0:
+            raise ValueError("The shares of classes must have a positive sum.")
+        shares = np.asarray(shares) / sum(shares)
+        classes = list(classes)
+    elif not isinstance(classes, Iterable) or isinstance(classes, str):
+        classes = [classes]
+    chosen = [check_index("A class", each, n_classes) for each in classes]
+    if not chosen:
+        raise ValueError("classes is empty: give one at least, or None for all.")
+    return [random_state.choice(chosen, size=(n_samples, 1), p=shares)]
+
+
+def _codes(
+    family: StyleFamily, generator: nn.Module, latents: torch.Tensor
+) -> torch.Tensor:
+    """Codes, of one layer or of all, that the mapping network makes of latents."""
+    with borrowed(generator, None):
+        codes = replace(family, latent_space="z")._codes(generator, latents)
+    codes = codes if family.latent_space == "w+" else codes[:, 0]
+    return codes.float().clone()

@@ -1,0 +1,274 @@
+"""What layers a network has, and which are worth decomposing.
+
+Floor 2: see :mod:`panda_sklearn.generators`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from panda_sklearn.generators._calls import device_of, prepare_latents
+from panda_sklearn.utils.borrowing import borrowed, fixed_noise
+from panda_sklearn.utils.hooks import Tap, check_hookable, choices_of, watch
+
+__all__ = ["LayerInfo", "LayerTable", "list_layers"]
+
+# Maps worth decomposing have more channels than an image, parts of some shape, and not
+# so many positions that parts are mere textures. The paper used 16 x 16 and 32 x 32.
+MORE_THAN_COLORS = 4
+SHORTEST_SIDE = 8
+MOST_POSITIONS = 96**2
+
+
+class LayerInfo(NamedTuple):
+    """A layer of a network, as seen in one forward pass.
+
+    Parameters
+    ----------
+    name : str
+        Dotted name, for ``GeneratorFeatureExtractor(generator, name)``.
+    type : str
+        Name of the layer's class.
+    shape : tuple of int
+        Shape of its output, the first axis being the samples.
+    n_calls : int
+        How often it ran; where that is not 1 the extractor's ``call`` says which.
+    select : int, str or None, default=None
+        Index or key of the tensor, where the layer gives several: the extractor's
+        ``select``.
+    recommended : bool, default=False
+        Whether it is worth decomposing; see ``list_layers``.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    n_calls: int
+    select: int | str | None = None
+    recommended: bool = False
+
+
+class LayerTable(list):
+    """A list of ``LayerInfo`` that prints as a table.
+
+    Parameters
+    ----------
+    layers : iterable of LayerInfo, default=()
+        The layers.
+
+    Attributes
+    ----------
+    recommended : LayerTable
+        Those that are worth decomposing.
+    """
+
+    def __init__(self, layers: Iterable[LayerInfo] = ()) -> None:
+        super().__init__(layers)
+
+    @property
+    def recommended(self) -> LayerTable:
+        """Those that are worth decomposing."""
+        return LayerTable(layer for layer in self if layer.recommended)
+
+    def __repr__(self) -> str:
+        header = ("", "layer", "type", "channels", "size", "calls", "select")
+        rows = [header]
+        for layer in self:
+            _, channels, *spatial = layer.shape
+            rows.append(
+                (
+                    "*" if layer.recommended else "",
+                    layer.name,
+                    layer.type,
+                    str(channels),
+                    " x ".join(map(str, spatial)) or "-",
+                    str(layer.n_calls),
+                    "" if layer.select is None else repr(layer.select),
+                )
+            )
+        right = {"channels", "size", "calls"}
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(
+                cell.rjust(width) if title in right else cell.ljust(width)
+                for title, cell, width in zip(header, row, widths, strict=True)
+            ).rstrip()
+            for row in rows
+        ]
+        if any(layer.recommended for layer in self):
+            lines.append("* worth decomposing")
+        return "\n".join(lines)
+
+
+@dataclass
+class _Made:
+    """A tensor that layers give, and under what names."""
+
+    tensor: weakref.ref
+    version: int
+    shape: tuple[int, ...]
+    chosen: tuple[str, Any]  # name and selection of the layer to tap for it
+    depth: int  # of the outermost layer that gives it
+    read: bool = False  # by another layer
+
+    def is_it(self, tensor: Tensor) -> bool:
+        """Whether a tensor is this one, not overwritten since."""
+        return self.tensor() is tensor and tensor._version == self.version
+
+
+def list_layers(
+    generator: nn.Module,
+    latents: Any,
+    forward: Callable[[nn.Module, Tensor], Any] | None = None,
+) -> LayerTable:
+    """List the layers whose output can be extracted, in the order in which they run.
+
+    Runs the network once, in evaluation mode and without gradients, and leaves it as
+    it was.
+
+    Parameters
+    ----------
+    generator : Module
+        The network.
+
+    latents : array of shape (n_samples, ...)
+        Inputs to run it on; two samples are enough.
+
+    forward : callable, default=None
+        ``forward(generator, latents)`` runs the network; ``None`` is
+        ``generator(latents)``.
+
+    Returns
+    -------
+    layers : LayerTable
+        Name, type, output shape and number of calls of every layer that gives a
+        tensor with one entry for each sample; for a layer that gives several, in a
+        tuple, a list or a dict, one item each. A list that prints as a table, the
+        second axis taken for the channels.
+
+    Notes
+    -----
+    Worth decomposing is, of the maps of each size, what the network ends up with at
+    that size: the output of the last of its outermost layers, before any other layer
+    reads it, so that editing it reaches all that is made of it. Left out are maps
+    with fewer than five channels, with a side below 8 positions, with more than 96 x
+    96 positions or as large as the image, and layers that run several times.
+
+    Examples
+    --------
+    >>> from panda_sklearn.datasets import load_face_generator, sample_latents
+    >>> from panda_sklearn.generators import list_layers
+    >>> generator = load_face_generator()
+    >>> layers = list_layers(generator, sample_latents(generator, 2))
+    >>> layers.recommended
+       layer    type    channels     size  calls  select
+    *  block8   _Block       128    8 x 8      1
+    *  block16  _Block        96  16 x 16      1
+    *  block32  _Block        48  32 x 32      1
+    * worth decomposing
+    """
+    check_hookable(generator)
+    shapes: dict[tuple[str, Any], tuple[int, ...]] = {}
+    calls: dict[str, int] = {}
+    made: list[_Made] = []
+
+    def note_read(layer, args, kwargs):
+        _note_read(made, (*args, *kwargs.values()))
+
+    device = device_of(generator)
+    if not isinstance(latents, Tensor):
+        latents = torch.from_numpy(np.array(latents))
+    latents = prepare_latents(generator, latents, device, forward)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(borrowed(generator, None))
+        stack.enter_context(fixed_noise(device))
+        for name, layer in generator.named_modules():
+            if not name or isinstance(layer, torch.jit.ScriptModule):
+                continue
+
+            def note(output, name=name):
+                calls[name] = calls.get(name, 0) + 1
+                for select, tensor in _tensors(output):
+                    shapes[name, select] = tuple(tensor.shape)
+                    _note_made(made, tensor, name, select)
+
+            stack.enter_context(watch(Tap(name, layer), note))
+            handle = layer.register_forward_pre_hook(note_read, with_kwargs=True)
+            stack.callback(handle.remove)
+        images = generator(latents) if forward is None else forward(generator, latents)
+    worth = _worth(made, calls, len(latents), images)
+    modules = dict(generator.named_modules())
+    return LayerTable(
+        LayerInfo(
+            name,
+            type(modules[name]).__name__,
+            shape,
+            calls[name],
+            select,
+            (name, select) in worth,
+        )
+        for (name, select), shape in shapes.items()
+        if len(shape) > 1 and shape[0] == len(latents)
+    )
+
+
+def _tensors(output: Any) -> list[tuple[Any, Tensor]]:
+    """Tensors in what a layer gives, and how to select them."""
+    if isinstance(output, Tensor):
+        return [(None, output)]
+    keys = choices_of(output) or ()
+    return [(key, output[key]) for key in keys if isinstance(output[key], Tensor)]
+
+
+def _note_made(made: list[_Made], tensor: Tensor, name: str, select: Any) -> None:
+    """Note under what name a tensor was given, the outermost that no one else read."""
+    depth = name.count(".")
+    for known in made:
+        if known.is_it(tensor):
+            known.depth = min(known.depth, depth)
+            if not known.read:
+                known.chosen = (name, select)
+            return
+    ref = weakref.ref(tensor)
+    shape = tuple(tensor.shape)
+    made.append(_Made(ref, tensor._version, shape, (name, select), depth))
+
+
+def _note_read(made: list[_Made], inputs: Iterable[Any]) -> None:
+    """Note that a layer reads tensors."""
+    for tensor in inputs:
+        if isinstance(tensor, Tensor):
+            for known in made:
+                known.read = known.read or known.is_it(tensor)
+
+
+def _worth(
+    made: list[_Made], calls: dict[str, int], n_samples: int, images: Any
+) -> set[tuple[str, Any]]:
+    """Which outputs are worth decomposing: names and selections."""
+    image_size = tuple(images.shape[2:]) if isinstance(images, Tensor) else None
+    best: dict[tuple[int, ...], _Made] = {}
+    for each in made:
+        n, channels, *spatial = (*each.shape, 0, 0)[: max(2, len(each.shape))]
+        size = tuple(spatial)
+        if (
+            n == n_samples
+            and calls[each.chosen[0]] == 1
+            and channels > MORE_THAN_COLORS
+            and len(size) >= 2
+            and min(size) >= SHORTEST_SIDE
+            and math.prod(size) <= MOST_POSITIONS
+            and size != image_size
+            and (size not in best or each.depth <= best[size].depth)
+        ):
+            best[size] = each
+    return {each.chosen for each in best.values()}
