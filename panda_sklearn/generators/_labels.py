@@ -146,8 +146,8 @@ def split_labels(
     if width == size:
         raise ValueError(
             f"The generator has {n_classes} classes, and none was chosen. Give "
-            f"{family} a label for all images, or the index of each image's class as one more "
-            "column of the latents; sample_latents does that."
+            f"{family} a label for all images, or the index of each image's class as "
+            "one more column of the latents; sample_latents does that."
         )
     if width == size + 1:
         indices = columns[:, 0].detach().round().long()

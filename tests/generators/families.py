@@ -467,6 +467,9 @@ class FourierInput(nn.Module):
         super().__init__()
         self.size = size
         self.affine = nn.Linear(W, 4)
+        with torch.no_grad():  # near to no motion, as theirs
+            self.affine.weight.mul_(0.3)
+            self.affine.bias.copy_(torch.tensor([1.0, 0, 0, 0]))
         self.weight = nn.Parameter(torch.randn(C, C))
         self.register_buffer("transform", torch.eye(3))
         self.register_buffer("freqs", torch.randn(C, 2))
