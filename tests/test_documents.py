@@ -22,7 +22,10 @@ def test_the_python_of_the_readme():
     assert not (names["images"] == generator(latents[:8])).all()
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.rst")), ids=str)
+PAGES = [*(ROOT / "docs").glob("*.rst"), *(ROOT / "docs/generators").glob("*.rst")]
+
+
+@pytest.mark.parametrize("page", sorted(PAGES), ids=str)
 def test_the_sessions_of_the_documentation(page):
     assert doctest.testfile(str(page), module_relative=False).failed == 0
 

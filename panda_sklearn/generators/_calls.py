@@ -5,6 +5,7 @@ Floor 2: see :mod:`panda_sklearn.generators`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +17,9 @@ __all__ = ["device_of", "dtype_of", "prepare_latents"]
 
 def device_of(generator: nn.Module) -> torch.device:
     """The device of the network's first parameter or buffer; else the CPU."""
-    for tensor in (*generator.parameters(), *generator.buffers()):
-        return tensor.device
-    return torch.device("cpu")
+    # Asked before every batch: looks no further than the first.
+    tensors = itertools.chain(generator.parameters(), generator.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def dtype_of(generator: nn.Module, default: torch.dtype) -> torch.dtype:

@@ -210,7 +210,7 @@ class StyleFamily(Family):
                 raise ValueError(
                     f"w_avg must be one code, got shape {tuple(mean.shape)}."
                 )
-            object.__setattr__(self, "w_avg", tuple(float(x) for x in mean))
+            object.__setattr__(self, "w_avg", tuple(map(float, mean.tolist())))
         self._check_convention()
 
     def __call__(self, generator: nn.Module, latents: Tensor) -> Any:

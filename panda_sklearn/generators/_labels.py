@@ -68,7 +68,7 @@ def check_label(label: Any) -> Label | None:
             "go into columns beside the latents."
         )
     check_finite(weights, "label")
-    return tuple(float(weight) for weight in weights)
+    return tuple(map(float, weights.tolist()))
 
 
 def split_labels(
