@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -23,7 +23,11 @@ from panda_sklearn.generators._calls import device_of, prepare_latents
 from panda_sklearn.generators._layers import list_layers
 from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor
 from panda_sklearn.utils.batches import Batches
-from panda_sklearn.utils.borrowing import borrowed, fixed_noise
+from panda_sklearn.utils.borrowing import (
+    borrowed,
+    preserved_random_state,
+    seed_noise,
+)
 from panda_sklearn.utils.hooks import Tap, TapTypeError, capture, find_layer, replace
 from panda_sklearn.utils.layouts import FeatureLayout
 from panda_sklearn.utils.validation import (
@@ -435,9 +439,15 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             return device_of(self.generator)
         return check_device(self.device)
 
-    def _borrowed(self) -> contextlib.AbstractContextManager:
-        """The network, moved only if ``device`` says so."""
-        return borrowed(self.generator, None if self.device is None else self._device())
+    @contextlib.contextmanager
+    def _borrowed(self) -> Iterator[None]:
+        """The network, moved only if ``device`` says so, and the random numbers."""
+        device = self._device()
+        with (
+            borrowed(self.generator, None if self.device is None else device),
+            preserved_random_state(device),
+        ):
+            yield
 
     def _check_latents(self, X: ArrayLike) -> tuple[ArrayLike, Origin]:
         """Latents of the shape seen by fit, and where they came from."""
@@ -516,16 +526,16 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         return whole
 
     def _run(self, latents: ArrayLike) -> object:
-        """One forward pass of the borrowed network."""
+        """One forward pass of the borrowed network, its noise the same each time."""
         if not isinstance(latents, Tensor):
             latents = torch.from_numpy(np.array(latents, order="C"))
         device = self._device()
         batch = latents.detach()
         batch = prepare_latents(self.generator, batch, device, self.forward)
-        with fixed_noise(device):
-            if self.forward is None:
-                return self.generator(batch)
-            return self.forward(self.generator, batch)
+        seed_noise(device)
+        if self.forward is None:
+            return self.generator(batch)
+        return self.forward(self.generator, batch)
 
     def _run_replacing(
         self,

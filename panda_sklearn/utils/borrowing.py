@@ -17,7 +17,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-__all__ = ["borrowed", "fixed_noise", "uncompiled"]
+__all__ = [
+    "borrowed",
+    "fixed_noise",
+    "preserved_random_state",
+    "seed_noise",
+    "uncompiled",
+]
 
 # Networks now in use by `borrowed`: how many blocks use each, and what to restore.
 _loans: weakref.WeakKeyDictionary[nn.Module, _Loan] = weakref.WeakKeyDictionary()
@@ -134,15 +140,27 @@ def uncompiled(model: nn.Module) -> contextlib.AbstractContextManager:
 
 @contextlib.contextmanager
 def fixed_noise(device: torch.device) -> Iterator[None]:
-    """Seed torch's random numbers alike for each block, and restore them after.
+    """Seed torch's random numbers alike for each block, and restore them after."""
+    with preserved_random_state(device):
+        seed_noise(device)
+        yield
+
+
+def preserved_random_state(
+    device: torch.device,
+) -> contextlib.AbstractContextManager:
+    """Context after which torch's random numbers go on as they were before.
 
     The global numbers are one stream: threads that draw noise at the same time get
     parts of it in any order, but the state is restored when the last is done.
     """
-    with _preserved_random_state(device).joined():
-        for generator in _random_generators(device):
-            generator.manual_seed(NOISE_SEED)
-        yield
+    return _preserved_random_state(device).joined()
+
+
+def seed_noise(device: torch.device) -> None:
+    """Seed torch's random numbers for a pass of a network on the device."""
+    for generator in _random_generators(device):
+        generator.manual_seed(NOISE_SEED)
 
 
 def _random_generators(device: torch.device) -> list[torch.Generator]:
