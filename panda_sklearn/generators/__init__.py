@@ -2,23 +2,19 @@
 
 Floor 2: torch, numpy, scipy and :mod:`panda_sklearn.utils`. Which file to open:
 
-- ``_families``: ``ProGAN``, ``StyleGAN``, ``StyleGAN2``, ``StyleGAN3``, ``BigGAN``, the
-  settings of a call; each is a ``forward`` of ``GeneratorFeatureExtractor``
+- ``_families``, ``_styles``: ``ProGAN``, ``BigGAN``, ``StyleGAN``, ``StyleGAN2``,
+  ``StyleGAN3``, the settings of a call; each is a ``forward`` of
+  ``GeneratorFeatureExtractor``
 - ``_conventions``: what implementations of these want to be called with
 - ``_labels``: classes, in columns beside the latents or the same for all
 - ``_latents``: ``sample_latents``
 - ``_layers``: ``list_layers`` and its table
 """
 
-from panda_sklearn.generators._families import (
-    BigGAN,
-    ProGAN,
-    StyleGAN,
-    StyleGAN2,
-    StyleGAN3,
-)
+from panda_sklearn.generators._families import BigGAN, ProGAN
 from panda_sklearn.generators._latents import sample_latents
 from panda_sklearn.generators._layers import LayerInfo, LayerTable, list_layers
+from panda_sklearn.generators._styles import StyleGAN, StyleGAN2, StyleGAN3
 
 __all__ = [
     "BigGAN",

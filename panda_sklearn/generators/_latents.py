@@ -16,13 +16,8 @@ from torch import nn
 
 from panda_sklearn.generators._calls import device_of
 from panda_sklearn.generators._conventions import PLAIN_SIZES, matching_convention
-from panda_sklearn.generators._families import (
-    BigGAN,
-    Family,
-    ProGAN,
-    StyleFamily,
-    StyleGAN2,
-)
+from panda_sklearn.generators._families import BigGAN, Family, ProGAN
+from panda_sklearn.generators._styles import StyleFamily, StyleGAN2
 from panda_sklearn.utils.borrowing import borrowed
 from panda_sklearn.utils.validation import (
     check_count,

@@ -1,0 +1,289 @@
+"""How a generator is called, as a picklable object: the three StyleGANs.
+
+Floor 2: see :mod:`panda_sklearn.generators`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from panda_sklearn.generators._calls import dtype_of
+from panda_sklearn.generators._conventions import STYLED, Styled, get
+from panda_sklearn.generators._families import Family
+from panda_sklearn.generators._labels import Label
+from panda_sklearn.utils.validation import (
+    as_numeric,
+    check_choice,
+    check_finite,
+    check_index,
+    check_number,
+)
+
+__all__ = ["StyleFamily", "StyleGAN", "StyleGAN2", "StyleGAN3"]
+
+SPACES = ("z", "w", "w+")
+NOISE_MODES = ("const", "random", "none")
+
+# What StyleGAN and StyleGAN2 say alike.
+STYLE_DOC = """How to call a {name} generator.
+
+    Parameters
+    ----------
+    truncation_psi : float, default=1.0
+        How far codes go from their mean: ``w_avg + truncation_psi * (w - w_avg)``.
+
+    truncation_layers : int, default=None
+        Number of layers, from the first, whose codes are truncated; ``None`` is all.
+
+    latent_space : {{"z", "w", "w+"}}, default="z"
+        What the latents are: inputs of the mapping network; codes (n_samples, w_dim),
+        as it gives them; or a code for each layer, (n_samples, n_layers, w_dim) or
+        the same in rows of n_layers * w_dim.
+
+    noise_mode : {{"const", "random", "none"}}, default="const"
+        Noise added in the layers: the generator's own, the same for all images; drawn
+        anew, though alike with and without an edit; or none.
+
+    label : int or array-like of shape (n_classes,), default=None
+        For generators with classes, the class of all images, or weights that mix
+        classes. ``None`` reads it from the latents: one more column with the index of
+        each image's class, or a column of weights for each class. Codes have it in
+        them.
+
+    w_avg : array-like of shape (w_dim,), default=None
+        The mean of codes; ``None`` is what the generator remembers of its training.
+        rosinality's remember none: give ``generator.mean_latent(4096)[0]``.
+
+    convention : {{"auto", "genforce", "nvidia", "rosinality"}}, default="auto"
+        How the generator is written: as genforce's, which return dicts; as NVIDIA's
+        (stylegan2-ada-pytorch, stylegan3), with ``mapping`` and ``synthesis``; or as
+        rosinality's, called with lists. "auto" looks at it.
+
+    See Also
+    --------
+    sample_latents : Draws latents, also as codes.
+    panda_sklearn.GeneratorFeatureExtractor : Its ``forward`` is what this is for.
+
+    Notes
+    -----
+    {reference}
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleFamily(Family):
+    """What the three StyleGANs share."""
+
+    truncation_psi: float = 1.0
+    truncation_layers: int | None = None
+    latent_space: str = "z"
+    noise_mode: str = "const"
+    label: Label | None = None
+    w_avg: tuple[float, ...] | None = field(default=None, repr=False)
+    conventions: ClassVar[Any] = STYLED
+
+    def __post_init__(self) -> None:
+        check_number("truncation_psi", self.truncation_psi)
+        if self.truncation_layers is not None:
+            check_index("truncation_layers", self.truncation_layers, 1000)
+        check_choice("latent_space", self.latent_space, SPACES)
+        check_choice("noise_mode", self.noise_mode, NOISE_MODES)
+        if self.w_avg is not None:
+            mean = as_numeric(self.w_avg, "w_avg")
+            check_finite(mean, "w_avg")
+            if mean.ndim != 1:
+                raise ValueError(
+                    f"w_avg must be one code, got shape {tuple(mean.shape)}."
+                )
+            object.__setattr__(self, "w_avg", tuple(map(float, mean.tolist())))
+        self._check()
+
+    def __call__(self, generator: nn.Module, latents: Tensor) -> Any:
+        """Images of latents, or of codes."""
+        convention = self._find(generator)
+        codes = self._truncated(convention, generator, self._codes(generator, latents))
+        return convention.synthesize(generator, codes, self.noise_mode)
+
+    def _codes(self, generator: nn.Module, latents: Tensor) -> Tensor:
+        """A code for each layer, (n, n_codes, w_dim), not truncated."""
+        convention: Styled = self._find(generator)
+        if self.latent_space == "z":
+            z, labels = self._split(convention, generator, latents)
+            return convention.map(generator, z, labels)
+        if self.label is not None:
+            raise ValueError(
+                f"label={self.label!r} is read by the mapping network, which does not "
+                f"run with latent_space={self.latent_space!r}: leave it at None."
+            )
+        size, n_codes = convention.code_size(generator), convention.n_codes(generator)
+        if self.latent_space == "w":
+            shapes: list[tuple[int, ...]] = [(size,)]
+        else:
+            shapes = [(n_codes, size), (n_codes * size,)]
+        if tuple(latents.shape[1:]) not in shapes:
+            expected = " or ".join(
+                f"(n_samples, {', '.join(map(str, shape))})" for shape in shapes
+            )
+            raise ValueError(
+                f"With latent_space={self.latent_space!r} {type(self).__name__} needs "
+                f"codes of shape {expected}, got {tuple(latents.shape)}."
+            )
+        codes = latents.to(dtype_of(generator, latents.dtype))
+        if self.latent_space == "w+":
+            return codes.reshape(-1, n_codes, size)
+        return convention.spread(generator, codes)
+
+    def _truncated(
+        self, convention: Styled, generator: nn.Module, codes: Tensor
+    ) -> Tensor:
+        """Codes brought nearer to their mean."""
+        if self.truncation_psi == 1:
+            return codes
+        mean = convention.mean_code(generator)
+        if self.w_avg is not None:
+            mean = codes.new_tensor(self.w_avg)
+        if mean is None:
+            raise ValueError(
+                f"truncation_psi={self.truncation_psi:g} needs the mean of codes, "
+                "which this generator does not remember: give it as w_avg."
+            )
+        if mean.shape[-1] != codes.shape[-1]:
+            raise ValueError(
+                f"w_avg has {mean.shape[-1]} numbers, but codes have {codes.shape[-1]}."
+            )
+        near = mean.to(codes) + self.truncation_psi * (codes - mean.to(codes))
+        n = self.truncation_layers
+        if n is None or n >= codes.shape[1]:
+            return near
+        return torch.cat([near[:, :n], codes[:, n:]], dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleGAN(StyleFamily):
+    __doc__ = STYLE_DOC.format(
+        name="StyleGAN",
+        reference="""T. Karras, S. Laine, T. Aila. "A Style-Based Generator Architecture
+    for Generative Adversarial Networks". CVPR, 2019.""",
+    )
+    convention: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleGAN2(StyleFamily):
+    __doc__ = STYLE_DOC.format(
+        name="StyleGAN2",
+        reference="""T. Karras, S. Laine, M. Aittala, J. Hellsten, J. Lehtinen, T. Aila.
+    "Analyzing and Improving the Image Quality of StyleGAN". CVPR, 2020.""",
+    )
+    convention: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleGAN3(StyleFamily):
+    """How to call a StyleGAN3 generator, as NVIDIA wrote it.
+
+    Parameters
+    ----------
+    truncation_psi : float, default=1.0
+        How far codes go from their mean: ``w_avg + truncation_psi * (w - w_avg)``.
+
+    truncation_layers : int, default=None
+        Number of layers, from the first, whose codes are truncated; ``None`` is all.
+        The first is that of the Fourier features.
+
+    latent_space : {"z", "w", "w+"}, default="z"
+        As for ``StyleGAN2``.
+
+    noise_mode : {"const", "random", "none"}, default="const"
+        Handed to the layers. StyleGAN3's own add no noise; networks derived from it do.
+
+    label : int or array-like of shape (n_classes,), default=None
+        As for ``StyleGAN2``.
+
+    w_avg : array-like of shape (w_dim,), default=None
+        As for ``StyleGAN2``.
+
+    transform : array-like of shape (3, 3), default=None
+        Moves and turns what is in the image, in units of the image's size: ``[[c, s,
+        x], [-s, c, y], [0, 0, 1]]`` for an angle of cosine c and sine s and a way (x,
+        y), as in NVIDIA's ``gen_images.py``. Its inverse is the generator's
+        ``synthesis.input.transform`` for the length of the call. ``None`` leaves that
+        as it is.
+
+    See Also
+    --------
+    sample_latents : Draws latents, also as codes.
+    panda_sklearn.GeneratorFeatureExtractor : Its ``forward`` is what this is for.
+
+    Notes
+    -----
+    Its layers are larger than the image by a margin: parts have one, too.
+
+    Calls of one generator by several threads wait for each other, since the transform
+    is the generator's.
+
+    T. Karras, M. Aittala, S. Laine, E. Harkonen, J. Hellsten, J. Lehtinen, T. Aila.
+    "Alias-Free Generative Adversarial Networks". NeurIPS, 2021.
+    """
+
+    transform: tuple[tuple[float, ...], ...] | None = None
+    conventions: ClassVar[Any] = {"nvidia": STYLED["nvidia"]}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.transform is None:
+            return
+        matrix = np.asarray(self.transform, dtype=np.float64)
+        if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
+            raise ValueError(
+                "transform must be a matrix of 3 x 3 finite numbers, got shape "
+                f"{matrix.shape}."
+            )
+        if abs(np.linalg.det(matrix)) < 1e-6:
+            raise ValueError("transform must have an inverse; its determinant is 0.")
+        rows = tuple(tuple(row) for row in matrix.tolist())
+        object.__setattr__(self, "transform", rows)
+
+    def __call__(self, generator: nn.Module, latents: Tensor) -> Any:
+        """Images of latents, or of codes."""
+        with _lock_of(generator), self._transformed(generator):
+            return super().__call__(generator, latents)
+
+    @contextlib.contextmanager
+    def _transformed(self, generator: nn.Module) -> Iterator[None]:
+        """The generator's transform set for the length of a block."""
+        if self.transform is None:
+            yield
+            return
+        source: Any = get(generator, "synthesis.input")
+        own = getattr(source, "transform", None)
+        if not isinstance(own, Tensor):
+            raise ValueError(
+                "transform needs a generator with a synthesis.input.transform, which "
+                f"{type(generator).__name__} lacks: leave it at None."
+            )
+        # Another tensor rather than other values, which gradients may need still.
+        source.transform = own.new_tensor(np.linalg.inv(self.transform).tolist())
+        try:
+            yield
+        finally:
+            source.transform = own
+
+
+_locks: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+_locks_lock = threading.Lock()
+
+
+def _lock_of(generator: nn.Module) -> Any:
+    """The lock of a generator, which a thread may take more than once."""
+    with _locks_lock:
+        return _locks.setdefault(generator, threading.RLock())
