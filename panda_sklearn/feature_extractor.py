@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import warnings
 from collections.abc import Callable, Iterator
 from numbers import Integral
 from typing import Any, ClassVar
@@ -19,7 +18,12 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from panda_sklearn.generators._calls import device_of, prepare_latents
+from panda_sklearn.generators._calls import (
+    check_forward,
+    device_of,
+    explained_failures,
+    prepare_latents,
+)
 from panda_sklearn.generators._layers import list_layers
 from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor
 from panda_sklearn.utils.batches import Batches
@@ -28,7 +32,7 @@ from panda_sklearn.utils.borrowing import (
     preserved_random_state,
     seed_noise,
 )
-from panda_sklearn.utils.hooks import Tap, TapTypeError, capture, find_layer, replace
+from panda_sklearn.utils.hooks import Tap, capture, find_layer, replace
 from panda_sklearn.utils.layouts import FeatureLayout
 from panda_sklearn.utils.validation import (
     Interval,
@@ -137,7 +141,8 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     -----
     Noise that the network draws from torch's global random numbers is the same in
     each batch of each call, so that images with and without an edit of the same latents
-    can be compared; the global random state is restored.
+    can be compared; the global random state is restored. It depends on a sample's place
+    in its batch, and so on the size of batches.
 
     Latents may be numpy arrays or torch tensors; answers are of the same kind, on the
     same device. Floating latents are cast to the dtype of the network's parameters.
@@ -185,8 +190,8 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     # Set by a TensorMemory through which the transformer was fitted.
     _memory: Any = None
 
-    # Samples in a pass that the accelerator's memory holds, where that was found out.
-    _batch_that_fits: int | None = None
+    # Where the accelerator's memory ran out: batch_size, device, and what it holds.
+    _batch_that_fits: tuple[int, Any, int] | None = None
 
     def __init__(
         self,
@@ -244,8 +249,9 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         """
         tap = self._tap()
         latents = check_numbers(self, X, reset=True, keep_dtype=True)
+        first = Batches(len(latents[:2]), 2)
         with self._borrowed():
-            self._learn(tap, latents[:2], latents.shape)
+            next(first.map(lambda rows: self._learn(tap, latents[rows], latents.shape)))
         return self
 
     @fit_method
@@ -330,7 +336,6 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
                 f"{tuple(found.shape)} for {len(latents)} samples: its first "
                 "axis is not the samples. Choose another layer."
             )
-        self._batch_that_fits = None
         self.feature_shape_ = tuple(found.shape[1:])
         self.latent_shape_ = tuple(shape[1:])
         self.image_shape_ = None
@@ -421,6 +426,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
 
     def _tap(self) -> Tap:
         """The tapped tensor; raises if there is no such layer."""
+        check_forward(self.forward)
         grid = self.token_grid
         if grid is not None:
             if not 1 <= len(grid) <= 3:
@@ -494,9 +500,10 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         Holds the result and one batch of it; borrows the network meanwhile.
         """
         device = Origin.of(latents).device
-        asked = self._batch_that_fits or self.batch_size
-        batches = Batches(len(latents), min(asked, self.batch_size))
-        size = batches.size
+        size, fits = self.batch_size, self._batch_that_fits
+        if fits is not None and fits[:2] == (self.batch_size, self.device):
+            size = fits[2]
+        batches = Batches(len(latents), size)
         whole: Tensor | None = None
         with (
             self._borrowed(),
@@ -508,20 +515,21 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             ) as bar,
         ):
             for where, part in batches.map(make):
+                n = where.stop - where.start
+                if part.ndim == 0 or len(part) != n:
+                    raise ValueError(
+                        f"The network gave {what} of shape {tuple(part.shape)} for {n} "
+                        "samples: their first axis must be the samples."
+                    )
                 if whole is None:
                     shape = (len(latents), *part.shape[1:])
                     whole = torch.empty(shape, dtype=part.dtype, device=device)
                 whole[where].copy_(part.detach())
                 del part
-                bar.update(where.stop - where.start)
-        if batches.size < size:
-            self._batch_that_fits = batches.size
-            warnings.warn(
-                f"The accelerator's memory does not hold batches of {size} samples: "
-                f"went on with {batches.size}. Set batch_size={batches.size}.",
-                UserWarning,
-                stacklevel=2,
-            )
+                bar.update(n)
+        if batches.shrank:
+            self._batch_that_fits = (self.batch_size, self.device, batches.size)
+            batches.warn()
         assert whole is not None  # there is a sample at least
         return whole
 
@@ -553,17 +561,9 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         return images
 
     def _run_checked(self, latents: ArrayLike) -> object:
-        """A first forward pass, whose failure is put down to the latents."""
-        try:
+        """A first forward pass, whose failure is explained."""
+        with explained_failures(latents, self.forward):
             return self._run(latents)
-        except (torch.OutOfMemoryError, TapTypeError):
-            raise
-        except (RuntimeError, TypeError, IndexError, AssertionError) as error:
-            raise ValueError(
-                f"The network could not be run on latents of shape "
-                f"{tuple(latents.shape)} ({type(error).__name__}: {error}). Check "
-                "their width; if the network is called in another way, pass forward."
-            ) from error
 
     def __getstate__(self):
         """Without the memory and the batch size, which belong to the process."""

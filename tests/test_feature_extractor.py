@@ -20,7 +20,7 @@ from panda_sklearn import (
     LocalEditor,
     PartsAppearanceDecomposition,
 )
-from panda_sklearn.generators import list_layers
+from panda_sklearn.generators import StyleGAN2, list_layers
 from tests.networks import Containers, TinyGenerator, TinyTransformer
 
 
@@ -299,6 +299,8 @@ def test_list_layers(network, z):
         ({"call": -1}, ValueError, "'call'"),
         ({"device": "gpu"}, ValueError, "device='gpu' cannot be used here"),
         ({"forward": 3}, ValueError, "'forward'"),
+        ({"forward": StyleGAN2}, TypeError, r"is the class StyleGAN2.*StyleGAN2\(\)"),
+        ({"forward": StyleGAN2()}, TypeError, "^TinyGenerator is not written as"),
         ({"generator": "G"}, ValueError, "'generator'"),
         ({"layer": "norm", "call": 2}, ValueError, "call=2"),
         ({"channel_axis": 2}, ValueError, "'channel_axis'"),
@@ -321,15 +323,17 @@ def test_bad_options(network, z, options, kind, match):
 
 def test_bad_latents(network, z):
     extractor = make_extractor(network)
-    with pytest.raises(ValueError, match=r"latents of shape \(2, 5\).*width"):
+    with pytest.raises(ValueError, match=r"latents of shape \(2, 5\).*pass forward"):
         extractor.fit(z[:, :5])
     with pytest.raises(NotFittedError):
         extractor.transform(z)
     conditional = make_extractor(network, forward=lambda g, z, c: g(z))
-    with pytest.raises(ValueError, match=r"TypeError.*pass forward"):
+    with pytest.raises(ValueError, match=r"TypeError.*Check their shape.$"):
         conditional.fit(z)
+    with pytest.raises(ValueError, match=r"could not be run .*pass forward.$"):
+        list_layers(network, z[:, :5])
     extractor.fit(z)
-    with pytest.raises(ValueError, match="width"):
+    with pytest.raises(ValueError, match="Check their shape"):
         extractor.fit(z[:, :5])
     assert extractor.transform(z).shape == (7, 5, 4, 4)  # the old fit still stands
     with pytest.raises(ValueError, match="expecting 6 features"):
@@ -521,6 +525,83 @@ def test_batches_are_halved_until_they_fit(z, method):
     assert network.sizes == [1] * 7
     assert extractor.batch_size == 7
     assert "_batch_that_fits" not in pickle.loads(pickle.dumps(extractor)).__dict__
+
+
+def test_another_batch_size_is_tried_afresh(z):
+    network = Hungry(2)
+    extractor = make_extractor(network, "layer", batch_size=4).fit(z)
+    with pytest.warns(UserWarning, match="went on with 2"):
+        extractor.transform(z)
+    network.limit = 9
+    network.sizes.clear()
+    extractor.transform(z)
+    assert max(network.sizes) == 2
+    network.sizes.clear()
+    extractor.set_params(batch_size=7).transform(z)
+    assert network.sizes == [7]
+
+
+def test_fit_with_memory_for_one_sample(z):
+    extractor = make_extractor(Hungry(1), "layer").fit(z)
+    assert extractor.feature_shape_ == (4,)
+
+
+@pytest.mark.parametrize(
+    "message", ["MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling"]
+)
+def test_memory_that_runs_out_by_other_errors(z, message):
+    class Other(Hungry):
+        def forward(self, z):
+            try:
+                return super().forward(z)
+            except torch.OutOfMemoryError:
+                raise RuntimeError(message) from None
+
+    extractor = make_extractor(Other(3), "layer", batch_size=7).fit(z)
+    with pytest.warns(UserWarning, match="went on with 3") as caught:
+        assert extractor.generate(z).shape == (7, 4, 1)
+    assert caught[0].filename == __file__  # the line that called
+    other_error = make_extractor(Hungry(9), "layer", forward=lambda g, z: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        other_error.fit(z)
+
+
+def test_memory_runs_out_while_strengths_are_searched(z):
+    """The search goes on with parts of its batches."""
+    network = TinyGenerator()
+    pipeline = make_pipeline(
+        make_extractor(network, batch_size=7),
+        PartsAppearanceDecomposition(2, 3, max_iter=20, tol=0, random_state=0),
+    ).fit(z)
+    editor = LocalEditor.from_pipeline(pipeline)
+    edits = [Edit(0, 1, np.arange(1.0, 8)), Edit(1, 0, 2.0)]
+    for refine in (False, True):
+        expected = editor.edit(z, edits, target_change=0.05, refine=refine)
+
+        def refuse(layer, args):
+            if len(args[0]) > 2:
+                raise torch.OutOfMemoryError
+
+        handle = network.block2.register_forward_pre_hook(refuse)
+        with pytest.warns(UserWarning, match="went on with 1"):
+            edited = editor.edit(z, edits, target_change=0.05, refine=refine)
+        handle.remove()
+        torch.testing.assert_close(edited, expected, atol=1e-4, rtol=1e-3)
+        del pipeline[0]._batch_that_fits
+
+
+def test_networks_that_give_another_number_of_samples(z):
+    network = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2))
+    one_image = make_extractor(
+        network, "0", forward=lambda g, z: g(z)[:1], batch_size=7
+    ).fit(z)
+    with pytest.raises(ValueError, match=r"images of shape \(1, 2\) for 7 samples"):
+        one_image.generate(z)
+    constant = make_extractor(
+        network, "0", forward=lambda g, z: g(z[:1]).expand(len(z), -1), batch_size=7
+    ).fit(z[:1])
+    with pytest.raises(ValueError, match=r"activations of shape \(1, 4\) for 7"):
+        constant.transform(z)
 
 
 def test_a_single_sample_that_does_not_fit(z):

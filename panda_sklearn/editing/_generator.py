@@ -138,7 +138,9 @@ class EditedGenerator(nn.Module):
         Parameters
         ----------
         latents : Tensor of shape (n_samples, ...)
-            Latents, on the generator's device and of its type.
+            Latents, on the generator's device and of its type; those with a column of
+            classes in float32, for one of the families of
+            ``panda_sklearn.generators`` to cast.
 
         Returns
         -------

@@ -100,8 +100,9 @@ class TargetSearch:
                 for alpha in alphas
             ]
 
-            def add(features: Tensor, _: slice) -> Tensor:
-                return self.change.apply(features, some_masks, some_alphas)
+            def add(features: Tensor, part: slice) -> Tensor:
+                its_alphas = [alpha[part] for alpha in some_alphas]
+                return self.change.apply(features, _some(some_masks, part), its_alphas)
 
             edited = self.extractor._generate(batch[rows], add, verbose=0)
             some_region = region if len(region) == 1 else region[rows]

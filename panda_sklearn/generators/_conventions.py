@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from panda_sklearn.generators._calls import ConventionError
 from panda_sklearn.generators._labels import Labels
 
 __all__ = [
@@ -36,9 +37,12 @@ class Convention:
     ----------
     marks : tuple of str
         Attributes of the generator, dotted, by which it is recognised.
+    takes_anything : bool
+        Whether latents of any shape and type are handed over as they are.
     """
 
     marks: ClassVar[tuple[str, ...]] = ()
+    takes_anything: ClassVar[bool] = False
 
     def recognises(self, generator: nn.Module) -> bool:
         """Whether the generator is written so."""
@@ -77,7 +81,7 @@ def find_convention(
 
     Raises
     ------
-    TypeError
+    ConventionError
         If none is recognised, or the generator lacks what the named one needs.
     """
     if name == "auto":
@@ -92,7 +96,7 @@ def find_convention(
             f"{each!r} needs {', '.join(convention.marks)}"
             for each, convention in tried.items()
         )
-        raise TypeError(
+        raise ConventionError(
             f"{type(generator).__name__} is not written as a {family} in a convention "
             f"known here: {looked_for}. Pass a function forward(generator, latents) of "
             "your own instead."
@@ -133,6 +137,8 @@ PLAIN_SIZES = ("latent_size", "latent_dim", "z_dim", "z_space_dim", "dim_z", "nz
 
 class Plain(Progressive):
     """``G(z)`` gives the images."""
+
+    takes_anything = True
 
     def latent_size(self, generator):
         sizes = (getattr(generator, name, None) for name in PLAIN_SIZES)
@@ -193,7 +199,7 @@ class Nvidia(Styled):
         return int(generator.w_dim)
 
     def n_codes(self, generator):
-        return int(get(generator, "num_ws") or generator.synthesis.num_ws)
+        return int(generator.synthesis.num_ws)
 
     def map(self, generator, z, labels):
         c = z.new_zeros(len(z), 0) if labels is None else labels.weights.to(z)

@@ -54,14 +54,17 @@ class Family:
         self, convention: Convention, generator: nn.Module, latents: Tensor
     ) -> tuple[Tensor, Any]:
         """Latents in the network's precision, and classes."""
+        size = None if convention.takes_anything else convention.latent_size(generator)
         z, labels = split_labels(
             latents,
-            convention.latent_size(generator),
+            size,
             convention.n_classes(generator),
             self.label,
             type(self).__name__,
         )
-        return z.to(dtype_of(generator, z.dtype)), labels
+        if z.is_floating_point() or not convention.takes_anything:
+            z = z.to(dtype_of(generator, z.dtype))
+        return z, labels
 
     def __call__(self, generator: nn.Module, latents: Tensor) -> Any:
         """Images of latents."""
@@ -78,8 +81,8 @@ class ProGAN(Family):
     ----------
     label : int or array-like of shape (n_classes,), default=None
         For generators with classes, the class of all images, or weights that mix
-        classes. ``None`` reads it from the latents: one more column with the index of
-        each image's class, or a column of weights for each class.
+        classes, used as they are. ``None`` reads it from the latents: one more column
+        with the index of each image's class, or a column of weights for each class.
 
     convention : {"auto", "genforce", "plain"}, default="auto"
         How the generator is written: as genforce's, called as ``G(z, label=...)`` and
@@ -132,9 +135,9 @@ class BigGAN(Family):
         biggan's generators are given it as well, which they need for their batch norm.
 
     label : int or array-like of shape (n_classes,), default=None
-        The class of all images, or weights that mix classes. ``None`` reads it from the
-        latents: one more column with the index of each image's class, or a column of
-        weights for each class.
+        The class of all images, or weights that mix classes, used as they are.
+        ``None`` reads it from the latents: one more column with the index of each
+        image's class, or a column of weights for each class.
 
     convention : {"auto", "huggingface", "brock"}, default="auto"
         How the generator is written: as pytorch-pretrained-biggan's, called as ``G(z,

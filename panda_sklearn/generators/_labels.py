@@ -5,6 +5,7 @@ Floor 2: see :mod:`panda_sklearn.generators`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -17,10 +18,18 @@ from torch.nn import functional as F
 
 from panda_sklearn.utils.validation import as_numeric, check_finite, check_index
 
-__all__ = ["Label", "Labels", "check_label", "split_labels"]
+__all__ = ["Label", "Labels", "Numbers", "check_label", "split_labels"]
+
+
+class Numbers(tuple):
+    """Numbers that print as how many they are and how long a vector they form."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} numbers of norm {math.hypot(*self):.6g}>"
+
 
 #: A class, or weights of all classes.
-Label = int | tuple[float, ...]
+Label = int | Numbers
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class Labels:
 
 
 def check_label(label: Any) -> Label | None:
-    """A class, or weights of classes as a tuple.
+    """A class, or weights of classes as numbers that cannot be changed.
 
     Raises
     ------
@@ -68,7 +77,7 @@ def check_label(label: Any) -> Label | None:
             "go into columns beside the latents."
         )
     check_finite(weights, "label")
-    return tuple(map(float, weights.tolist()))
+    return Numbers(map(float, weights.tolist()))
 
 
 def split_labels(
@@ -83,12 +92,12 @@ def split_labels(
         all classes.
 
     size : int or None
-        Columns of a latent; ``None`` is all that there are.
+        Columns of a latent; ``None`` takes latents of any shape, without classes.
 
     n_classes : int
         Classes of the generator, 0 if it knows none.
 
-    label : int, tuple of float or None
+    label : int, Numbers or None
         The class, or the weights, of all images.
 
     family : str
@@ -111,8 +120,9 @@ def split_labels(
             f"{family} was given label={label!r}, but the generator has no classes: "
             "leave label at None."
         )
+    if size is None:
+        return latents, None
     n, width = latents.shape[0], latents.shape[-1]
-    size = width if size is None else size
     fits = {size, size + 1, size + n_classes} if n_classes else {size}
     if latents.ndim != 2 or width not in fits:
         beside = (
@@ -150,6 +160,11 @@ def split_labels(
             "one more column of the latents; sample_latents does that."
         )
     if width == size + 1:
+        if n_classes - 1 > _largest_whole(columns.dtype):
+            raise ValueError(
+                f"{columns.dtype} does not tell {n_classes} classes apart: give the "
+                "latents and their column of classes in float32."
+            )
         indices = columns[:, 0].detach().round().long()
         wrong = (indices != columns[:, 0]) | (indices < 0) | (indices >= n_classes)
         if bool(wrong.any()):
@@ -160,3 +175,8 @@ def split_labels(
             )
         return z, Labels.of_indices(indices, n_classes)
     return z, Labels(columns, None)
+
+
+def _largest_whole(dtype: torch.dtype) -> float:
+    """The largest number up to which all whole numbers are exact."""
+    return 2 / torch.finfo(dtype).eps if dtype.is_floating_point else math.inf

@@ -14,11 +14,16 @@ import torch
 from scipy.special import ndtr, ndtri
 from torch import nn
 
-from panda_sklearn.generators._calls import device_of
-from panda_sklearn.generators._conventions import PLAIN_SIZES, matching_convention
+from panda_sklearn.generators._calls import check_forward, device_of
+from panda_sklearn.generators._conventions import (
+    PLAIN_SIZES,
+    Styled,
+    matching_convention,
+)
 from panda_sklearn.generators._families import BigGAN, Family, ProGAN
 from panda_sklearn.generators._styles import StyleFamily, StyleGAN2
 from panda_sklearn.utils.borrowing import borrowed
+from panda_sklearn.utils.hooks import check_hookable
 from panda_sklearn.utils.validation import (
     check_count,
     check_index,
@@ -63,7 +68,8 @@ def sample_latents(
     Returns
     -------
     latents : Tensor of shape (n_samples, ...)
-        Float32, on the generator's device. Standard normal numbers; for BigGAN those
+        Float32, on the generator's device; rows, also for generators that take them
+        with more axes. Standard normal numbers; for BigGAN those
         between -2 and 2, not multiplied by the truncation. For generators with classes
         the last column is the index of the class. With ``latent_space="w"`` or "w+"
         what the generator's mapping network makes of such numbers.
@@ -82,6 +88,8 @@ def sample_latents(
     >>> sample_latents(load_face_generator(), 5, random_state=0).shape
     torch.Size([5, 64])
     """
+    check_hookable(generator)
+    check_forward(forward)
     n_samples = check_count("n_samples", n_samples)
     family = forward if isinstance(forward, Family) else _family_of(generator)
     convention = family._find(generator)
@@ -108,7 +116,7 @@ def sample_latents(
         device=device_of(generator), dtype=torch.float32
     )
     if isinstance(family, StyleFamily) and family.latent_space != "z":
-        return _codes(family, generator, latents)
+        return _codes(family, convention, generator, latents)
     return latents
 
 
@@ -155,10 +163,17 @@ def _draw_classes(
 
 
 def _codes(
-    family: StyleFamily, generator: nn.Module, latents: torch.Tensor
+    family: StyleFamily, convention: Styled, generator: nn.Module, latents: torch.Tensor
 ) -> torch.Tensor:
     """Codes, of one layer or of all, that the mapping network makes of latents."""
     with borrowed(generator, None):
-        codes = replace(family, latent_space="z")._codes(generator, latents)
-    codes = codes if family.latent_space == "w+" else codes[:, 0]
-    return codes.float().clone()
+        from_z = replace(family, latent_space="z")
+        codes = from_z._codes(convention, generator, latents).float()
+    if family.latent_space == "w+":
+        return codes.contiguous()
+    if not torch.equal(codes, codes[:, :1].expand_as(codes)):
+        raise ValueError(
+            "The mapping network gives a code of its own to each layer: use "
+            'latent_space="w+".'
+        )
+    return codes[:, 0].clone()

@@ -16,7 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from panda_sklearn.generators._calls import device_of, prepare_latents
+from panda_sklearn.generators._calls import (
+    check_forward,
+    device_of,
+    explained_failures,
+    prepare_latents,
+)
 from panda_sklearn.utils.borrowing import borrowed, fixed_noise
 from panda_sklearn.utils.hooks import Tap, check_hookable, choices_of, watch
 
@@ -79,11 +84,19 @@ class LayerTable(list):
         """Those that are worth decomposing."""
         return LayerTable(layer for layer in self if layer.recommended)
 
+    def __getitem__(self, index):
+        found = super().__getitem__(index)
+        return LayerTable(found) if isinstance(index, slice) else found
+
     def __repr__(self) -> str:
         header = ("", "layer", "type", "channels", "size", "calls", "select")
         rows = [header]
+        unclear = False
         for layer in self:
             _, channels, *spatial = layer.shape
+            if len(spatial) == 1:  # channels and positions, or tokens and channels
+                unclear = True
+                channels, spatial = "?", layer.shape[1:]
             rows.append(
                 (
                     "*" if layer.recommended else "",
@@ -106,6 +119,11 @@ class LayerTable(list):
         ]
         if any(layer.recommended for layer in self):
             lines.append("* worth decomposing")
+        if unclear:
+            lines.append(
+                "? channels by positions, or tokens by channels: then set "
+                "channel_axis=-1, n_prefix_tokens, token_grid"
+            )
         return "\n".join(lines)
 
 
@@ -122,7 +140,7 @@ class _Made:
 
     def is_it(self, tensor: Tensor) -> bool:
         """Whether a tensor is this one, not overwritten since."""
-        return self.tensor() is tensor and tensor._version == self.version
+        return self.tensor() is tensor and _version(tensor) == self.version
 
 
 def list_layers(
@@ -152,8 +170,15 @@ def list_layers(
     layers : LayerTable
         Name, type, output shape and number of calls of every layer that gives a
         tensor with one entry for each sample; for a layer that gives several, in a
-        tuple, a list or a dict, one item each. A list that prints as a table, the
-        second axis taken for the channels.
+        tuple, a list or a dict, one item each. A list that prints as a table; in
+        that, the second axis is taken for the channels.
+
+    Raises
+    ------
+    TypeError
+        If the network is scripted, traced or wrapped in DataParallel.
+    ValueError
+        If it cannot be run on such latents.
 
     Notes
     -----
@@ -177,6 +202,7 @@ def list_layers(
     * worth decomposing
     """
     check_hookable(generator)
+    check_forward(forward)
     shapes: dict[tuple[str, Any], tuple[int, ...]] = {}
     calls: dict[str, int] = {}
     made: list[_Made] = []
@@ -204,7 +230,9 @@ def list_layers(
             stack.enter_context(watch(Tap(name, layer), note))
             handle = layer.register_forward_pre_hook(note_read, with_kwargs=True)
             stack.callback(handle.remove)
-        images = generator(latents) if forward is None else forward(generator, latents)
+        with explained_failures(latents, forward):
+            run = forward or (lambda generator, latents: generator(latents))
+            images = run(generator, latents)
     worth = _worth(made, calls, len(latents), images)
     modules = dict(generator.named_modules())
     return LayerTable(
@@ -240,7 +268,12 @@ def _note_made(made: list[_Made], tensor: Tensor, name: str, select: Any) -> Non
             return
     ref = weakref.ref(tensor)
     shape = tuple(tensor.shape)
-    made.append(_Made(ref, tensor._version, shape, (name, select), depth))
+    made.append(_Made(ref, _version(tensor), shape, (name, select), depth))
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to; tensors of inference mode do not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _note_read(made: list[_Made], inputs: Iterable[Any]) -> None:

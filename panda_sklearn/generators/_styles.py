@@ -9,7 +9,7 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from panda_sklearn.generators._calls import dtype_of
 from panda_sklearn.generators._conventions import STYLED, Styled, get
 from panda_sklearn.generators._families import Family
-from panda_sklearn.generators._labels import Label
+from panda_sklearn.generators._labels import Label, Numbers
 from panda_sklearn.utils.validation import (
     as_numeric,
     check_choice,
+    check_count,
     check_finite,
-    check_index,
     check_number,
 )
 
@@ -55,9 +55,9 @@ STYLE_DOC = """How to call a {name} generator.
 
     label : int or array-like of shape (n_classes,), default=None
         For generators with classes, the class of all images, or weights that mix
-        classes. ``None`` reads it from the latents: one more column with the index of
-        each image's class, or a column of weights for each class. Codes have it in
-        them.
+        classes, used as they are. ``None`` reads it from the latents: one more column
+        with the index of each image's class, or a column of weights for each class.
+        Codes have it in them.
 
     w_avg : array-like of shape (w_dim,), default=None
         The mean of codes; ``None`` is what the generator remembers of its training.
@@ -88,13 +88,13 @@ class StyleFamily(Family):
     latent_space: str = "z"
     noise_mode: str = "const"
     label: Label | None = None
-    w_avg: tuple[float, ...] | None = field(default=None, repr=False)
+    w_avg: Numbers | None = None
     conventions: ClassVar[Any] = STYLED
 
     def __post_init__(self) -> None:
         check_number("truncation_psi", self.truncation_psi)
         if self.truncation_layers is not None:
-            check_index("truncation_layers", self.truncation_layers, 1000)
+            check_count("truncation_layers", self.truncation_layers, at_least=0)
         check_choice("latent_space", self.latent_space, SPACES)
         check_choice("noise_mode", self.noise_mode, NOISE_MODES)
         if self.w_avg is not None:
@@ -104,18 +104,20 @@ class StyleFamily(Family):
                 raise ValueError(
                     f"w_avg must be one code, got shape {tuple(mean.shape)}."
                 )
-            object.__setattr__(self, "w_avg", tuple(map(float, mean.tolist())))
+            object.__setattr__(self, "w_avg", Numbers(map(float, mean.tolist())))
         self._check()
 
     def __call__(self, generator: nn.Module, latents: Tensor) -> Any:
         """Images of latents, or of codes."""
         convention = self._find(generator)
-        codes = self._truncated(convention, generator, self._codes(generator, latents))
+        codes = self._codes(convention, generator, latents)
+        codes = self._truncated(convention, generator, codes)
         return convention.synthesize(generator, codes, self.noise_mode)
 
-    def _codes(self, generator: nn.Module, latents: Tensor) -> Tensor:
+    def _codes(
+        self, convention: Styled, generator: nn.Module, latents: Tensor
+    ) -> Tensor:
         """A code for each layer, (n, n_codes, w_dim), not truncated."""
-        convention: Styled = self._find(generator)
         if self.latent_space == "z":
             z, labels = self._split(convention, generator, latents)
             return convention.map(generator, z, labels)

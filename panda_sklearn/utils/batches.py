@@ -5,12 +5,24 @@ Floor 2: torch alone.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-__all__ = ["Batches"]
+__all__ = ["Batches", "is_out_of_memory"]
+
+# What libraries and devices that raise plain RuntimeErrors say of memory.
+SIGNS = ("out of memory", "ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that an accelerator's memory ran out."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return type(error) is RuntimeError and any(sign in str(error) for sign in SIGNS)
 
 
 class Batches:
@@ -25,7 +37,7 @@ class Batches:
 
     def __init__(self, n_samples: int, size: int) -> None:
         self.n_samples = n_samples
-        self.size = min(size, n_samples)
+        self.size = self._first = min(size, n_samples)
 
     def map(self, make: Callable[[slice], Tensor]) -> Iterator[tuple[slice, Tensor]]:
         """Each slice and what ``make`` gives for it, which is not kept here.
@@ -40,8 +52,8 @@ class Batches:
             where = slice(start, min(start + self.size, self.n_samples))
             try:
                 made = [make(where)]
-            except torch.OutOfMemoryError:
-                if where.stop - start == 1:
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or where.stop - start == 1:
                     raise
                 made = []
             # Out of the clause above, where the exception would keep the failed
@@ -51,3 +63,21 @@ class Batches:
                 start = where.stop
             else:
                 self.size = (where.stop - start) // 2
+
+    @property
+    def shrank(self) -> bool:
+        """Whether memory ran out."""
+        return self.size < self._first
+
+    def warn(self) -> None:
+        """Say that memory ran out, at the line of the user's code that is running."""
+        level = 1
+        while "panda_sklearn" in sys._getframe(level).f_globals.get("__name__", ""):
+            level += 1
+        warnings.warn(
+            f"The accelerator's memory does not hold batches of {self._first} samples: "
+            f"went on with {self.size}. Set batch_size={self.size}. Noise that the "
+            "network draws in its layers differs from that of larger batches.",
+            UserWarning,
+            stacklevel=level + 1,
+        )

@@ -146,15 +146,17 @@ def fixed_noise(device: torch.device) -> Iterator[None]:
         yield
 
 
-def preserved_random_state(
-    device: torch.device,
-) -> contextlib.AbstractContextManager:
+@contextlib.contextmanager
+def preserved_random_state(device: torch.device) -> Iterator[None]:
     """Context after which torch's random numbers go on as they were before.
 
     The global numbers are one stream: threads that draw noise at the same time get
     parts of it in any order, but the state is restored when the last is done.
     """
-    return _preserved_random_state(device).joined()
+    with contextlib.ExitStack() as stack:
+        for generator in _random_generators(device):
+            stack.enter_context(_preserved(generator).joined())
+        yield
 
 
 def seed_noise(device: torch.device) -> None:
@@ -173,17 +175,15 @@ def _random_generators(device: torch.device) -> list[torch.Generator]:
 
 
 @functools.cache
-def _preserved_random_state(device: torch.device) -> _Shared:
-    """Context after which the generators of the device are as they were."""
+def _preserved(generator: torch.Generator) -> _Shared:
+    """Context after which a generator is as it was."""
 
     @contextlib.contextmanager
     def preserved():
-        generators = _random_generators(device)
-        before = [generator.get_state() for generator in generators]
+        before = generator.get_state()
         try:
             yield
         finally:
-            for generator, state in zip(generators, before, strict=True):
-                generator.set_state(state)
+            generator.set_state(before)
 
     return _Shared(preserved)

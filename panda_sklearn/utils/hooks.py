@@ -129,7 +129,12 @@ def choices_of(value: Any) -> list | None:
 
 
 def check_hookable(model: nn.Module) -> None:
-    """Raise TypeError for a scripted or traced network."""
+    """Raise TypeError for a scripted, traced or replicated network."""
+    if isinstance(model, nn.DataParallel):
+        raise TypeError(
+            "The network is wrapped in DataParallel, which runs copies of it that "
+            "cannot be hooked. Use its module, generator.module."
+        )
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(
             "The network is scripted or traced (torch.jit), and its layers cannot be "

@@ -383,20 +383,20 @@ def check_number(
     return number
 
 
-def check_count(name: str, value: Any) -> int:
-    """A positive int.
+def check_count(name: str, value: Any, *, at_least: int = 1) -> int:
+    """An int that is large enough.
 
     Raises
     ------
     TypeError, ValueError
-        If it is no int, or less than 1.
+        If it is no int, or less than that.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(
             f"{name} must be an int, got {value!r} of type {type(value).__name__}."
         )
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}.")
+    if value < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {value}.")
     return int(value)
 
 

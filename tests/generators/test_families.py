@@ -463,6 +463,44 @@ def test_classes_that_do_not_fit(forward, latents, match):
         extractor.fit(latents)
 
 
+def test_columns_that_cannot_hold_the_classes():
+    class Many(torch.nn.Module):
+        config = type("Config", (), {"z_dim": 2, "num_classes": 1000})()
+        embeddings = generator = 1
+
+    latents = torch.tensor([[0.5, 0.5, 901]], dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="bfloat16 does not tell 1000 classes"):
+        BigGAN()(Many(), latents)
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 1, 1), (5, 2, 3)])
+def test_plain_generators_take_latents_of_any_shape(shape):
+    network = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Flatten())
+    network.nz = 6
+    latents = torch.arange(30.0).reshape(shape)
+    extractor = GeneratorFeatureExtractor(network, "0", forward=ProGAN())
+    assert torch.equal(extractor.fit_transform(latents), latents)
+    embedding = torch.nn.Sequential(torch.nn.Embedding(30, 4))
+    extractor = GeneratorFeatureExtractor(embedding, "0", forward=ProGAN())
+    assert extractor.fit_transform(latents.long().flatten(1)).shape == (5, 6, 4)
+
+
+def test_codes_take_the_precision_of_the_network():
+    network = f.seeded(f.NvidiaStyleGAN2Net).double()
+    forward = StyleGAN2(latent_space="w+", truncation_psi=0.5)
+    codes = sample_latents(network, 3, 0, forward=forward)
+    assert codes.dtype == torch.float32
+    features = make_extractor(network, forward).fit_transform(codes.numpy())
+    assert features.dtype == np.float64
+
+
+def test_settings_print_short():
+    zeros, ones = (StyleGAN2(w_avg=fill(512)) for fill in (np.zeros, np.ones))
+    assert "w_avg=<512 numbers of norm 0>" in repr(zeros)
+    assert repr(ones) != repr(zeros) and ones != zeros
+    assert len(repr(BigGAN(label=np.ones(1000)))) < 120
+
+
 def test_labels_of_generators_without_classes():
     extractor = make_extractor(f.seeded(f.NvidiaStyleGAN2Net), StyleGAN2(label=1))
     with pytest.raises(ValueError, match="label=1, but the generator has no classes"):

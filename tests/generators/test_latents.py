@@ -117,6 +117,20 @@ def test_codes_are_what_the_mapping_network_gives():
     torch.testing.assert_close(plus, expected)
 
 
+def test_codes_that_differ_between_layers():
+    """genforce's repeat_w=False: the mapping network gives all codes at once."""
+    network = f.seeded(f.GenforceStyleGAN2Net)
+    n_codes = network.num_layers
+    network.mapping.layers = torch.nn.Linear(f.Z, n_codes * f.W)
+    plus = StyleGAN2(latent_space="w+")
+    codes = sample_latents(network, 3, 0, forward=plus)
+    assert codes.shape == (3, n_codes, f.W)
+    with pytest.raises(ValueError, match='use latent_space="w\\+"'):
+        sample_latents(network, 3, 0, forward=StyleGAN2(latent_space="w"))
+    with pytest.raises(TypeError, match="forward is the class StyleGAN2"):
+        sample_latents(network, 3, 0, forward=StyleGAN2)
+
+
 def test_a_forward_says_the_family():
     """A convention that is not what the generator looks like."""
     network = f.seeded(f.StyleGAN3Net)

@@ -14,6 +14,7 @@ from panda_sklearn.generators import (
     list_layers,
     sample_latents,
 )
+from tests.emulated_cuda import emulated_cuda
 from tests.generators import families as f
 
 
@@ -41,6 +42,11 @@ def test_layers_worth_decomposing(build, forward, expected):
     assert found == expected
     assert len(layers) > len(found)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)
 
 
 class Pyramid(nn.Module):
@@ -123,6 +129,57 @@ def test_the_table_is_readable():
 
 def only_z():
     return torch.randn(2, 6)
+
+
+def test_large_maps_and_tokens_are_not_recommended():
+    class Tokens(nn.Module):
+        def forward(self, x):
+            return x.flatten(2).transpose(1, 2)
+
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.AvgPool2d(2), Tokens())
+    layers = list_layers(network, torch.randn(2, 3, 98, 98))
+    assert [layer.name for layer in layers.recommended] == ["1"]
+    lines = str(layers).splitlines()
+    assert lines[3].split() == ["2", "Tokens", "?", "2401", "x", "8", "1"]
+    assert lines[-1].startswith("? channels by positions, or tokens by channels")
+    assert str(layers[:1]).splitlines()[1].split()[:3] == ["0", "Conv2d", "8"]
+
+
+def test_networks_of_inference_mode():
+    class Frozen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(3, 8, 1)
+
+        @torch.inference_mode()
+        def forward(self, x):
+            return self.layer(x)[:, :3, ::2, ::2]
+
+    layers = list_layers(Frozen(), torch.randn(2, 3, 16, 16))
+    assert [layer.name for layer in layers.recommended] == ["layer"]
+
+
+def test_random_numbers_are_left_alone():
+    network = nn.Sequential(nn.Linear(6, 5), Noise())
+    z = only_z()
+    before = torch.get_rng_state()
+    list_layers(network, z)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_networks_of_buffers_alone_are_run_where_those_are():
+    class Buffers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("scale", torch.ones(1))
+            self.layer = nn.Identity()
+
+        def forward(self, z):
+            return self.layer(self.scale * z)
+
+    with emulated_cuda():
+        network = Buffers().to("cuda")
+        assert len(list_layers(network, torch.ones(2, 6))) == 1
 
 
 def test_networks_without_images():

@@ -34,6 +34,18 @@ def test_everything_is_restored_after_an_exception(network, z, error):
     assert all(torch.equal(v, after[k]) for k, v in state.items())
 
 
+def test_random_numbers_of_overlapping_calls_on_one_generator():
+    """The device has two names; whoever comes second must not keep the seeded state."""
+    before = torch.get_rng_state()
+    first, second = fixed_noise(CPU), fixed_noise(torch.device("cpu", 0))
+    first.__enter__()
+    torch.rand(3)
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_network_on_two_devices_is_left_there(network):
     network.unused.to("meta")  # a layer that does not run
     with borrowed(network, None):

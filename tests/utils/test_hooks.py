@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from panda_sklearn.generators import list_layers
+from panda_sklearn.generators import list_layers, sample_latents
 from panda_sklearn.utils.borrowing import borrowed
 from panda_sklearn.utils.hooks import Tap, capture, find_layer, replace
 from tests.networks import Containers, TinyTransformer
@@ -236,6 +236,12 @@ def test_scripted_networks_are_refused(network, z):
         find_layer(traced, "")
     with pytest.raises(TypeError, match="traced"):
         list_layers(traced, torch.zeros(1, 5, 4, 4))
+
+
+def test_replicated_networks_are_refused(network, z):
+    for call in (find_layer, list_layers, sample_latents):
+        with pytest.raises(TypeError, match=r"DataParallel.*generator\.module"):
+            call(nn.DataParallel(network), "block1")
 
 
 @pytest.mark.parametrize("whole", [True, False])
