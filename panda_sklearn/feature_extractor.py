@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -19,19 +19,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from panda_sklearn.generators._calls import (
+    Run,
     check_forward,
     device_of,
     explained_failures,
-    prepare_latents,
+    running,
 )
 from panda_sklearn.generators._layers import list_layers
 from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor
 from panda_sklearn.utils.batches import Batches
-from panda_sklearn.utils.borrowing import (
-    borrowed,
-    preserved_random_state,
-    seed_noise,
-)
 from panda_sklearn.utils.hooks import Tap, capture, find_layer, replace
 from panda_sklearn.utils.layouts import FeatureLayout
 from panda_sklearn.utils.validation import (
@@ -250,8 +246,9 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         tap = self._tap()
         latents = check_numbers(self, X, reset=True, keep_dtype=True)
         first = Batches(len(latents[:2]), 2)
-        with self._borrowed():
-            next(first.map(lambda rows: self._learn(tap, latents[rows], latents.shape)))
+        with self._running() as run:
+            learn = lambda rows: self._learn(run, tap, latents[rows], latents.shape)  # noqa: E731
+            next(first.map(learn))
         return self
 
     @fit_method
@@ -310,25 +307,27 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         """Activations, batch by batch; ``learn`` from the first as ``fit`` does."""
         fitted = not learn
 
-        def make(where: slice) -> Tensor:
+        def make(run: Run, where: slice) -> Tensor:
             nonlocal fitted
             batch = latents[where]
             if not fitted:
-                found = self._learn(tap, batch, latents.shape)
+                found = self._learn(run, tap, batch, latents.shape)
                 fitted = True
                 return found
             with capture(tap, stop=True) as seen:
-                self._run(batch)
+                run(batch)
             found = seen.found()
             self._check_shape(found)
             return found
 
         return Origin.of(latents).give(self._collect(make, latents, "activations"))
 
-    def _learn(self, tap: Tap, latents: ArrayLike, shape: tuple[int, ...]) -> Tensor:
+    def _learn(
+        self, run: Run, tap: Tap, latents: ArrayLike, shape: tuple[int, ...]
+    ) -> Tensor:
         """Set the fitted attributes from a whole pass; returns its activations."""
-        with capture(tap) as seen:
-            images = self._run_checked(latents)
+        with capture(tap) as seen, explained_failures(latents, self.forward):
+            images = run(latents)
         found = seen.found()
         if found.ndim < 2 or len(found) != len(latents):
             raise ValueError(
@@ -380,8 +379,13 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         """Images of checked latents, on their device, with activations changed."""
         tap = self._tap()
 
-        def make(where: slice) -> Tensor:
-            made = self._run_replacing(tap, latents[where], change, where)
+        def make(run: Run, where: slice) -> Tensor:
+            if change is None:
+                made = run(latents[where])
+            else:
+                with replace(tap, lambda original: change(original, where)) as seen:
+                    made = run(latents[where])
+                seen.check()
             if not isinstance(made, Tensor):
                 raise TypeError(
                     f"The network returned a {type(made).__name__}, expected a tensor "
@@ -445,15 +449,10 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             return device_of(self.generator)
         return check_device(self.device)
 
-    @contextlib.contextmanager
-    def _borrowed(self) -> Iterator[None]:
-        """The network, moved only if ``device`` says so, and the random numbers."""
-        device = self._device()
-        with (
-            borrowed(self.generator, None if self.device is None else device),
-            preserved_random_state(device),
-        ):
-            yield
+    def _running(self) -> contextlib.AbstractContextManager[Run]:
+        """The network, borrowed; moved only if ``device`` says so."""
+        device = None if self.device is None else check_device(self.device)
+        return running(self.generator, self.forward, device)
 
     def _check_latents(self, X: ArrayLike) -> tuple[ArrayLike, Origin]:
         """Latents of the shape seen by fit, and where they came from."""
@@ -490,14 +489,15 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
 
     def _collect(
         self,
-        make: Callable[[slice], Tensor],
+        make: Callable[[Run, slice], Tensor],
         latents: ArrayLike,
         what: str,
         verbose: int | None = None,
     ) -> Tensor:
-        """What ``make`` gives for slices of the latents, as one, where they are.
+        """What ``make(run, where)`` gives for slices of the latents, as one.
 
-        Holds the result and one batch of it; borrows the network meanwhile.
+        It is where the latents are. Holds the result and one batch; borrows the network
+        meanwhile.
         """
         device = Origin.of(latents).device
         size, fits = self.batch_size, self._batch_that_fits
@@ -506,7 +506,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         batches = Batches(len(latents), size)
         whole: Tensor | None = None
         with (
-            self._borrowed(),
+            self._running() as run,
             tqdm(
                 total=len(latents),
                 desc=f"{type(self).__name__}, {what}",
@@ -514,7 +514,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
                 mininterval=1,
             ) as bar,
         ):
-            for where, part in batches.map(make):
+            for where, part in batches.map(lambda where: make(run, where)):
                 n = where.stop - where.start
                 if part.ndim == 0 or len(part) != n:
                     raise ValueError(
@@ -532,38 +532,6 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             batches.warn()
         assert whole is not None  # there is a sample at least
         return whole
-
-    def _run(self, latents: ArrayLike) -> object:
-        """One forward pass of the borrowed network, its noise the same each time."""
-        if not isinstance(latents, Tensor):
-            latents = torch.from_numpy(np.array(latents, order="C"))
-        device = self._device()
-        batch = latents.detach()
-        batch = prepare_latents(self.generator, batch, device, self.forward)
-        seed_noise(device)
-        if self.forward is None:
-            return self.generator(batch)
-        return self.forward(self.generator, batch)
-
-    def _run_replacing(
-        self,
-        tap: Tap,
-        latents: ArrayLike,
-        change: Change | None,
-        where: slice,
-    ) -> object:
-        """One forward pass with the tapped tensor replaced, if there is something."""
-        if change is None:
-            return self._run(latents)
-        with replace(tap, lambda original: change(original, where)) as seen:
-            images = self._run(latents)
-        seen.check()
-        return images
-
-    def _run_checked(self, latents: ArrayLike) -> object:
-        """A first forward pass, whose failure is explained."""
-        with explained_failures(latents, self.forward):
-            return self._run(latents)
 
     def __getstate__(self):
         """Without the memory and the batch size, which belong to the process."""

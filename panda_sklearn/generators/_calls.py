@@ -10,20 +10,32 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from panda_sklearn.utils.arrays import ArrayLike
 from panda_sklearn.utils.batches import is_out_of_memory
+from panda_sklearn.utils.borrowing import (
+    borrowed,
+    preserved_random_state,
+    seed_noise,
+)
 from panda_sklearn.utils.hooks import TapTypeError
 
 __all__ = [
     "ConventionError",
+    "Run",
     "check_forward",
     "device_of",
     "dtype_of",
     "explained_failures",
-    "prepare_latents",
+    "running",
 ]
+
+# forward(generator, latents), and run(latents) of a borrowed generator.
+Forward = Callable[[nn.Module, Tensor], Any]
+Run = Callable[[ArrayLike], Any]
 
 
 class ConventionError(TypeError):
@@ -66,29 +78,56 @@ def explained_failures(latents: Any, forward: Any) -> Iterator[None]:
 
 def device_of(generator: nn.Module) -> torch.device:
     """The device of the network's first parameter or buffer; else the CPU."""
-    # Asked before every batch: looks no further than the first.
     tensors = itertools.chain(generator.parameters(), generator.buffers())
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
-def dtype_of(generator: nn.Module, default: torch.dtype) -> torch.dtype:
+def dtype_of(generator: nn.Module, default: Any) -> Any:
     """The dtype of the network's first floating parameter."""
     floating = (p.dtype for p in generator.parameters() if p.is_floating_point())
     return next(floating, default)
 
 
-def prepare_latents(
-    generator: nn.Module,
-    latents: Tensor,
-    device: torch.device,
-    forward: Callable[[nn.Module, Tensor], Any] | None,
-) -> Tensor:
-    """Latents on the device; floating ones in the dtype of the network's parameters.
+@contextlib.contextmanager
+def running(
+    generator: nn.Module, forward: Forward | None, device: torch.device | None = None
+) -> Iterator[Run]:
+    """Borrow a network for forward passes.
 
-    Integers (class labels, token numbers) keep their dtype, and so do latents for a
-    ``forward`` that casts them itself.
+    Noise that it draws is the same in each pass.
+
+    Parameters
+    ----------
+    generator : Module
+
+    forward : callable or None
+        ``forward(generator, latents)``; ``None`` is ``generator(latents)``.
+
+    device : torch.device, default=None
+        Where to run it; ``None`` is where it is.
+
+    Yields
+    ------
+    run : callable
+        ``run(latents)`` makes a forward pass. Latents come to the device, floating ones
+        in the dtype of the network's parameters; integers (class labels, token numbers)
+        keep theirs, and so do latents for a ``forward`` that casts them itself.
     """
-    dtype = latents.dtype
-    if latents.is_floating_point() and not getattr(forward, "casts_latents", False):
-        dtype = dtype_of(generator, dtype)
-    return latents.to(device=device, dtype=dtype)
+    where = device_of(generator) if device is None else device
+    dtype = dtype_of(generator, None)
+    if getattr(forward, "casts_latents", False):
+        dtype = None
+    call = (
+        (lambda generator, latents: generator(latents)) if forward is None else forward
+    )
+
+    def run(latents: ArrayLike) -> Any:
+        if not isinstance(latents, Tensor):
+            latents = torch.from_numpy(np.array(latents, order="C"))
+        batch = latents.detach()
+        batch = batch.to(where, dtype if batch.is_floating_point() else None)
+        seed_noise(where)
+        return generator(batch) if forward is None else forward(generator, batch)
+
+    with borrowed(generator, device), preserved_random_state(where):
+        yield run

@@ -12,17 +12,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from panda_sklearn.generators._calls import (
     check_forward,
-    device_of,
     explained_failures,
-    prepare_latents,
+    running,
 )
-from panda_sklearn.utils.borrowing import borrowed, fixed_noise
 from panda_sklearn.utils.hooks import Tap, check_hookable, choices_of, watch
 
 __all__ = ["LayerInfo", "LayerTable", "list_layers"]
@@ -210,13 +207,8 @@ def list_layers(
     def note_read(layer, args, kwargs):
         _note_read(made, (*args, *kwargs.values()))
 
-    device = device_of(generator)
-    if not isinstance(latents, Tensor):
-        latents = torch.from_numpy(np.array(latents))
-    latents = prepare_latents(generator, latents, device, forward)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(borrowed(generator, None))
-        stack.enter_context(fixed_noise(device))
+        run = stack.enter_context(running(generator, forward))
         for name, layer in generator.named_modules():
             if not name or isinstance(layer, torch.jit.ScriptModule):
                 continue
@@ -231,8 +223,7 @@ def list_layers(
             handle = layer.register_forward_pre_hook(note_read, with_kwargs=True)
             stack.callback(handle.remove)
         with explained_failures(latents, forward):
-            run = forward or (lambda generator, latents: generator(latents))
-            images = run(generator, latents)
+            images = run(latents)
     worth = _worth(made, calls, len(latents), images)
     modules = dict(generator.named_modules())
     return LayerTable(
