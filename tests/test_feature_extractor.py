@@ -527,6 +527,30 @@ def test_batches_are_halved_until_they_fit(z, method):
     assert "_batch_that_fits" not in pickle.loads(pickle.dumps(extractor)).__dict__
 
 
+@pytest.mark.gpu
+def test_batches_are_halved_until_they_fit_on_a_real_device(z):
+    class Greedy(nn.Module):
+        """Needs 0.4 of the device's memory for each sample."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 4)
+
+        def forward(self, z):
+            n_bytes = int(0.4 * torch.cuda.get_device_properties(0).total_memory)
+            torch.empty(len(z), n_bytes, dtype=torch.uint8, device=z.device)
+            return self.layer(z)
+
+    network = Greedy().cuda()
+    latents = z.cuda()
+    extractor = make_extractor(network, "layer", batch_size=7).fit(latents)
+    with pytest.warns(UserWarning, match="samples: went on with"):
+        features = extractor.transform(latents)
+    with torch.no_grad():
+        torch.testing.assert_close(features, network.layer(latents))
+    torch.cuda.empty_cache()
+
+
 def test_another_batch_size_is_tried_afresh(z):
     network = Hungry(2)
     extractor = make_extractor(network, "layer", batch_size=4).fit(z)

@@ -117,9 +117,6 @@ def running(
     dtype = dtype_of(generator, None)
     if getattr(forward, "casts_latents", False):
         dtype = None
-    call = (
-        (lambda generator, latents: generator(latents)) if forward is None else forward
-    )
 
     def run(latents: ArrayLike) -> Any:
         if not isinstance(latents, Tensor):

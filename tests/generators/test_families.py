@@ -285,6 +285,34 @@ def test_numpy_latents(case, network, latents):
     )
 
 
+def test_two_readers_of_one_output():
+    """Its output reaches toRGB and the next convolution, the next one's input one."""
+    network = f.seeded(f.NvidiaStyleGAN2Net)
+    z = sample_latents(network, 4, 0)
+    ws = nvidia_codes(network, z)
+    features, _ = network.by_hand(ws)
+    s = network.synthesis
+    with torch.no_grad():
+        x = s.b4.conv1(s.b4.const.expand(4, -1, -1, -1), ws[:, 0], "const")
+        image = s.b8.torgb(features, ws[:, 3], s.b4.torgb(x, ws[:, 1]))
+        x = s.b16.conv0(features + 2, ws[:, 3], "const")
+        expected = s.b16.torgb(s.b16.conv1(x, ws[:, 4], "const"), ws[:, 5], image)
+    one = GeneratorFeatureExtractor(
+        network, "synthesis.b16.conv0", tap="input", forward=StyleGAN2()
+    ).fit(z)
+    torch.testing.assert_close(one.transform(z), features.detach())
+    edited = one.generate(z, features=lambda x: x + 2)
+    torch.testing.assert_close(edited, expected, atol=1e-5, rtol=1e-4)
+    both = make_extractor(network, StyleGAN2()).fit(z)
+    assert not torch.allclose(both.generate(z, features=lambda x: x + 2), edited)
+    # The block gives the same maps, after toRGB has read them.
+    block = GeneratorFeatureExtractor(
+        network, "synthesis.b8", select=0, forward=StyleGAN2()
+    ).fit(z)
+    edited = block.generate(z, features=lambda x: x + 2)
+    torch.testing.assert_close(edited, expected, atol=1e-5, rtol=1e-4)
+
+
 # Noise
 
 
