@@ -245,10 +245,12 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         """
         tap = self._tap()
         latents = check_numbers(self, X, reset=True, keep_dtype=True)
-        first = Batches(len(latents[:2]), 2)
         with self._running() as run:
-            learn = lambda rows: self._learn(run, tap, latents[rows], latents.shape)  # noqa: E731
-            next(first.map(learn))
+
+            def learn(rows: slice) -> Tensor:
+                return self._learn(run, tap, latents[rows], latents.shape)
+
+            next(Batches(min(2, len(latents)), 2).map(learn))
         return self
 
     @fit_method

@@ -70,8 +70,9 @@ def explained_failures(latents: Any, forward: Any) -> Iterator[None]:
         advice = "Check their shape"
         if forward is None:
             advice += "; if the network is called in another way, pass forward"
+        shape = tuple(np.shape(latents))
         raise ValueError(
-            f"The network could not be run on latents of shape {tuple(latents.shape)} "
+            f"The network could not be run on latents of shape {shape} "
             f"({type(error).__name__}: {error}). {advice}."
         ) from error
 

@@ -69,17 +69,19 @@ def sample_latents(
     -------
     latents : Tensor of shape (n_samples, ...)
         Float32, on the generator's device; rows, also for generators that take them
-        with more axes. Standard normal numbers; for BigGAN those
-        between -2 and 2, not multiplied by the truncation. For generators with classes
-        the last column is the index of the class. With ``latent_space="w"`` or "w+"
-        what the generator's mapping network makes of such numbers.
+        with more axes. Standard normal numbers; for BigGAN those between -2 and 2, not
+        multiplied by the truncation. For generators with classes the last column is the
+        index of the class. With ``latent_space="w"`` or "w+" what the generator's
+        mapping network makes of such numbers.
 
     Raises
     ------
     TypeError
-        If the length of a latent is not known.
+        If the length of a latent is not known, or the generator is not of the family
+        that ``forward`` is for.
     ValueError
-        If ``classes`` does not fit the generator or ``forward``.
+        If ``classes`` does not fit the generator or ``forward``, or codes of "w" are
+        asked for and the mapping network gives each layer its own.
 
     Examples
     --------
