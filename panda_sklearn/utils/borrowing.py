@@ -75,9 +75,11 @@ def borrowed(model: nn.Module, device: torch.device | None) -> Iterator[None]:
 
 def _lend(model: nn.Module, device: torch.device | None) -> _Loan:
     """Put the network into evaluation mode on the device, or leave it as it is."""
-    homes = {t.device for t in (*model.parameters(), *model.buffers())}
+    homes = set()
+    if device is not None:
+        homes = {t.device for t in (*model.parameters(), *model.buffers())}
     home = None
-    if device is not None and homes and homes != {device}:
+    if homes and homes != {device}:
         if len(homes) > 1:
             raise ValueError(
                 "The network is spread over several devices "
