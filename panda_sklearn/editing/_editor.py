@@ -29,6 +29,7 @@ from panda_sklearn.editing._targets import TargetSearch
 from panda_sklearn.feature_extractor import GeneratorFeatureExtractor
 from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor
 from panda_sklearn.utils.validation import (
+    check_choice,
     check_index,
     check_is_fitted,
     check_mask,
@@ -451,10 +452,7 @@ class LocalEditor:
               of two samples: 1 if all change alike. NaN for a single sample.
         """
         latents, _ = self._door(latents)
-        if sort_by not in COLUMNS:
-            raise ValueError(
-                f"sort_by must be one of {sorted(COLUMNS)}, got {sort_by!r}."
-            )
+        check_choice("sort_by", sort_by, sorted(COLUMNS))
         panda, extractor = self.decomposition, self.extractor
         every = as_tensor(panda.parts_).flatten(1)
         chosen = range(len(panda.appearances_)) if appearances is None else appearances

@@ -33,10 +33,8 @@ __all__ = ["StyleFamily", "StyleGAN", "StyleGAN2", "StyleGAN3"]
 SPACES = ("z", "w", "w+")
 NOISE_MODES = ("const", "random", "none")
 
-# What StyleGAN and StyleGAN2 say alike.
-STYLE_DOC = """How to call a {name} generator.
-
-    Parameters
+# What the docstrings of the three say alike.
+PARAMETERS = """Parameters
     ----------
     truncation_psi : float, default=1.0
         How far codes go from their mean: ``w_avg + truncation_psi * (w - w_avg)``.
@@ -44,12 +42,12 @@ STYLE_DOC = """How to call a {name} generator.
     truncation_layers : int, default=None
         Number of layers, from the first, whose codes are truncated; ``None`` is all.
 
-    latent_space : {{"z", "w", "w+"}}, default="z"
+    latent_space : {"z", "w", "w+"}, default="z"
         What the latents are: inputs of the mapping network; codes (n_samples, w_dim),
         as it gives them; or a code for each layer, (n_samples, n_layers, w_dim) or
         the same in rows of n_layers * w_dim.
 
-    noise_mode : {{"const", "random", "none"}}, default="const"
+    noise_mode : {"const", "random", "none"}, default="const"
         Noise added in the layers: the generator's own, the same for all images; drawn
         anew, though alike with and without an edit; or none.
 
@@ -61,22 +59,20 @@ STYLE_DOC = """How to call a {name} generator.
 
     w_avg : array-like of shape (w_dim,), default=None
         The mean of codes; ``None`` is what the generator remembers of its training.
-        rosinality's remember none: give ``generator.mean_latent(4096)[0]``.
-
-    convention : {{"auto", "genforce", "nvidia", "rosinality"}}, default="auto"
+        Those that remember none need it: ``generator.mean_latent(4096)[0]`` of
+        rosinality's.
+"""
+CONVENTION = """\
+convention : {"auto", "genforce", "nvidia", "rosinality"}, default="auto"
         How the generator is written: as genforce's, which return dicts; as NVIDIA's
         (stylegan2-ada-pytorch, stylegan3), with ``mapping`` and ``synthesis``; or as
         rosinality's, called with lists. "auto" looks at it.
-
-    See Also
+"""
+SEE_ALSO = """See Also
     --------
     sample_latents : Draws latents, also as codes.
     panda_sklearn.GeneratorFeatureExtractor : Its ``forward`` is what this is for.
-
-    Notes
-    -----
-    {reference}
-    """
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,49 +167,41 @@ class StyleFamily(Family):
 
 @dataclass(frozen=True, kw_only=True)
 class StyleGAN(StyleFamily):
-    __doc__ = STYLE_DOC.format(
-        name="StyleGAN",
-        reference="""T. Karras, S. Laine, T. Aila. "A Style-Based Generator Architecture
-    for Generative Adversarial Networks". CVPR, 2019.""",
-    )
+    __doc__ = f"""How to call a StyleGAN generator.
+
+    {PARAMETERS}
+    {CONVENTION}
+    {SEE_ALSO}
+    Notes
+    -----
+    T. Karras, S. Laine, T. Aila. "A Style-Based Generator Architecture for Generative
+    Adversarial Networks". CVPR, 2019.
+    """
+
     convention: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
 class StyleGAN2(StyleFamily):
-    __doc__ = STYLE_DOC.format(
-        name="StyleGAN2",
-        reference="""T. Karras, S. Laine, M. Aittala, J. Hellsten, J. Lehtinen, T. Aila.
-    "Analyzing and Improving the Image Quality of StyleGAN". CVPR, 2020.""",
-    )
+    __doc__ = f"""How to call a StyleGAN2 generator.
+
+    {PARAMETERS}
+    {CONVENTION}
+    {SEE_ALSO}
+    Notes
+    -----
+    T. Karras, S. Laine, M. Aittala, J. Hellsten, J. Lehtinen, T. Aila. "Analyzing and
+    Improving the Image Quality of StyleGAN". CVPR, 2020.
+    """
+
     convention: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
 class StyleGAN3(StyleFamily):
-    """How to call a StyleGAN3 generator, as NVIDIA wrote it.
+    __doc__ = f"""How to call a StyleGAN3 generator, as NVIDIA wrote it.
 
-    Parameters
-    ----------
-    truncation_psi : float, default=1.0
-        How far codes go from their mean: ``w_avg + truncation_psi * (w - w_avg)``.
-
-    truncation_layers : int, default=None
-        Number of layers, from the first, whose codes are truncated; ``None`` is all.
-        The first is that of the Fourier features.
-
-    latent_space : {"z", "w", "w+"}, default="z"
-        As for ``StyleGAN2``.
-
-    noise_mode : {"const", "random", "none"}, default="const"
-        Handed to the layers. StyleGAN3's own add no noise; networks derived from it do.
-
-    label : int or array-like of shape (n_classes,), default=None
-        As for ``StyleGAN2``.
-
-    w_avg : array-like of shape (w_dim,), default=None
-        As for ``StyleGAN2``.
-
+    {PARAMETERS}
     transform : array-like of shape (3, 3), default=None
         Moves and turns what is in the image, in units of the image's size: ``[[c, s,
         x], [-s, c, y], [0, 0, 1]]`` for an angle of cosine c and sine s and a way (x,
@@ -221,17 +209,15 @@ class StyleGAN3(StyleFamily):
         ``synthesis.input.transform`` for the length of the call. ``None`` leaves that
         as it is.
 
-    See Also
-    --------
-    sample_latents : Draws latents, also as codes.
-    panda_sklearn.GeneratorFeatureExtractor : Its ``forward`` is what this is for.
-
+    {SEE_ALSO}
     Notes
     -----
-    Its layers are larger than the image by a margin: parts have one, too.
+    The first code is that of the Fourier features. Layers are larger than the image by
+    a margin: parts have one, too. StyleGAN3's own layers add no noise; networks derived
+    from it may.
 
-    Calls of one generator by several threads wait for each other, since the transform
-    is the generator's.
+    Calls of one generator through this class by several threads wait for each other,
+    since the transform is the generator's.
 
     T. Karras, M. Aittala, S. Laine, E. Harkonen, J. Hellsten, J. Lehtinen, T. Aila.
     "Alias-Free Generative Adversarial Networks". NeurIPS, 2021.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 import torch
 from torch import Tensor
@@ -44,8 +45,8 @@ class Batches:
 
         Raises
         ------
-        torch.OutOfMemoryError
-            If memory runs out on a single sample.
+        RuntimeError
+            If memory runs out on a single sample: what torch raised.
         """
         start = 0
         while start < self.n_samples:
@@ -71,9 +72,9 @@ class Batches:
 
     def warn(self) -> None:
         """Say that memory ran out, at the line of the user's code that is running."""
-        level = 1
-        while "panda_sklearn" in sys._getframe(level).f_globals.get("__name__", ""):
-            level += 1
+        level, frame = 1, sys._getframe(1)
+        while frame.f_back is not None and _is_ours(frame):
+            level, frame = level + 1, frame.f_back
         warnings.warn(
             f"The accelerator's memory does not hold batches of {self._first} samples: "
             f"went on with {self.size}. Set batch_size={self.size}. Noise that the "
@@ -81,3 +82,8 @@ class Batches:
             UserWarning,
             stacklevel=level + 1,
         )
+
+
+def _is_ours(frame: FrameType) -> bool:
+    """Whether a frame runs code of this package."""
+    return frame.f_globals.get("__name__", "").partition(".")[0] == "panda_sklearn"

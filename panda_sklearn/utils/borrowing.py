@@ -1,8 +1,8 @@
 """Running somebody else's network, and leaving it and the process as they were.
 
 Floor 2: torch alone. :func:`borrowed` puts a network into the state in which it may be
-run, and back; :func:`fixed_noise` does so with torch's global random numbers. Both may
-be used by several threads at a time.
+run, and back; :func:`preserved_random_state` keeps torch's global random numbers, which
+:func:`seed_noise` sets before a pass. Several threads may use them at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from torch import nn
 
 __all__ = [
     "borrowed",
-    "fixed_noise",
     "preserved_random_state",
     "seed_noise",
     "uncompiled",
@@ -138,14 +137,6 @@ def uncompiled(model: nn.Module) -> contextlib.AbstractContextManager:
         for module in model.modules()
     )
     return _eager.joined() if compiled else contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def fixed_noise(device: torch.device) -> Iterator[None]:
-    """Seed torch's random numbers alike for each block, and restore them after."""
-    with preserved_random_state(device):
-        seed_noise(device)
-        yield
 
 
 @contextlib.contextmanager

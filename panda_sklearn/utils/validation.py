@@ -400,13 +400,12 @@ def check_count(name: str, value: Any, *, at_least: int = 1) -> int:
     return int(value)
 
 
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
-    """One of the choices; ValueError for anything else."""
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise ValueError unless the value is one of the choices."""
     if value not in choices:
         raise ValueError(
             f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}."
         )
-    return value
 
 
 def check_feature_names_in(estimator: Any, input_features: Any) -> None:

@@ -159,6 +159,12 @@ def test_networks_of_inference_mode():
     assert [layer.name for layer in layers.recommended] == ["layer"]
 
 
+@pytest.mark.filterwarnings("ignore")  # torch.jit warns that it is deprecated
+def test_scripted_parts_are_passed_over():
+    network = nn.Sequential(torch.jit.script(nn.Linear(6, 5)), nn.ReLU())
+    assert [layer.name for layer in list_layers(network, only_z())] == ["1"]
+
+
 def test_random_numbers_are_left_alone():
     network = nn.Sequential(nn.Linear(6, 5), Noise())
     z = only_z()

@@ -1,14 +1,27 @@
 """Running a network, and leaving it and the process as they were."""
 
+import contextlib
 import threading
 
 import pytest
 import torch
 
-from panda_sklearn.utils.borrowing import borrowed, fixed_noise
+from panda_sklearn.utils.borrowing import (
+    borrowed,
+    preserved_random_state,
+    seed_noise,
+)
 from tests.networks import TinyGenerator
 
 CPU = torch.device("cpu")
+
+
+@contextlib.contextmanager
+def fixed_noise(device):
+    """As for one pass of a borrowed network."""
+    with preserved_random_state(device):
+        seed_noise(device)
+        yield
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
