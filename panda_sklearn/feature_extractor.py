@@ -6,7 +6,6 @@ nothing of the decomposition.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Callable
 from numbers import Integral
@@ -28,8 +27,15 @@ from panda_sklearn.generators._calls import (
 from panda_sklearn.generators._layers import list_layers
 from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor
 from panda_sklearn.utils.batches import Batches
-from panda_sklearn.utils.hooks import Tap, capture, find_layer, replace
+from panda_sklearn.utils.hooks import (
+    Tap,
+    can_be_stopped,
+    capture,
+    find_layer,
+    replace,
+)
 from panda_sklearn.utils.layouts import FeatureLayout
+from panda_sklearn.utils.undo import Undo
 from panda_sklearn.utils.validation import (
     Interval,
     Options,
@@ -245,7 +251,8 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         """
         tap = self._tap()
         latents = check_numbers(self, X, reset=True, keep_dtype=True)
-        with self._running() as run:
+        with Undo() as undo, undo:
+            run = self._running(undo)
 
             def learn(rows: slice) -> Tensor:
                 return self._learn(run, tap, latents[rows], latents.shape)
@@ -308,6 +315,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     def _extract(self, tap: Tap, latents: ArrayLike, *, learn: bool) -> ArrayLike:
         """Activations, batch by batch; ``learn`` from the first as ``fit`` does."""
         fitted = not learn
+        stop = can_be_stopped(self.generator)
 
         def make(run: Run, where: slice) -> Tensor:
             nonlocal fitted
@@ -316,9 +324,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
                 found = self._learn(run, tap, batch, latents.shape)
                 fitted = True
                 return found
-            with capture(tap, stop=True) as seen:
-                run(batch)
-            found = seen.found()
+            found = capture(tap, lambda: run(batch), stop=stop).found()
             self._check_shape(found)
             return found
 
@@ -328,9 +334,9 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         self, run: Run, tap: Tap, latents: ArrayLike, shape: tuple[int, ...]
     ) -> Tensor:
         """Set the fitted attributes from a whole pass; returns its activations."""
-        with capture(tap) as seen, explained_failures(latents, self.forward):
-            images = run(latents)
-        found = seen.found()
+        with explained_failures(latents, self.forward):
+            seen = capture(tap, lambda: run(latents))
+        found, images = seen.found(), seen.result
         if found.ndim < 2 or len(found) != len(latents):
             raise ValueError(
                 f"The {self.tap} of layer {self.layer!r} is of shape "
@@ -385,9 +391,11 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             if change is None:
                 made = run(latents[where])
             else:
-                with replace(tap, lambda original: change(original, where)) as seen:
-                    made = run(latents[where])
-                seen.check()
+                made = replace(
+                    tap,
+                    lambda original: change(original, where),
+                    lambda: run(latents[where]),
+                )
             if not isinstance(made, Tensor):
                 raise TypeError(
                     f"The network returned a {type(made).__name__}, expected a tensor "
@@ -451,10 +459,10 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             return device_of(self.generator)
         return check_device(self.device)
 
-    def _running(self) -> contextlib.AbstractContextManager[Run]:
-        """The network, borrowed; moved only if ``device`` says so."""
+    def _running(self, undo: Undo) -> Run:
+        """Borrow the network; it is moved only if ``device`` says so."""
         device = None if self.device is None else check_device(self.device)
-        return running(self.generator, self.forward, device)
+        return running(undo, self.generator, self.forward, device)
 
     def _check_latents(self, X: ArrayLike) -> tuple[ArrayLike, Origin]:
         """Latents of the shape seen by fit, and where they came from."""
@@ -508,7 +516,8 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         batches = Batches(len(latents), size)
         whole: Tensor | None = None
         with (
-            self._running() as run,
+            Undo() as undo,
+            undo,
             tqdm(
                 total=len(latents),
                 desc=f"{type(self).__name__}, {what}",
@@ -516,6 +525,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
                 mininterval=1,
             ) as bar,
         ):
+            run = self._running(undo)
             for where, part in batches.map(lambda where: make(run, where)):
                 n = where.stop - where.start
                 if part.ndim == 0 or len(part) != n:

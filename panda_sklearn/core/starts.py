@@ -77,9 +77,8 @@ def random_appearances(
     -------
     A : Tensor of shape (n_channels, n_appearances), float64, on the CPU
     """
-    draw = torch.randn(
-        n_channels, n_appearances, dtype=torch.float64, generator=generator
-    )
+    shape = n_channels, n_appearances
+    draw = torch.randn(shape, dtype=torch.float64, device="cpu", generator=generator)
     return torch.linalg.qr(draw).Q.contiguous()
 
 
@@ -92,7 +91,8 @@ def random_parts(n_positions: int, n_parts: int, generator: torch.Generator) -> 
         On the CPU whatever the data's device, so that a seed means the same
         everywhere.
     """
-    draw = torch.rand(n_positions, n_parts, dtype=torch.float64, generator=generator)
+    shape = n_positions, n_parts
+    draw = torch.rand(shape, dtype=torch.float64, device="cpu", generator=generator)
     return 0.01 * draw
 
 

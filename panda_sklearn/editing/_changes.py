@@ -124,7 +124,7 @@ def _term(
         if len(strength) != n_samples:
             raise ValueError(_not_for_samples("strength", strength, n_samples))
     else:
-        strength = torch.tensor(float(edit.strength), dtype=torch.float64)
+        strength = as_tensor(np.array(float(edit.strength)))
     parts = as_tensor(decomposition.parts_).flatten(1)  # (R_S, S)
     if isinstance(edit.part, tuple):
         chosen = tuple(check_index("part", k, len(parts)) for k in edit.part)

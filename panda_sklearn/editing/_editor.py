@@ -390,9 +390,9 @@ class LocalEditor:
             )
         colors = np.broadcast_to(colors, (n_colors,))
         images = self.extractor.generate(latents)
-        where = torch.as_tensor(mask)[:, None]
-        values = torch.as_tensor(images)
-        color = torch.tensor(colors.copy()).to(values)
+        where = as_tensor(mask, keep_type=True)[:, None]
+        values = as_tensor(images, keep_type=True)
+        color = torch.from_numpy(colors.copy()).to(values)
         color = color.reshape(-1, *[1] * (values.ndim - 2))
         return Origin.of(images).give(torch.where(where, color, values))
 
@@ -498,8 +498,8 @@ class LocalEditor:
         latents, origin = self.extractor._check_latents(latents)
         if isinstance(latents, Tensor):
             return latents, origin
-        tensor = torch.from_numpy(np.array(latents, order="C"))
-        return tensor.to(self.extractor._device()), origin
+        tensor = as_tensor(latents, self.extractor._device(), keep_type=True)
+        return tensor, origin
 
     def _image_spatial(self) -> tuple[int, ...]:
         """Spatial shape of the images; ValueError if they have none like the maps."""

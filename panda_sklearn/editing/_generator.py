@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from panda_sklearn.editing._changes import check_edits, total_change
 from panda_sklearn.editing._edit import Edit
 from panda_sklearn.editing._editor import LocalEditor
-from panda_sklearn.utils.borrowing import uncompiled
+from panda_sklearn.utils.borrowing import run_eagerly
 from panda_sklearn.utils.hooks import replace
+from panda_sklearn.utils.undo import Undo
 
 __all__ = ["EditedGenerator"]
 
@@ -153,13 +154,15 @@ class EditedGenerator(nn.Module):
 
     def _run(self, latents: Tensor) -> Tensor:
         """One forward pass, with the edits hooked in for its length."""
-        with replace(self._tap, self._edit) as seen, uncompiled(self.generator):
+
+        def run() -> Tensor:
             if self._forward is None:
-                images = self.generator(latents)
-            else:
-                images = self._forward(self.generator, latents)
-        seen.check()
-        return images
+                return self.generator(latents)
+            return self._forward(self.generator, latents)
+
+        with Undo() as undo, undo:
+            run_eagerly(undo, self.generator)
+            return replace(self._tap, self._edit, run)
 
     def _edit(self, features: Tensor) -> Tensor:
         """Activations with the edits added."""

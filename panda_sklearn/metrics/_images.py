@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from panda_sklearn.utils.arrays import ArrayLike, as_tensor
-from panda_sklearn.utils.borrowing import borrowed
+from panda_sklearn.utils.borrowing import borrow
 from panda_sklearn.utils.regions import masked_norms, ratios
+from panda_sklearn.utils.undo import Undo
 from panda_sklearn.utils.validation import (
     check_count,
     check_finite,
@@ -255,18 +256,19 @@ def _features(samples: ArrayLike, network: Callable | None, batch_size: int) -> 
     if network is None:
         return tensor.double()
     found = []
-    for batch in tensor.split(batch_size):
+    with Undo() as undo, undo:
+        home = tensor
         if isinstance(network, nn.Module):
-            home = next(iter([*network.parameters(), *network.buffers()]), batch)
-            with borrowed(network, None):
-                made = network(batch.to(home))
-        else:
-            made = network(batch)
-        if not isinstance(made, Tensor):
-            raise TypeError(
-                f"network must give a tensor of features, got a {type(made).__name__}."
-            )
-        found.append(made.detach().double())
+            borrow(undo, network)
+            home = next(iter([*network.parameters(), *network.buffers()]), tensor)
+        for batch in tensor.split(batch_size):
+            made = network(batch.to(home))
+            if not isinstance(made, Tensor):
+                raise TypeError(
+                    "network must give a tensor of features, got a "
+                    f"{type(made).__name__}."
+                )
+            found.append(made.detach().double())
     features = torch.cat(found)
     check_finite(features, "features")
     return features

@@ -230,9 +230,12 @@ def is_numeric(array: ArrayLike) -> bool:
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """The device, with its index; ValueError if there is none such."""
+    """The device, with its index; ValueError if there is none such, or no values."""
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device).device
+        if found.type != "meta":
+            return found
+        raise RuntimeError("tensors there have no values")
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
