@@ -25,7 +25,7 @@ from panda_sklearn.generators._calls import (
     running,
 )
 from panda_sklearn.generators._layers import list_layers
-from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor
+from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor, is_floating
 from panda_sklearn.utils.batches import Batches
 from panda_sklearn.utils.hooks import (
     Tap,
@@ -192,6 +192,9 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     # Set by a TensorMemory through which the transformer was fitted.
     _memory: Any = None
 
+    # Whether fit saw floating latents, rather than classes or token numbers.
+    _takes_floats = True
+
     # Where the accelerator's memory ran out: batch_size, device, and what it holds.
     _batch_that_fits: tuple[int, Any, int] | None = None
 
@@ -345,6 +348,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             )
         self.feature_shape_ = tuple(found.shape[1:])
         self.latent_shape_ = tuple(shape[1:])
+        self._takes_floats = is_floating(latents)
         self.image_shape_ = None
         if isinstance(images, Tensor) and images.ndim > 0:
             self.image_shape_ = tuple(images.shape[1:])
@@ -468,6 +472,16 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         """Latents of the shape seen by fit, and where they came from."""
         check_is_fitted(self)
         latents = check_numbers(self, X, reset=False, keep_dtype=True)
+        if is_floating(latents) != self._takes_floats:
+            if not self._takes_floats:
+                raise ValueError(
+                    f"X is of type {latents.dtype}, but {type(self).__name__} was "
+                    "fitted on integers, such as classes or token numbers. Pass those."
+                )
+            if isinstance(latents, Tensor):
+                latents = latents.to(torch.float32)
+            else:
+                latents = latents.astype(np.float32)
         if tuple(latents.shape[1:]) != self.latent_shape_:
             raise ValueError(
                 f"X has samples of shape {tuple(latents.shape[1:])}, but "

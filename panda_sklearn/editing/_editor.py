@@ -27,6 +27,7 @@ from panda_sklearn.editing._edit import Edit
 from panda_sklearn.editing._ranking import COLUMNS, PairTries, rank, sort_table
 from panda_sklearn.editing._targets import TargetSearch
 from panda_sklearn.feature_extractor import GeneratorFeatureExtractor
+from panda_sklearn.utils.arithmetic import own_arithmetic
 from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor
 from panda_sklearn.utils.validation import (
     check_choice,
@@ -530,10 +531,10 @@ class LocalEditor:
             )
         return Change(terms, self.decomposition._layout, self._refine)
 
+    @own_arithmetic
     def _refine(self, maps: Tensor) -> Tensor:
         """Parts (n, R_S, S) refined to maps (n, C, S)."""
-        with torch.no_grad():
-            return self.decomposition._refine(maps, REFINEMENT_STEPS)
+        return self.decomposition._refine(maps, REFINEMENT_STEPS)
 
     def _search(
         self, change: Change, target: float, region: Any, n_samples: int

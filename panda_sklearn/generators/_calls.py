@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from panda_sklearn.utils.arrays import ArrayLike, as_tensor
+from panda_sklearn.utils.arrays import ArrayLike, as_tensor, is_floating
 from panda_sklearn.utils.batches import is_out_of_memory
 from panda_sklearn.utils.borrowing import (
     borrow,
@@ -69,12 +69,15 @@ def explained_failures(latents: Any, forward: Any) -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         advice = "Check their shape"
+        if not is_floating(latents):
+            advice += ", and pass floats unless they are classes or token numbers"
         if forward is None:
             advice += "; if the network is called in another way, pass forward"
-        shape = tuple(np.shape(latents))
+        kind = latents.dtype if isinstance(latents, Tensor) else np.array(latents).dtype
         raise ValueError(
-            f"The network could not be run on latents of shape {shape} "
-            f"({type(error).__name__}: {error}). {advice}."
+            "The network could not be run on latents of shape "
+            f"{tuple(np.shape(latents))} and type {kind} ({type(error).__name__}: "
+            f"{error}). {advice}."
         ) from error
 
 
@@ -144,7 +147,8 @@ def running(
     preserve_random_state(undo, where)
 
     def run(latents: ArrayLike) -> Any:
-        batch = as_tensor(latents, keep_type=True)
+        given = latents if isinstance(latents, Tensor) else np.asarray(latents)
+        batch = as_tensor(given, keep_type=True)
         kind = dtype if dtype is not None and batch.is_floating_point() else batch.dtype
         # A copy: the network may write into its inputs.
         batch = batch.to(device=where, dtype=kind, copy=True)

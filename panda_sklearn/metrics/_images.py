@@ -178,9 +178,10 @@ def sliced_wasserstein_distance(X, Y, *, n_projections=500, random_state=None):
     random = check_random_state(random_state)
     directions = random.normal(size=(one.shape[1], n_projections))
     directions /= np.linalg.norm(directions, axis=0)
-    distance = ot.sliced_wasserstein_distance(
-        one, two, projections=torch.from_numpy(directions).to(one)
-    )
+    with one.device:  # whatever the process's default is
+        distance = ot.sliced_wasserstein_distance(
+            one, two, projections=torch.from_numpy(directions).to(one)
+        )
     return float(distance)
 
 
@@ -243,11 +244,12 @@ def frechet_distance(X, Y, *, network=None, batch_size=32):
         )
     given = nn.Identity()
     given.num_features = one.shape[1]
-    metric = fid.FrechetInceptionDistance(feature=given).to(one.device)
-    metric.update(one, real=True)
-    metric.update(two, real=False)
-    # Rounding may take a distance of 0 below it.
-    return max(float(metric.compute()), 0.0)
+    with one.device:  # whatever the process's default is
+        metric = fid.FrechetInceptionDistance(feature=given).to(one.device)
+        metric.update(one, real=True)
+        metric.update(two, real=False)
+        distance = float(metric.compute())
+    return max(distance, 0.0)  # rounding may take a distance of 0 below it
 
 
 def _features(samples: ArrayLike, network: Callable | None, batch_size: int) -> Tensor:

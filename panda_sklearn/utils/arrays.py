@@ -18,6 +18,7 @@ __all__ = [
     "MapLayout",
     "Origin",
     "as_tensor",
+    "is_floating",
     "promoted",
     "randomness",
 ]
@@ -74,6 +75,13 @@ def as_tensor(
     if T.dtype in UNSIGNED:
         return T.to(torch.int64)
     return promoted(T) if T.is_floating_point() and T.dtype.itemsize == 1 else T
+
+
+def is_floating(X: object) -> bool:
+    """Whether an array or tensor holds floating-point numbers."""
+    if isinstance(X, Tensor):
+        return X.is_floating_point()
+    return np.asarray(X).dtype.kind == "f"
 
 
 def promoted(T: Tensor) -> Tensor:

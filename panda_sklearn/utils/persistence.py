@@ -25,7 +25,7 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from panda_sklearn._version import __version__
-from panda_sklearn.core.moments import Moments
+from panda_sklearn.core.moments import ChannelMoments, Moments
 from panda_sklearn.solvers import Past
 from panda_sklearn.utils.arrays import as_tensor
 
@@ -48,8 +48,7 @@ ATTRIBUTES = {
     "saliency_mean_",
 }
 OPTIONAL = {
-    "_channel_mean",
-    "_channel_scatter",
+    "_channels",
     "_past",
     "feature_names_in_",
     "layer_",
@@ -57,6 +56,7 @@ OPTIONAL = {
 }
 
 KINDS = {
+    "_channels": ChannelMoments,
     "_flattened": bool,
     "_past": Past,
     "layer_": str,
@@ -66,7 +66,7 @@ KINDS = {
     "reconstruction_err_": float,
 }
 
-RECORDS = {record.__name__: record for record in (Moments, Past)}
+RECORDS = {record.__name__: record for record in (ChannelMoments, Moments, Past)}
 
 
 def to_plain(value: Any) -> Any:
@@ -238,10 +238,14 @@ def _mismatch(attributes: dict) -> str:
     }
     arrays = {name: attributes[name] for name in expected}
     if past := attributes.get("_past"):
-        expected["_channel_mean"] = (C,)
-        expected["_channel_scatter"] = (C, C)
-        for name in ("_channel_mean", "_channel_scatter"):
-            arrays[name] = attributes.get(name)
+        channels = attributes.get("_channels")
+        if channels is None:
+            return "_channels are missing"
+        for name, array, shape in (
+            ("mean of channels", channels.mean, (C,)),
+            ("scatter of channels", channels.scatter, (C, C)),
+        ):
+            expected[name], arrays[name] = shape, array
         for name, moments, n in (
             ("parts", past.of_parts, S),
             ("appearances", past.of_appearances, C),

@@ -102,9 +102,7 @@ def test_no_hook_is_left_after_an_exception(network, z, error):
     with pytest.raises(error):
         capture(tap(network, "block1"), lambda: network(z))
     with pytest.raises(error):
-        replace(
-            tap(network, "block1", where="input"), lambda x: x, lambda: network(z)
-        )
+        replace(tap(network, "block1", where="input"), lambda x: x, lambda: network(z))
     handle.remove()
     assert n_hooks(network) == 0
 
