@@ -69,7 +69,7 @@ class Moments:
         sum ||Z_i||^2.
 
     eps : float
-        Relative rounding error of the sums, that of the data's type.
+        Relative rounding error of the sums, or of squares of the data if that is more.
     """
 
     M1: Tensor
@@ -187,7 +187,7 @@ def part_moments(
     _, C, S = Z.shape
     dtype = dtype or Z.dtype
     A, g = diagonalised(A)
-    eps = torch.finfo(dtype).eps
+    eps = _rounding(Z, dtype)
     orthonormal = bool(torch.allclose(g, torch.ones_like(g), rtol=0, atol=8 * eps))
     identity = orthonormal and len(g) == C
     M1 = torch.zeros(S, S, dtype=accumulator_dtype(Z.device), device=Z.device)
@@ -265,7 +265,7 @@ def appearance_moments(
         W = W.reshape(len(batch), C, -1)
         add_gram(M1, W.transpose(0, 1).reshape(C, -1).T)
         add_gram(M2, (W * roots).transpose(0, 1).reshape(C, -1).T)
-    return Moments(mirror(M1), mirror(M2), energy, torch.finfo(dtype).eps)
+    return Moments(mirror(M1), mirror(M2), energy, _rounding(Z, dtype))
 
 
 @dataclass(frozen=True)
@@ -386,6 +386,14 @@ def is_cheaper_factored(C: int, S: int, R_C: int, R_S: int) -> bool:
     """
     R = R_C if R_C <= SHARE_TO_KEEP * C else C
     return R_C * S > PRODUCTS * SLOWNESS * R * R_S
+
+
+def _rounding(Z: Tensor, dtype: torch.dtype) -> float:
+    """Share of the energy that rounding may have put anywhere, for a type of products.
+
+    By the sums of products; or by the values themselves, whose errors are squared.
+    """
+    return max(torch.finfo(dtype).eps, torch.finfo(Z.dtype).eps ** 2)
 
 
 def _samples_of_a_batch(Z: Tensor, rows: int, n: int) -> int:

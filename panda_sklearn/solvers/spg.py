@@ -231,6 +231,18 @@ class _Alternation:
             moments = part_moments(self.Z, self.A, **self._options())
             M1P, M2P = moments.products(self.P[None])
             self.part_products = M1P[0], M2P[0]
+        A, P = self._canonical()
+        wide = accumulator_dtype(self.Z.device)
+        if self.products != wide and not bool(A.any(dim=0).all()):
+            # Beyond the rank of the data, or of their products in single precision?
+            self.products = wide
+            moments = appearance_moments(self.Z, self.P, **self._options())
+            self.A, self.f = solve_appearances(moments, self.A)
+            self.of_appearances = moments
+            A, P = self._canonical()
+        return A, P
+
+    def _canonical(self) -> tuple[Tensor, Tensor]:
         A, P, _ = canonical(
             self.A,
             self.P,

@@ -114,11 +114,6 @@ def check_numbers(
 
 def _check_tensor(X: torch.Tensor) -> None:
     """What check_array checks, for a tensor; in scikit-learn's words."""
-    if X.layout != torch.strided:
-        raise TypeError(
-            f"Sparse input is not supported, got a tensor of layout {X.layout}. Use "
-            "X.to_dense()."
-        )
     for is_so, kind, remedy in (
         (X.is_quantized, "quantized", "Use X.dequantize()."),
         (X.is_nested, "nested", "Pass samples of one shape, as one dense tensor."),
@@ -126,6 +121,11 @@ def _check_tensor(X: torch.Tensor) -> None:
     ):
         if is_so:
             raise TypeError(f"Expected a dense tensor, got one {kind}. {remedy}")
+    if X.layout != torch.strided:
+        raise TypeError(
+            f"Sparse input is not supported, got a tensor of layout {X.layout}. Use "
+            "X.to_dense()."
+        )
     if X.is_complex():
         raise ValueError(
             "Complex data not supported. Pass real and imaginary parts as channels."
