@@ -40,6 +40,7 @@ from panda_sklearn.utils.persistence import (
     write_state,
 )
 from panda_sklearn.utils.validation import (
+    RANDOM_STATE,
     Interval,
     Options,
     StrOptions,
@@ -47,6 +48,7 @@ from panda_sklearn.utils.validation import (
     check_feature_names_in,
     check_is_fitted,
     check_numbers,
+    check_parameters,
     check_random_state,
     check_rank,
     check_same_layout,
@@ -305,7 +307,7 @@ class PartsAppearanceDecomposition(
         "map_shape": [tuple, list, None],
         "channel_axis": [Options(Integral, {1, -1})],
         "device": [str, torch.device, None],
-        "random_state": ["random_state"],
+        "random_state": RANDOM_STATE,
         "verbose": ["verbose"],
     }
 
@@ -475,6 +477,7 @@ class PartsAppearanceDecomposition(
         self, X: ArrayLike, *, reset: bool = True
     ) -> tuple[Tensor, MapLayout, Origin, Start]:
         """Checked activations as (N, C, S), their layout and kind, and the start."""
+        check_parameters(self)  # scikit-learn does so at the first batch alone
         X = check_numbers(self, X, reset=reset)
         if reset:
             layout = find_layout(
@@ -529,8 +532,10 @@ class PartsAppearanceDecomposition(
             ("appearances", self.init[0], self.n_appearances, (C,)),
             ("parts", self.init[1], self.n_parts, layout.spatial),
         ):
-            factor = check_values(factor, f"{name} of init")
-            expected = (len(factor) if rank is None else rank, *shape)
+            expected = (f"n_{name}" if rank is None else rank, *shape)
+            words = f"({', '.join(map(str, expected))})"
+            factor = check_values(factor, f"The {name} of init", words)
+            expected = (len(factor), *expected[1:]) if rank is None else expected
             if tuple(factor.shape) != expected:
                 raise ValueError(
                     f"The {name} of init must be of shape {expected}, got "
@@ -668,12 +673,13 @@ class PartsAppearanceDecomposition(
             The reconstruction A L_i P', laid out as the ``X`` given to ``fit``.
         """
         check_is_fitted(self)
-        L = check_values(X, "X")
+        check_parameters(self)
         R_C, R_S = len(self.appearances_), len(self.parts_)
+        shapes = f"(n_samples, {R_C * R_S}) or (n_samples, {R_C}, {R_S})"
+        L = check_values(X, "X", shapes)
         if tuple(L.shape[1:]) not in {(R_C, R_S), (R_C * R_S,)}:
             raise ValueError(
-                f"Expected coefficients of shape (n_samples, {R_C * R_S}) or "
-                f"(n_samples, {R_C}, {R_S}), got {tuple(L.shape)}."
+                f"X must be coefficients of shape {shapes}, got {tuple(L.shape)}."
             )
         origin, L = Origin.of(L), as_tensor(L, self.device)
         A, P = self._factors(L)
@@ -815,8 +821,12 @@ class PartsAppearanceDecomposition(
         return MapLayout(self.map_shape_, self.channel_axis, self._flattened)
 
     def _check_maps(self, X: ArrayLike) -> tuple[Tensor, Origin]:
-        """Checked activations as a tensor (N, C, S), and where they came from."""
+        """Checked activations as a tensor (N, C, S), and where they came from.
+
+        With the parameters, which may have changed since fit.
+        """
         check_is_fitted(self)
+        check_parameters(self)
         X = check_numbers(self, X, reset=False)
         check_same_layout(self, X, self._layout)
         return self._layout.to_maps(as_tensor(X, self.device)), Origin.of(X)

@@ -22,6 +22,7 @@ from panda_sklearn.utils.borrowing import (
     seed_noise,
 )
 from panda_sklearn.utils.hooks import TapTypeError
+from panda_sklearn.utils.validation import check_function
 
 __all__ = [
     "ConventionError",
@@ -43,12 +44,8 @@ class ConventionError(TypeError):
 
 
 def check_forward(forward: Any) -> None:
-    """Raise TypeError if ``forward`` is a class, where its instance is meant."""
-    if isinstance(forward, type):
-        raise TypeError(
-            f"forward is the class {forward.__name__}: pass an object of it, such as "
-            f"{forward.__name__}()."
-        )
+    """Raise TypeError unless ``forward`` can be called, or is None."""
+    check_function("forward", forward, "generator, latents")
 
 
 @contextlib.contextmanager
