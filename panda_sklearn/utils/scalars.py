@@ -27,6 +27,7 @@ __all__ = [
     "check_kind",
     "check_number",
     "check_random_state",
+    "check_single",
     "check_verbose",
     "is_bool",
     "shown",
@@ -143,6 +144,20 @@ def check_number(
     return number
 
 
+def check_single(name: str, value: Any, *, above: float = -math.inf) -> float:
+    """A finite number that fits in single precision, above a bound.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is something else.
+    """
+    number = check_number(name, value, above=above)
+    if abs(number) > LARGEST:
+        raise ValueError(f"{name} must fit in float32, got {value!r}.")
+    return number
+
+
 def check_count(name: str, value: Any, *, at_least: int = 1) -> int:
     """An int that is large enough.
 
@@ -161,10 +176,11 @@ def check_count(name: str, value: Any, *, at_least: int = 1) -> int:
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raise ValueError unless the value is one of the choices."""
     if not isinstance(value, str) or value not in choices:
-        *most, last = map(repr, choices)
+        came = repr(value) if isinstance(value, str) else shown(value)
+        two = len(choices) == 2
+        listed = (" or " if two else ", ").join(map(repr, choices))
         raise ValueError(
-            f"{name} must be {', '.join(most)} or {last}, got "
-            f"{repr(value) if isinstance(value, str) else shown(value)}."
+            f"{name} must be {'' if two else 'one of '}{listed}, got {came}."
         )
 
 

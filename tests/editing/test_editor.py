@@ -53,7 +53,6 @@ def test_no_strength_is_the_same_image_bit_for_bit(z, noise):
     editor = LocalEditor.from_pipeline(pipeline)
     image = editor.extractor.generate(z)
     assert torch.equal(editor.edit(z, Edit(0, 0, 0.0)), image)
-    assert torch.equal(editor.edit(z, []), image)
     assert torch.equal(editor.edit(z, [Edit(0, 1, 2.0), Edit(0, 1, -2.0)]), image)
 
 
@@ -120,7 +119,7 @@ def test_channels_last_layers(z):
         ((0, 3, 1.0), ValueError, "part must be from 0 to 2, got 3"),
         ((0.5, 0, 1.0), TypeError, "appearance must be an int"),
         ((True, 0, 1.0), TypeError, "appearance must be an int"),
-        ((0, 0, np.nan), ValueError, "strength must be finite"),
+        ((0, 0, np.nan), ValueError, "strength must be a finite number"),
         ((0, 0, "3"), TypeError, "strength must be a number"),
     ],
 )
@@ -130,7 +129,7 @@ def test_bad_edits(editor, z, arguments, kind, match):
 
 
 def test_things_that_are_no_edits(editor, z):
-    with pytest.raises(TypeError, match="Expected an Edit, got one of type tuple"):
+    with pytest.raises(TypeError, match="each of edits must be an Edit, got .*tuple"):
         editor.edit(z, [(0, 0, 1.0)])
 
 
@@ -145,14 +144,16 @@ def test_a_constant_part_is_an_error(pipeline, z):
 
 def test_what_an_editor_is_made_of(pipeline, z):
     extractor, panda = pipeline[0], pipeline[1]
-    with pytest.raises(TypeError, match="Expected a GeneratorFeatureExtractor"):
+    with pytest.raises(
+        TypeError, match="extractor must be a GeneratorFeatureExtractor"
+    ):
         LocalEditor(panda, extractor)
     with pytest.raises(NotFittedError):
         LocalEditor(extractor, PartsAppearanceDecomposition())
     other = GeneratorFeatureExtractor(extractor.generator, "block2").fit(z)
     with pytest.raises(ValueError, match=r"shape \(4, 8, 8\).* fitted on \(5, 4, 4\)"):
         LocalEditor(other, panda)
-    with pytest.raises(TypeError, match="Expected a Pipeline"):
+    with pytest.raises(TypeError, match="pipeline must be a Pipeline"):
         LocalEditor.from_pipeline(extractor)
     between = make_pipeline(extractor, FunctionTransformer(), panda)
     with pytest.raises(ValueError, match="directly after"):
