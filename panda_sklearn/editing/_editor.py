@@ -494,12 +494,9 @@ class LocalEditor:
         if parts is None:
             low, high = every.aminmax(dim=1)
             parts = (high > low).nonzero()[:, 0].tolist()
-        pairs = list(
-            product(
-                check_indices("appearances", appearances, n_appearances),
-                check_indices("parts", parts, len(every)),
-            )
-        )
+        appearances = check_indices("appearances", appearances, n_appearances)
+        parts = check_indices("parts", parts, len(every))
+        pairs = list(product(dict.fromkeys(appearances), dict.fromkeys(parts)))
         terms: dict[str, dict[int, Term]] = {"appearance": {}, "part": {}}
         for j, k in pairs:
             if j not in terms["appearance"] or k not in terms["part"]:

@@ -21,13 +21,14 @@ from panda_sklearn.utils.borrowing import (
     preserved_random_state,
     seed_noise,
 )
-from panda_sklearn.utils.hooks import TapTypeError
-from panda_sklearn.utils.validation import check_function
+from panda_sklearn.utils.hooks import TapTypeError, check_hookable
+from panda_sklearn.utils.validation import check_function, check_kind
 
 __all__ = [
     "ConventionError",
     "Run",
     "check_forward",
+    "check_network",
     "device_of",
     "dtype_of",
     "explained_failures",
@@ -46,6 +47,12 @@ class ConventionError(TypeError):
 def check_forward(forward: Any) -> None:
     """Raise TypeError unless ``forward`` can be called, or is None."""
     check_function("forward", forward, "generator, latents")
+
+
+def check_network(name: str, network: Any) -> None:
+    """Raise TypeError unless it is a module that hooks can be attached to."""
+    check_kind(name, network, nn.Module)
+    check_hookable(network)
 
 
 @contextlib.contextmanager

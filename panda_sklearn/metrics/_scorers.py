@@ -23,7 +23,13 @@ from panda_sklearn.metrics._factors import (
     match_factors,
     parts_overlap,
 )
-from panda_sklearn.utils.validation import check_is_fitted, check_random_state
+from panda_sklearn.utils.validation import (
+    check_choice,
+    check_is_fitted,
+    check_random_state,
+    is_bool,
+    shown,
+)
 
 
 def reconstruction(estimator, X, y=None):
@@ -112,14 +118,13 @@ def heldout_reconstruction(
        Nonnegative Matrix Factorization". The Annals of Applied Statistics 3(2), 2009.
        https://arxiv.org/abs/0908.2062
     """
-    if held_out not in ("positions", "both"):
-        raise ValueError(f"held_out must be 'positions' or 'both', got {held_out!r}.")
-    if isinstance(n_folds, bool) or not isinstance(n_folds, Integral) or n_folds < 2:
-        raise ValueError(f"n_folds must be an int of 2 or more, got {n_folds!r}.")
+    check_choice("held_out", held_out, ("positions", "both"))
+    if is_bool(n_folds) or not isinstance(n_folds, Integral) or n_folds < 2:
+        raise ValueError(f"n_folds must be an int of 2 or more, got {shown(n_folds)}.")
+    random = check_random_state(random_state)
     panda, X = _find(estimator, X)
     Z, _ = panda._check_maps(X)
     A, P = (factor.double() for factor in panda._factors(Z))
-    random = check_random_state(random_state)
     positions = _predictors(P, n_folds, random, "parts", "positions")
     whole_channels = held_out == "positions"
     if whole_channels:
@@ -175,8 +180,7 @@ def stability(estimator, X, y=None, *, of="parts"):
     --------
     match_factors : The pairs and their cosines.
     """
-    if of not in ("parts", "appearances"):
-        raise ValueError(f"of must be 'parts' or 'appearances', got {of!r}.")
+    check_choice("of", of, ("parts", "appearances"))
     panda, X = _find(estimator, X)
     other = clone(panda).fit(X)
     one, two = getattr(panda, f"{of}_"), getattr(other, f"{of}_")
@@ -203,7 +207,7 @@ def neg_parts_overlap(estimator, X, y=None):
     score : float
         - ``parts_overlap`` of the fitted parts; 0 if they share no position.
     """
-    return 0.0 - parts_overlap(_find(estimator).parts_)
+    return 0.0 - parts_overlap(_steps(estimator)[1].parts_)
 
 
 def distinct_parts(estimator, X, y=None):
@@ -230,7 +234,7 @@ def distinct_parts(estimator, X, y=None):
     dead_parts : Which are as good as zero.
     duplicate_parts : Which are much like an earlier one.
     """
-    parts = _find(estimator).parts_
+    parts = _steps(estimator)[1].parts_
     return float(np.mean(~dead_parts(parts) & ~duplicate_parts(parts)))
 
 
@@ -243,8 +247,8 @@ def _steps(estimator: Any) -> tuple[list, PartsAppearanceDecomposition]:
             return before, step
         before.append(step)
     raise TypeError(
-        "Expected a PartsAppearanceDecomposition or a Pipeline with one as a step, got "
-        f"a {type(estimator).__name__}."
+        "estimator must be a PartsAppearanceDecomposition or a Pipeline with one as a "
+        f"step, got {shown(estimator)}."
     )
 
 
@@ -258,11 +262,9 @@ def _flattened(estimator: Any) -> Iterator[Any]:
             yield from _flattened(step)
 
 
-def _find(estimator: Any, X: Any = None) -> Any:
-    """The decomposition and its input; without X the decomposition alone."""
+def _find(estimator: Any, X: Any) -> tuple[PartsAppearanceDecomposition, Any]:
+    """The decomposition, and what it is given of X."""
     before, panda = _steps(estimator)
-    if X is None:
-        return panda
     for step in before:
         X = step.transform(X)
     return panda, X

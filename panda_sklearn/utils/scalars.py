@@ -7,8 +7,9 @@ Floor 2. Each names the argument, what was expected and what came.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral, Real
+import reprlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from numbers import Integral, Number, Real
 from typing import Any
 
 import numpy as np
@@ -36,9 +37,6 @@ __all__ = [
 # The largest number of the precision that networks compute in.
 LARGEST = torch.finfo(torch.float32).max
 
-# A value's text is cut off there in messages.
-LONGEST = 60
-
 
 def shown(value: Any) -> str:
     """A value in few words, for messages."""
@@ -46,10 +44,10 @@ def shown(value: Any) -> str:
         return f"an array of shape {tuple(value.shape)} and type {value.dtype}"
     if value is None:
         return "None"
-    text = repr(value)
-    if len(text) > LONGEST:
-        text = f"{text[:LONGEST]}..."
-    return f"{text} of type {type(value).__name__}"
+    kind = type(value).__name__
+    if isinstance(value, str | bytes | Number | Collection) or is_bool(value):
+        return f"{reprlib.repr(value)} of type {kind}"
+    return f"a {kind}"
 
 
 def is_bool(value: Any) -> bool:
@@ -87,7 +85,7 @@ def check_index(name: str, index: Any, size: int) -> int:
 
 
 def check_indices(name: str, indices: Any, size: int) -> list[int]:
-    """Indices from 0 to size - 1, one at least, each once.
+    """Indices from 0 to size - 1, one at least.
 
     Raises
     ------
@@ -103,7 +101,7 @@ def check_indices(name: str, indices: Any, size: int) -> list[int]:
     found = [check_index(f"each of {name}", index, size) for index in indices]
     if not found:
         raise ValueError(f"{name} is empty: give one index at least.")
-    return list(dict.fromkeys(found))
+    return found
 
 
 def check_number(
@@ -179,9 +177,8 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
         came = repr(value) if isinstance(value, str) else shown(value)
         two = len(choices) == 2
         listed = (" or " if two else ", ").join(map(repr, choices))
-        raise ValueError(
-            f"{name} must be {'' if two else 'one of '}{listed}, got {came}."
-        )
+        of = "" if two else "one of "
+        raise ValueError(f"{name} must be {of}{listed}, got {came}.")
 
 
 def check_kind(name: str, value: Any, kind: type, *, hint: str = "") -> None:
