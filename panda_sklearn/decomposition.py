@@ -477,7 +477,6 @@ class PartsAppearanceDecomposition(
         self, X: ArrayLike, *, reset: bool = True
     ) -> tuple[Tensor, MapLayout, Origin, Start]:
         """Checked activations as (N, C, S), their layout and kind, and the start."""
-        check_parameters(self)  # scikit-learn does so at the first batch alone
         X = check_numbers(self, X, reset=reset)
         if reset:
             layout = find_layout(

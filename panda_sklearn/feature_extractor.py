@@ -346,7 +346,8 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             raise ValueError(
                 f"The {self.tap} of layer {self.layer!r} is of shape "
                 f"{tuple(found.shape)} for {len(latents)} samples: its first "
-                "axis is not the samples. Choose another layer."
+                "axis is not the samples. Choose another layer, or check the shape of "
+                "the latents."
             )
         self.feature_shape_ = tuple(found.shape[1:])
         self.latent_shape_ = tuple(shape[1:])
@@ -515,8 +516,8 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         features = check_values(features, "features", str(expected))
         if tuple(features.shape) != expected:
             raise ValueError(
-                f"features must be of shape {expected}, one entry for each latent, got "
-                f"{tuple(features.shape)}."
+                f"features must be of shape {expected}, one entry for each of the "
+                f"latents, got {tuple(features.shape)}."
             )
         check_fits(features, "features", dtype_of(self.generator, torch.float64))
         return as_tensor(features)

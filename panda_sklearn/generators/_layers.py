@@ -23,7 +23,12 @@ from panda_sklearn.generators._calls import (
     running,
 )
 from panda_sklearn.utils.hooks import Tap, choices_of, watch
-from panda_sklearn.utils.validation import check_fits, check_kind, check_values
+from panda_sklearn.utils.validation import (
+    check_fits,
+    check_items,
+    check_kind,
+    check_values,
+)
 
 __all__ = ["LayerInfo", "LayerTable", "list_layers"]
 
@@ -77,7 +82,7 @@ class LayerTable(list):
     """
 
     def __init__(self, layers: Iterable[LayerInfo] = ()) -> None:
-        layers = list(layers) if isinstance(layers, Iterable) else [layers]
+        layers = check_items("layers", layers, "the layers", Iterable)
         for layer in layers:
             check_kind("each of layers", layer, LayerInfo)
         super().__init__(layers)

@@ -25,6 +25,7 @@ from panda_sklearn.utils.validation import (
     check_choice,
     check_count,
     check_fits,
+    check_kind,
     check_single,
     check_values,
 )
@@ -247,6 +248,7 @@ class StyleGAN3(StyleFamily):
 
     def __call__(self, generator: nn.Module, latents: Tensor) -> Any:
         """Images of latents, or of codes."""
+        check_kind("generator", generator, nn.Module)
         with _lock_of(generator), self._transformed(generator):
             return super().__call__(generator, latents)
 

@@ -5,7 +5,6 @@ Floor 4: see :mod:`panda_sklearn.inspection`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -26,12 +25,10 @@ from panda_sklearn.inspection._images import (
     new_axes,
 )
 from panda_sklearn.utils.validation import (
-    check_array_like,
     check_choice,
     check_indices,
     check_kind,
-    check_single,
-    shown,
+    check_numbers_of,
 )
 
 # Axes of pictures, and units of strengths.
@@ -187,7 +184,7 @@ class EditDisplay:
             The display.
         """
         befores = check_shares(self.before, "before", *PICTURES)
-        afters = check_shares(self.after, "after", *befores.shape)
+        afters = check_shares(self.after, "after", *befores.shape, fits="before")
         check_cmap(cmap)
         self.figure_, self.axes_ = new_axes(3, len(befores), axes)
         change = self.change
@@ -289,7 +286,7 @@ class StrengthsDisplay:
         check_editor(editor)
         check_kind("edit", edit, Edit)
         check_value_range(value_range)
-        strengths = _check_strengths(strengths)
+        strengths = check_numbers_of("strengths", strengths)
         n_samples = count_latents(editor, latents)
         check_axes(axes, n_samples, len(strengths))
         edits = [replace(edit, strength=strength) for strength in strengths]
@@ -318,7 +315,9 @@ class StrengthsDisplay:
         strips = check_shares(
             self.pictures, "pictures", "n_samples", "n_strengths", *PICTURES[1:]
         )
-        strengths = check_labels(self.strengths, "strengths", strips.shape[1])
+        strengths = check_labels(
+            self.strengths, "strengths", strips.shape[1], fits="pictures"
+        )
         check_choice("unit", self.unit, UNITS)
         self.figure_, self.axes_ = new_axes(*strips.shape[:2], axes)
         for row, pictures in zip(self.axes_, strips, strict=True):
@@ -460,11 +459,18 @@ class EditMatrixDisplay:
         """
         plain = check_shares(self.picture, "picture", *PICTURES[1:])
         edited = check_shares(
-            self.pictures, "pictures", "n_appearances", "n_parts", *plain.shape
+            self.pictures,
+            "pictures",
+            "n_appearances",
+            "n_parts",
+            *plain.shape,
+            fits="picture",
         )
         n_rows, n_columns = edited.shape[:2]
-        appearances = check_labels(self.appearances, "appearances", n_rows)
-        parts = check_labels(self.parts, "parts", n_columns)
+        appearances = check_labels(
+            self.appearances, "appearances", n_rows, fits="pictures"
+        )
+        parts = check_labels(self.parts, "parts", n_columns, fits="pictures")
         self.figure_, self.axes_ = new_axes(n_rows, n_columns + 1, axes)
         for row, pictures in zip(self.axes_, edited, strict=True):
             row[0].imshow(plain)
@@ -473,17 +479,3 @@ class EditMatrixDisplay:
         label_columns(self.axes_, ["image", *(f"part {k}" for k in parts)])
         label_rows(self.axes_, [f"appearance {j}" for j in appearances])
         return self
-
-
-def _check_strengths(strengths):
-    """Strengths as a list of float, one at least."""
-    if not isinstance(strengths, Sequence | np.ndarray) or isinstance(strengths, str):
-        raise TypeError(
-            f"strengths must be a sequence of numbers, got {shown(strengths)}."
-        )
-    check_array_like(strengths, "strengths", "a sequence of numbers")
-    found = strengths.tolist() if isinstance(strengths, np.ndarray) else strengths
-    found = [check_single("each of strengths", strength) for strength in found]
-    if not found:
-        raise ValueError("strengths is empty: give one number at least.")
-    return found

@@ -5,7 +5,7 @@ Floor 4: numpy, torch; matplotlib inside functions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,10 @@ from panda_sklearn.utils.arrays import ArrayLike
 from panda_sklearn.utils.resizing import resize
 from panda_sklearn.utils.validation import (
     check_is_fitted,
+    check_items,
     check_kind,
     check_number,
+    check_single,
     check_values,
     shown,
 )
@@ -65,26 +67,12 @@ def _with_three(pictures: np.ndarray) -> tuple[int, ...]:
 
 def check_value_range(value_range: Any) -> tuple[float, float]:
     """Two numbers, of black and of white, the second above the first."""
-    if not isinstance(value_range, Sequence | np.ndarray | Tensor) or isinstance(
-        value_range, str
-    ):
-        raise TypeError(
-            f"value_range must be two numbers (black, white), got {shown(value_range)}."
-        )
-    found = [check_number("each of value_range", edge) for edge in _items(value_range)]
+    expected = "two numbers (black, white), the second above the first"
+    items = check_items("value_range", value_range, expected)
+    found = [check_single("each of value_range", edge) for edge in items]
     if len(found) != 2 or found[0] >= found[1]:
-        raise ValueError(
-            "value_range must be two numbers (black, white), the second above the "
-            f"first, got {shown(value_range)}."
-        )
+        raise ValueError(f"value_range must be {expected}, got {shown(value_range)}.")
     return found[0], found[1]
-
-
-def _items(values: Any) -> list:
-    """The items of a sequence, as Python's own numbers where it is an array."""
-    if isinstance(values, np.ndarray | Tensor):
-        return values.tolist() if values.ndim else [values]
-    return list(values)
 
 
 def check_editor(editor: Any) -> None:
@@ -108,6 +96,8 @@ def check_axes(axes: Any, n_rows: int, n_columns: int) -> np.ndarray | None:
     axes_class = _matplotlib().axes.Axes
     if axes is None:
         return None
+    if isinstance(axes, Tensor):
+        raise TypeError(f"axes must hold axes of matplotlib, got {shown(axes)}.")
     found = np.asarray(axes, dtype=object)
     if found.size != n_rows * n_columns:
         raise ValueError(
@@ -135,21 +125,28 @@ def check_cmap(cmap: Any) -> None:
         )
 
 
-def check_drawn(values: Any, name: str, *axes: int | str) -> np.ndarray:
-    """An array with these axes: sizes, or names where any size will do."""
+def check_drawn(values: Any, name: str, *axes: int | str, fits: str = "") -> np.ndarray:
+    """An array with these axes: sizes, or names where any size will do.
+
+    ``fits`` names the array that has these sizes.
+    """
     shape = f"({', '.join(map(str, axes))})"
     array = as_array(check_values(values, name, shape, n_axes=len(axes)))
     if len(axes) != array.ndim or any(
         isinstance(wanted, int) and wanted != size
         for wanted, size in zip(axes, array.shape, strict=True)
     ):
-        raise ValueError(f"{name} must be of shape {shape}, got {array.shape}.")
+        raise ValueError(
+            f"{name} must be of shape {shape}{_to_go_with(fits)}, got {array.shape}."
+        )
     return array
 
 
-def check_shares(values: Any, name: str, *axes: int | str) -> np.ndarray:
+def check_shares(
+    values: Any, name: str, *axes: int | str, fits: str = ""
+) -> np.ndarray:
     """As ``check_drawn``, for pictures and scaled parts: values from 0 to 1."""
-    array = check_drawn(values, name, *axes)
+    array = check_drawn(values, name, *axes, fits=fits)
     low, high = float(array.min()), float(array.max())
     if low < 0 or high > 1:
         raise ValueError(
@@ -158,18 +155,18 @@ def check_shares(values: Any, name: str, *axes: int | str) -> np.ndarray:
     return array
 
 
-def check_labels(values: Any, name: str, n: int) -> list:
-    """Numbers to label ``n`` rows or columns with."""
-    if not isinstance(values, Sequence | np.ndarray | Tensor) or isinstance(
-        values, str
-    ):
-        raise TypeError(f"{name} must be a sequence of numbers, got {shown(values)}.")
-    found = _items(values)
-    for value in found:
+def check_labels(values: Any, name: str, n: int, *, fits: str) -> list:
+    """Numbers to label the ``n`` entries of the array ``fits`` with."""
+    items = check_items(name, values, "a sequence of numbers")
+    for value in items:
         check_number(f"each of {name}", value)
-    if len(found) != n:
-        raise ValueError(f"{name} must be {n} numbers, got {len(found)}.")
-    return found
+    if len(items) != n:
+        raise ValueError(f"{name} must be {n}{_to_go_with(fits)}, got {len(items)}.")
+    return items
+
+
+def _to_go_with(name: str) -> str:
+    return f", to go with {name}" if name else ""
 
 
 def check_spatial(estimator: Any) -> None:

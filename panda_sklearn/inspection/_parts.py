@@ -248,9 +248,12 @@ class RefinementDisplay:
         parts = check_shares(self.parts, "parts", *PARTS)
         pictures = check_shares(self.pictures, "pictures", "n_samples", *PICTURE)
         n_samples, size = len(pictures), pictures.shape[1:3]
-        refined = check_shares(self.refined, "refined", n_samples, *parts.shape)
-        falls = check_drawn(self.falls, "falls", n_samples)
-        check_labels(self.shown, "shown", len(parts))
+        fits = "parts and pictures"
+        refined = check_shares(
+            self.refined, "refined", n_samples, *parts.shape, fits=fits
+        )
+        falls = check_drawn(self.falls, "falls", n_samples, fits="pictures")
+        check_labels(self.shown, "shown", len(parts), fits="parts")
         self.figure_, self.axes_ = new_axes(3, n_samples, axes)
         colors = _colors(len(parts))
         whole, each = enlarge(parts, size), enlarge(refined, size)

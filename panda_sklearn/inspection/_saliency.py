@@ -160,11 +160,17 @@ class SaliencyDisplay:
         """
         saliencies = check_drawn(self.saliency, "saliency", *SALIENCY)
         n_samples, n_shown, *size = saliencies.shape
-        appearances = check_labels(self.appearances, "appearances", n_shown)
-        thresholds = check_drawn(self.thresholds, "thresholds", n_shown)
+        appearances = check_labels(
+            self.appearances, "appearances", n_shown, fits="saliency"
+        )
+        thresholds = check_drawn(
+            self.thresholds, "thresholds", n_shown, fits="saliency"
+        )
         pictures = self.pictures
         if pictures is not None:
-            pictures = check_shares(pictures, "pictures", n_samples, *PICTURE)
+            pictures = check_shares(
+                pictures, "pictures", n_samples, *PICTURE, fits="saliency"
+            )
             size = pictures.shape[1:3]
         if check_flag("masks", self.masks) and pictures is None:
             raise ValueError("masks=True needs pictures to cut out of.")

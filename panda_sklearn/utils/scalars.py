@@ -25,8 +25,10 @@ __all__ = [
     "check_function",
     "check_index",
     "check_indices",
+    "check_items",
     "check_kind",
     "check_number",
+    "check_numbers_of",
     "check_random_state",
     "check_single",
     "check_verbose",
@@ -92,16 +94,44 @@ def check_indices(name: str, indices: Any, size: int) -> list[int]:
     TypeError, ValueError
         If it is no iterable of such ints.
     """
-    if isinstance(indices, str | bytes | Mapping) or not isinstance(indices, Iterable):
-        raise TypeError(f"{name} must be a sequence of ints, got {shown(indices)}.")
-    if isinstance(indices, np.ndarray | Tensor):
-        if indices.ndim != 1:
-            raise TypeError(f"{name} must be a sequence of ints, got {shown(indices)}.")
-        indices = indices.tolist()
-    found = [check_index(f"each of {name}", index, size) for index in indices]
+    items = check_items(name, indices, "a sequence of ints", Iterable)
+    found = [check_index(f"each of {name}", index, size) for index in items]
     if not found:
         raise ValueError(f"{name} is empty: give one index at least.")
     return found
+
+
+def check_items(
+    name: str, values: Any, expected: str, kind: type = Sequence
+) -> list[Any]:
+    """The items of a sequence, or of an array with one axis, as a list.
+
+    Raises
+    ------
+    TypeError
+        If it is something else; ``expected`` says what it should be.
+    """
+    if isinstance(values, np.ndarray | Tensor):
+        dense = not isinstance(values, Tensor) or values.layout == torch.strided
+        if dense and values.ndim == 1 and not np.ma.is_masked(values):
+            return values.tolist()
+    elif isinstance(values, kind) and not isinstance(values, str | bytes | Mapping):
+        return list(values)  # type: ignore[call-overload]
+    raise TypeError(f"{name} must be {expected}, got {shown(values)}.")
+
+
+def check_numbers_of(name: str, values: Any) -> list[float]:
+    """Finite numbers that fit in single precision, one at least.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is something else than a sequence of such.
+    """
+    items = check_items(name, values, "a sequence of numbers")
+    if not items:
+        raise ValueError(f"{name} is empty: give one number at least.")
+    return [check_single(f"each of {name}", value) for value in items]
 
 
 def check_number(

@@ -35,8 +35,10 @@ from panda_sklearn.utils.scalars import (
     check_function,
     check_index,
     check_indices,
+    check_items,
     check_kind,
     check_number,
+    check_numbers_of,
     check_random_state,
     check_single,
     check_verbose,
@@ -65,10 +67,12 @@ __all__ = [
     "check_index",
     "check_indices",
     "check_is_fitted",
+    "check_items",
     "check_kind",
     "check_mask",
     "check_number",
     "check_numbers",
+    "check_numbers_of",
     "check_parameters",
     "check_random_state",
     "check_rank",
@@ -133,7 +137,16 @@ def fit_method(fit: Callable) -> Callable:
             vars(self).update(before)
             raise
 
-    return _fit_context(prefer_skip_nested_validation=True)(keep_state)
+    checked = _fit_context(prefer_skip_nested_validation=True)(keep_state)
+    if fit.__name__ != "partial_fit":
+        return checked
+
+    @functools.wraps(fit)
+    def check_again(self, *args, **kwargs):
+        check_parameters(self)  # which scikit-learn does at the first batch alone
+        return checked(self, *args, **kwargs)
+
+    return check_again
 
 
 def check_parameters(estimator: BaseEstimator) -> None:
@@ -540,7 +553,7 @@ def check_feature_names_in(estimator: Any, input_features: Any) -> None:
     """Raise ValueError unless ``input_features`` fits what was seen by fit."""
     if input_features is None:
         return
-    if isinstance(input_features, str | Set | Mapping):
+    if isinstance(input_features, (*NO_ARRAYS, torch.Tensor)):
         names = np.empty((), dtype=object)
     else:
         names = np.asarray(input_features, dtype=object)
