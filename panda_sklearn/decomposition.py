@@ -757,6 +757,7 @@ class PartsAppearanceDecomposition(
             If a parameter is of a type that cannot be written without code.
         """
         check_is_fitted(self)
+        check_parameters(self)  # what is saved can be loaded
         if layer is not None and not isinstance(layer, str):
             raise TypeError(
                 f"layer must be the name of a layer or None, got {layer!r} of type "

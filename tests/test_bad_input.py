@@ -857,6 +857,16 @@ def test_true_is_no_number(true):
             call()
 
 
+def test_folds_are_counted_before_the_network_runs():
+    w = world()
+    with counted_passes() as n_passes:
+        with pytest.raises(ValueError, match="smaller n_folds"):
+            metrics.heldout_reconstruction(w.pipeline, w.z, n_folds=17)
+        with pytest.raises(ValueError, match="larger n_folds"):
+            metrics.heldout_reconstruction(w.pipeline, w.z, n_folds=2, held_out="both")
+    assert n_passes() == 0
+
+
 # Parameters that were changed after fit.
 
 
@@ -878,6 +888,7 @@ def calls_after_fit(w):
         "refine": lambda: panda.refine(w.X),
         "reconstruction_errors": lambda: panda.reconstruction_errors(w.X),
         "partial_fit": lambda: panda.partial_fit(w.X),
+        "save": lambda: panda.save("never written"),
     }
     by_both = {
         "edit": lambda: editor.edit(w.z, w.edit),

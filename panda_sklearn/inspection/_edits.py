@@ -158,7 +158,7 @@ class EditDisplay:
         if before.shape != after.shape:
             raise ValueError(
                 "images and edited must be of one shape, got "
-                f"{np.shape(images)} and {np.shape(edited)}."
+                f"{tuple(np.shape(images))} and {tuple(np.shape(edited))}."
             )
         return cls(before, after).plot(axes=axes, cmap=cmap)
 

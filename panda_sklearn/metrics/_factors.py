@@ -65,7 +65,7 @@ def match_factors(factors, others, *, ignore_sign=False):
     if one.shape[1:] != two.shape[1:]:
         raise ValueError(
             "factors and others must have rows of one shape, got "
-            f"{np.shape(factors)} and {np.shape(others)}."
+            f"{tuple(np.shape(factors))} and {tuple(np.shape(others))}."
         )
     cosines = np.clip(_unit(one) @ _unit(two).T, -1, 1)
     if ignore_sign:

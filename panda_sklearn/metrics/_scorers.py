@@ -6,6 +6,7 @@ Floor 4: reads the decomposition through its public attributes and, for activati
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from numbers import Integral
 from typing import Any
@@ -122,16 +123,20 @@ def heldout_reconstruction(
     if is_bool(n_folds) or not isinstance(n_folds, Integral) or n_folds < 2:
         raise ValueError(f"n_folds must be an int of 2 or more, got {shown(n_folds)}.")
     random = check_random_state(random_state)
+    panda = _steps(estimator)[1]
+    whole_channels = held_out == "positions"
+    _check_folds(panda.parts_, n_folds, "parts", "positions")
+    if not whole_channels:
+        _check_folds(panda.appearances_, n_folds, "appearances", "channels")
     panda, X = _find(estimator, X)
     Z, _ = panda._check_maps(X)
     A, P = (factor.double() for factor in panda._factors(Z))
-    positions = _predictors(P, n_folds, random, "parts", "positions")
-    whole_channels = held_out == "positions"
+    positions = _predictors(P, n_folds, random)
     if whole_channels:
         # Z turned into a basis of the appearances, and what is outside it.
         basis = torch.linalg.qr(A)[0] if A.shape[1] < len(A) else None
     else:
-        channels = _predictors(A, n_folds, random, "appearances", "channels")
+        channels = _predictors(A, n_folds, random)
     error = torch.zeros((), dtype=torch.float64, device=Z.device)
     energy = torch.zeros_like(error)
     for batch in batches_of(Z):
@@ -270,25 +275,32 @@ def _find(estimator: Any, X: Any) -> tuple[PartsAppearanceDecomposition, Any]:
     return panda, X
 
 
+def _check_folds(factors: Any, n_folds: int, rank: str, rows: str) -> None:
+    """Raise ValueError unless positions, or channels, can be held out in folds."""
+    r, *shape = factors.shape
+    n = math.prod(shape)
+    if n < n_folds:
+        raise ValueError(
+            f"{n} {rows} cannot be split into {n_folds} folds. Use a smaller n_folds; "
+            "one alone cannot be held out."
+        )
+    if n - -(-n // n_folds) < r:
+        raise ValueError(
+            f"{r} {rank} cannot be told from {n} {rows} less a fold of them. Use at "
+            f"most n_{rank}={n - -(-n // n_folds)} with this scorer, or a larger "
+            "n_folds."
+        )
+
+
 def _predictors(
-    factor: Tensor, n_folds: int, random: np.random.RandomState, rank: str, rows: str
+    factor: Tensor, n_folds: int, random: np.random.RandomState
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Of each fold of a factor's rows: its indices, the others, and h from o.
 
     Rows of the factor that were observed give coefficients by least squares, and
     these the rows that were held out.
     """
-    n, r = factor.shape
-    if n < n_folds:
-        raise ValueError(
-            f"{n} {rows} cannot be split into {n_folds} folds. Use fewer folds; one "
-            "alone cannot be held out."
-        )
-    if n - -(-n // n_folds) < r:
-        raise ValueError(
-            f"{r} {rank} cannot be told from {n} {rows} less a fold of them. Use at "
-            f"most n_{rank}={n - -(-n // n_folds)} with this scorer, or more folds."
-        )
+    n = len(factor)
     folds = np.array_split(random.permutation(n), n_folds)
     predictors = []
     for fold in folds:

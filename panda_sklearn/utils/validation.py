@@ -388,8 +388,8 @@ def check_fits(values: Any, name: str, dtype: torch.dtype) -> None:
     largest = max(abs(float(values.min())), abs(float(values.max())))
     if largest > torch.finfo(dtype).max:
         raise ValueError(
-            f"{name} has values up to {largest:g}, which do not fit in {dtype}, the "
-            "network's type. Scale them down."
+            f"{name} has values up to {largest:g}, which do not fit in {dtype}. Scale "
+            "them down."
         )
 
 
