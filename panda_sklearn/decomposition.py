@@ -368,9 +368,10 @@ class PartsAppearanceDecomposition(
 
         Raises
         ------
-        ValueError
-            If ``X`` is not numeric, finite and of such a shape, if a rank exceeds the
-            data's, or if the given ``learning_rate`` makes the fit diverge.
+        TypeError, ValueError
+            If a parameter is something else, if ``X`` is not numeric, dense, finite and
+            of such a shape, if a rank exceeds the data's, or if the given
+            ``learning_rate`` makes the fit diverge.
 
         Warns
         -----
@@ -429,7 +430,7 @@ class PartsAppearanceDecomposition(
 
         Raises
         ------
-        ValueError
+        TypeError, ValueError
             As ``fit``, or if ``X`` is laid out differently from earlier batches.
         """
         first = not hasattr(self, "parts_")
@@ -631,6 +632,12 @@ class PartsAppearanceDecomposition(
         T : array of shape (n_samples, n_appearances * n_parts)
             The coefficients A'Z_iP, row by row: all parts of the first appearance,
             then of the second.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``X`` is not numeric, dense and finite, or its samples are of another
+            shape than in ``fit``; or if a parameter was set to something else since.
         """
         L = self.coefficients(X)
         T = L.reshape(len(L), -1)
@@ -670,6 +677,11 @@ class PartsAppearanceDecomposition(
         -------
         X_original : array of shape (n_samples, n_channels, \*spatial)
             The reconstruction A L_i P', laid out as the ``X`` given to ``fit``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``X`` is not numeric, dense and finite, or of another shape.
         """
         check_is_fitted(self)
         check_parameters(self)

@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from panda_sklearn.editing import EditedGenerator
 
-# What no function needs that long for that does no work.
+# Seconds of the processor that no function needs for a check.
 LONG = 2.0
 
 
@@ -70,7 +70,7 @@ def verdict(call, arguments, words, n_passes):
     ``words`` are what the message must hold one of, ``n_passes`` says how often the
     network has run so far.
     """
-    before, start = n_passes(), time.perf_counter()
+    before, start = n_passes(), time.process_time()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -83,7 +83,7 @@ def verdict(call, arguments, words, n_passes):
         return "accepted", ""
     if not any(re.search(rf"\b{re.escape(word)}\b", message) for word in words):
         return "obscure", message
-    if n_passes() > before or time.perf_counter() - start > LONG:
+    if n_passes() > before or time.process_time() - start > LONG:
         return "late", message
     return "named", message
 

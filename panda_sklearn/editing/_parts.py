@@ -33,8 +33,8 @@ def scale_part(part: ArrayLike) -> ArrayLike:
 
     Raises
     ------
-    ValueError
-        If the part is constant or not finite.
+    TypeError, ValueError
+        If the part is no array of finite numbers, or constant.
 
     Examples
     --------
@@ -106,8 +106,9 @@ def intersect_part(part: ArrayLike, mask: ArrayLike) -> ArrayLike:
 
     Raises
     ------
-    ValueError
-        If their shapes differ, or they share no position.
+    TypeError, ValueError
+        If one is no array of finite numbers, their shapes differ, or they share no
+        position.
 
     Examples
     --------
@@ -153,8 +154,9 @@ def split_part(part: ArrayLike, *, threshold: float = 0.5) -> list[ArrayLike]:
 
     Raises
     ------
-    ValueError
-        If the part is constant, or the threshold out of range.
+    TypeError, ValueError
+        If the part is no array of finite numbers, or constant, or the threshold out of
+        range.
 
     Examples
     --------

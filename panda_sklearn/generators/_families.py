@@ -100,6 +100,11 @@ class ProGAN(Family):
         How the generator is written: as genforce's, called as ``G(z, label=...)`` and
         returning a dict with "image"; or called as ``G(z)``. "auto" looks at it.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If a setting is something else.
+
     See Also
     --------
     sample_latents : Draws latents.
@@ -156,6 +161,11 @@ class BigGAN(Family):
         How the generator is written: as pytorch-pretrained-biggan's, called as ``G(z,
         weights, truncation)``; or as BigGAN-PyTorch's, called as ``G(z, G.shared(y))``.
         "auto" looks at it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a setting is something else.
 
     See Also
     --------

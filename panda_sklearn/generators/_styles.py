@@ -70,7 +70,12 @@ convention : {"auto", "genforce", "nvidia", "rosinality"}, default="auto"
         (stylegan2-ada-pytorch, stylegan3), with ``mapping`` and ``synthesis``; or as
         rosinality's, called with lists. "auto" looks at it.
 """
-SEE_ALSO = """See Also
+SEE_ALSO = """Raises
+    ------
+    TypeError, ValueError
+        If a setting is something else.
+
+    See Also
     --------
     sample_latents : Draws latents, also as codes.
     panda_sklearn.GeneratorFeatureExtractor : Its ``forward`` is what this is for.

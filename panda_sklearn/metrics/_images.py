@@ -68,8 +68,9 @@ def roi_ratio(mask, images, edited, *, average=True):
 
     Raises
     ------
-    ValueError
-        If shapes do not fit, values are not finite, or the mask's are not from 0 to 1.
+    TypeError, ValueError
+        If an argument is something else, shapes do not fit, values are not finite, or
+        the mask's are not from 0 to 1.
 
     Warns
     -----
@@ -161,8 +162,8 @@ def sliced_wasserstein_distance(X, Y, *, n_projections=500, random_state=None):
 
     Raises
     ------
-    ValueError
-        If shapes do not fit or values are not finite.
+    TypeError, ValueError
+        If an argument is something else, shapes do not fit or values are not finite.
     ImportError
         If POT is not installed.
 
@@ -218,8 +219,9 @@ def frechet_distance(X, Y, *, network=None, batch_size=32):
 
     Raises
     ------
-    ValueError
-        If shapes do not fit, values are not finite, or there are less than two samples.
+    TypeError, ValueError
+        If an argument is something else, shapes do not fit, values are not finite, or
+        there are less than two samples.
     ImportError
         If torchmetrics is not installed.
 
