@@ -45,6 +45,7 @@ from panda_sklearn.utils.persistence import (
     write_state,
 )
 from panda_sklearn.utils.validation import (
+    RANDOM_STATE,
     Interval,
     Options,
     StrOptions,
@@ -53,6 +54,7 @@ from panda_sklearn.utils.validation import (
     check_feature_names_in,
     check_is_fitted,
     check_numbers,
+    check_parameters,
     check_random_state,
     check_rank,
     check_same_layout,
@@ -305,7 +307,7 @@ class PartsAppearanceDecomposition(
         "map_shape": [tuple, list, None],
         "channel_axis": [Options(Integral, {1, -1})],
         "device": [str, torch.device, None],
-        "random_state": ["random_state"],
+        "random_state": RANDOM_STATE,
         "verbose": ["verbose"],
     }
 
@@ -367,9 +369,10 @@ class PartsAppearanceDecomposition(
 
         Raises
         ------
-        ValueError
-            If ``X`` is not numeric, finite and of such a shape, if a rank exceeds the
-            data's, or if the given ``learning_rate`` makes the fit diverge.
+        TypeError, ValueError
+            If a parameter is something else, if ``X`` is not numeric, dense, finite and
+            of such a shape, if a rank exceeds the data's, or if the given
+            ``learning_rate`` makes the fit diverge.
 
         Warns
         -----
@@ -429,7 +432,7 @@ class PartsAppearanceDecomposition(
 
         Raises
         ------
-        ValueError
+        TypeError, ValueError
             As ``fit``, or if ``X`` is laid out differently from earlier batches.
         """
         first = not hasattr(self, "parts_")
@@ -529,8 +532,10 @@ class PartsAppearanceDecomposition(
             ("appearances", self.init[0], self.n_appearances, (C,)),
             ("parts", self.init[1], self.n_parts, layout.spatial),
         ):
-            factor = check_values(factor, f"{name} of init")
-            expected = (len(factor) if rank is None else rank, *shape)
+            expected = (f"n_{name}" if rank is None else rank, *shape)
+            words = f"({', '.join(map(str, expected))})"
+            factor = check_values(factor, f"The {name} of init", words)
+            expected = (len(factor), *expected[1:]) if rank is None else expected
             if tuple(factor.shape) != expected:
                 raise ValueError(
                     f"The {name} of init must be of shape {expected}, got "
@@ -624,6 +629,12 @@ class PartsAppearanceDecomposition(
         T : array of shape (n_samples, n_appearances * n_parts)
             The coefficients A'Z_iP, row by row: all parts of the first appearance,
             then of the second.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``X`` is not numeric, dense and finite, or its samples are of another
+            shape than in ``fit``; or if a parameter was set to something else since.
         """
         L = self.coefficients(X)
         T = L.reshape(len(L), -1)
@@ -663,14 +674,20 @@ class PartsAppearanceDecomposition(
         -------
         X_original : array of shape (n_samples, n_channels, \*spatial)
             The reconstruction A L_i P', laid out as the ``X`` given to ``fit``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``X`` is not numeric, dense and finite, or of another shape.
         """
         check_is_fitted(self)
-        L = check_values(X, "X")
+        check_parameters(self)
         R_C, R_S = len(self.appearances_), len(self.parts_)
+        shapes = f"(n_samples, {R_C * R_S}) or (n_samples, {R_C}, {R_S})"
+        L = check_values(X, "X", shapes)
         if tuple(L.shape[1:]) not in {(R_C, R_S), (R_C * R_S,)}:
             raise ValueError(
-                f"Expected coefficients of shape (n_samples, {R_C * R_S}) or "
-                f"(n_samples, {R_C}, {R_S}), got {tuple(L.shape)}."
+                f"X must be coefficients of shape {shapes}, got {tuple(L.shape)}."
             )
         origin, L = Origin.of(L), as_tensor(L, self.device)
         check_scale(L, squared=False)
@@ -751,6 +768,7 @@ class PartsAppearanceDecomposition(
             If a parameter is of a type that cannot be written without code.
         """
         check_is_fitted(self)
+        check_parameters(self)  # what is saved can be loaded
         if layer is not None and not isinstance(layer, str):
             raise TypeError(
                 f"layer must be the name of a layer or None, got {layer!r} of type "
@@ -818,9 +836,11 @@ class PartsAppearanceDecomposition(
     ) -> tuple[Tensor, Origin]:
         """Checked activations as a tensor (N, C, S), and where they came from.
 
-        ``squared`` says that powers of them will be taken.
+        With the parameters, which may have changed since fit. ``squared`` says that
+        powers of the activations will be taken.
         """
         check_is_fitted(self)
+        check_parameters(self)
         X = check_numbers(self, X, reset=False)
         check_same_layout(self, X, self._layout)
         Z = self._layout.to_maps(as_tensor(X, self.device))

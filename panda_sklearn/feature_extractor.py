@@ -21,6 +21,7 @@ from panda_sklearn.generators._calls import (
     Run,
     check_forward,
     device_of,
+    dtype_of,
     explained_failures,
     running,
 )
@@ -37,14 +38,18 @@ from panda_sklearn.utils.hooks import (
 from panda_sklearn.utils.layouts import FeatureLayout
 from panda_sklearn.utils.undo import Undo
 from panda_sklearn.utils.validation import (
+    SAMPLES,
     Interval,
     Options,
     StrOptions,
+    check_choice,
     check_count,
     check_device,
     check_feature_names_in,
+    check_fits,
     check_is_fitted,
     check_numbers,
+    check_parameters,
     check_values,
     fit_method,
 )
@@ -177,7 +182,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         "layer": [str],
         "forward": [callable, None],
         "tap": [StrOptions({"output", "input"})],
-        "select": [Integral, str, None],
+        "select": [Interval(Integral, None, None, closed="neither"), str, None],
         "call": [Interval(Integral, 0, None, closed="left"), None],
         "channel_axis": [Options(Integral, {1, -1})],
         "n_prefix_tokens": [Interval(Integral, 0, None, closed="left")],
@@ -253,7 +258,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             If the network is scripted, or the layer gives no tensor.
         """
         tap = self._tap()
-        latents = check_numbers(self, X, reset=True, keep_dtype=True)
+        latents = self._check_new(X)
         with Undo() as undo, undo:
             run = self._running(undo)
 
@@ -288,7 +293,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             As ``fit``.
         """
         tap = self._tap()
-        latents = check_numbers(self, X, reset=True, keep_dtype=True)
+        latents = self._check_new(X)
         return self._extract(tap, latents, learn=True)
 
     def transform(self, X):
@@ -305,8 +310,14 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         -------
         features : array of shape (n_samples, n_channels, \*spatial)
             The layer's activations.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``X`` is of another shape than in ``fit``, holds something else than
+            finite numbers, or a parameter was set to a value that is none.
         """
-        latents, _ = self._check_latents(X)
+        latents, _ = self._check_latents(X, "X")
         if self._memory is None:
             return self._recall(latents)
         return self._memory.cache(self._recall)(latents)
@@ -344,7 +355,8 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             raise ValueError(
                 f"The {self.tap} of layer {self.layer!r} is of shape "
                 f"{tuple(found.shape)} for {len(latents)} samples: its first "
-                "axis is not the samples. Choose another layer."
+                "axis is not the samples. Choose another layer, or check the shape of "
+                "the latents."
             )
         self.feature_shape_ = tuple(found.shape[1:])
         self.latent_shape_ = tuple(shape[1:])
@@ -374,6 +386,12 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         -------
         images : array of shape (n_samples, ...)
             What the network gives.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``latents`` or ``features`` are of another shape, or hold something else
+            than finite numbers.
         """
         latents, origin = self._check_latents(latents)
         if features is None:
@@ -433,13 +451,21 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         Parameters
         ----------
         transform : str, default=None
-            Accepted so that a Pipeline can pass it on to its other steps.
+            Accepted so that a Pipeline can pass it on to its other steps: "default",
+            "pandas", "polars" or ``None``.
 
         Returns
         -------
         self : GeneratorFeatureExtractor
             The transformer.
+
+        Raises
+        ------
+        ValueError
+            If it is something else.
         """
+        if transform is not None:
+            check_choice("transform", transform, ("default", "pandas", "polars"))
         return self
 
     def _tap(self) -> Tap:
@@ -468,15 +494,30 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         device = None if self.device is None else check_device(self.device)
         return running(undo, self.generator, self.forward, device)
 
-    def _check_latents(self, X: ArrayLike) -> tuple[ArrayLike, Origin]:
-        """Latents of the shape seen by fit, and where they came from."""
+    def _check_new(self, X: ArrayLike) -> ArrayLike:
+        """Latents of any shape, for ``fit``."""
+        latents = check_numbers(self, X, reset=True, keep_dtype=True, shape=SAMPLES)
+        check_fits(latents, "X", dtype_of(self.generator, torch.float64))
+        return latents
+
+    def _check_latents(
+        self, X: ArrayLike, name: str = "latents"
+    ) -> tuple[ArrayLike, Origin]:
+        """Latents of the shape seen by fit, and where they came from.
+
+        With the parameters, which may have changed since.
+        """
         check_is_fitted(self)
-        latents = check_numbers(self, X, reset=False, keep_dtype=True)
+        check_parameters(self)
+        shape = ", ".join(["(n_samples", *map(str, self.latent_shape_)]) + ")"
+        latents = check_numbers(
+            self, X, reset=False, keep_dtype=True, name=name, shape=shape
+        )
         if is_floating(latents) != self._takes_floats:
             if not self._takes_floats:
                 raise ValueError(
-                    f"X is of type {latents.dtype}, but {type(self).__name__} was "
-                    "fitted on integers, such as classes or token numbers. Pass those."
+                    f"{name} must be integers, such as classes or token numbers, as "
+                    f"{type(self).__name__} was fitted on, got {latents.dtype}."
                 )
             if isinstance(latents, Tensor):
                 latents = latents.to(torch.float32)
@@ -484,21 +525,23 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
                 latents = latents.astype(np.float32)
         if tuple(latents.shape[1:]) != self.latent_shape_:
             raise ValueError(
-                f"X has samples of shape {tuple(latents.shape[1:])}, but "
+                f"{name} has samples of shape {tuple(latents.shape[1:])}, but "
                 f"{type(self).__name__} is expecting {self.latent_shape_}, the shape "
                 "it was fitted on."
             )
+        check_fits(latents, name, dtype_of(self.generator, torch.float64))
         return latents, Origin.of(latents)
 
     def _check_features(self, features: ArrayLike, n_samples: int) -> Tensor:
         """Replacement activations as a tensor."""
-        features = check_values(features, "features")
         expected = (n_samples, *self.feature_shape_)
+        features = check_values(features, "features", str(expected))
         if tuple(features.shape) != expected:
             raise ValueError(
-                f"features must be of shape {expected}, one entry for each latent, got "
-                f"{tuple(features.shape)}."
+                f"features must be of shape {expected}, one entry for each of the "
+                f"latents, got {tuple(features.shape)}."
             )
+        check_fits(features, "features", dtype_of(self.generator, torch.float64))
         return as_tensor(features)
 
     def _check_shape(self, features: Tensor) -> None:

@@ -8,7 +8,7 @@ business of :mod:`panda_sklearn.decomposition`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from numbers import Integral, Real
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,9 +21,16 @@ from panda_sklearn.solvers import refine_parts
 from panda_sklearn.utils.arithmetic import own_arithmetic
 from panda_sklearn.utils.arrays import Origin, as_tensor
 from panda_sklearn.utils.resizing import check_size, resize
-from panda_sklearn.utils.validation import check_index, check_is_fitted, check_values
+from panda_sklearn.utils.validation import (
+    check_count,
+    check_flag,
+    check_index,
+    check_is_fitted,
+    check_values,
+    shown,
+)
 
-__all__ = ["InterpretationMixin"]
+__all__ = ["InterpretationMixin", "check_threshold"]
 
 # Numbers of a saliency map, at its final size, that are thresholded at a time.
 BATCH_ELEMENTS = 2**22
@@ -119,13 +126,15 @@ class InterpretationMixin:
         Raises
         ------
         TypeError, ValueError
-            If ``appearance``, ``threshold`` or ``size`` is something else.
+            If ``appearance``, ``threshold``, ``size`` or ``upsample_first`` is
+            something else.
         """
         check_is_fitted(self)
         k = check_index("appearance", appearance, len(self.appearances_))
         spatial = self.map_shape_[1:]
         size = spatial if size is None else check_size(size, len(spatial))
-        level, quantile = _check_threshold(threshold)
+        level, quantile = check_threshold(threshold)
+        check_flag("upsample_first", upsample_first)
         if level is None:
             level = float(self.saliency_mean_[k])
         Z, origin = self._check_maps(X)
@@ -174,8 +183,7 @@ class InterpretationMixin:
         --------
         reconstruction_errors : By how much the objective falls.
         """
-        if not isinstance(max_iter, Integral) or max_iter < 0:
-            raise ValueError(f"max_iter must be an int of 0 or more, got {max_iter!r}.")
+        max_iter = check_count("max_iter", max_iter, at_least=0)
         Z, origin = self._check_maps(X)
         parts = self._refine(Z, max_iter, self.verbose)
         return origin.give(parts.reshape(*parts.shape[:2], *self.map_shape_[1:]))
@@ -220,12 +228,13 @@ class InterpretationMixin:
         if parts is None:
             P = P.expand(len(Z), *P.shape)
         else:
-            parts = check_values(parts, "parts")
             spatial = self.map_shape_[1:]
+            shape = f"(n_samples, n_parts, *{spatial})"
+            parts = check_values(parts, "parts", shape)
             if parts.ndim != 2 + len(spatial) or parts.shape[2:] != spatial:
                 raise ValueError(
-                    f"parts must be of shape (n_samples, n_parts, *{spatial}), as from "
-                    f"refine, got {tuple(parts.shape)}."
+                    f"parts must be of shape {shape}, as from refine, got "
+                    f"{tuple(parts.shape)}."
                 )
             if len(parts) != len(Z):
                 raise ValueError(
@@ -236,7 +245,7 @@ class InterpretationMixin:
         return origin.give(sample_objectives(Z, A, P))
 
 
-def _check_threshold(threshold: Any) -> tuple[float | None, float | None]:
+def check_threshold(threshold: Any) -> tuple[float | None, float | None]:
     """The level, unless it is the mean, and the quantile, if it is one."""
     if isinstance(threshold, str) and threshold == "mean":
         return None, None
@@ -245,6 +254,7 @@ def _check_threshold(threshold: Any) -> tuple[float | None, float | None]:
     if (
         isinstance(threshold, tuple)
         and len(threshold) == 2
+        and isinstance(threshold[0], str)
         and threshold[0] == "quantile"
         and _is_number(threshold[1])
         and 0 <= threshold[1] <= 1
@@ -252,7 +262,7 @@ def _check_threshold(threshold: Any) -> tuple[float | None, float | None]:
         return float("nan"), float(threshold[1])
     raise ValueError(
         "threshold must be 'mean', a finite number, or ('quantile', q) with q from 0 "
-        f"to 1, got {threshold!r}."
+        f"to 1, got {shown(threshold)}."
     )
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from panda_sklearn.utils.validation import check_kind
+
 __all__ = ["OneStandardError"]
 
 # Parameters that make a decomposition larger.
@@ -77,11 +79,18 @@ class OneStandardError:
 
         Raises
         ------
-        ValueError
-            If there is no such metric, nothing was scored, or the candidates do not
-            all set the same ranks.
+        TypeError, ValueError
+            If ``cv_results`` is something else, there is no such metric, nothing was
+            scored, or the candidates do not all set the same ranks.
         """
+        check_kind("metric", self.metric, str)
+        check_kind("cv_results", cv_results, dict)
         key = f"mean_test_{self.metric}"
+        if "params" not in cv_results:
+            raise ValueError(
+                "cv_results must be the cv_results_ of a search, with a key 'params'; "
+                f"its keys are {list(cv_results)}."
+            )
         if key not in cv_results:
             known = [k[10:] for k in cv_results if k.startswith("mean_test_")]
             raise ValueError(f"metric must be one of {known}, got {self.metric!r}.")

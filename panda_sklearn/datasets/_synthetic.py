@@ -6,11 +6,20 @@ Floor 2: numpy and scikit-learn's check of random states.
 from __future__ import annotations
 
 import math
-from numbers import Integral, Real
+from collections.abc import Sequence
 
 import numpy as np
 
-from panda_sklearn.utils.validation import check_random_state, check_rank
+from panda_sklearn.utils.validation import (
+    check_count,
+    check_number,
+    check_random_state,
+    check_rank,
+    shown,
+)
+
+# Beyond these a power is no longer a number of double precision.
+MOST_DECIBELS = 1000.0
 
 
 def make_parts_appearances(
@@ -65,6 +74,12 @@ def make_parts_appearances(
     appearances : ndarray of shape (n_appearances, n_channels)
         Planted appearances.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is no positive int, a rank exceeds that of the data, or ``snr_db``
+        is something else than a number from -1000 to 1000.
+
     Examples
     --------
     >>> from panda_sklearn.datasets import make_parts_appearances
@@ -72,20 +87,25 @@ def make_parts_appearances(
     >>> X.shape, parts.shape, appearances.shape
     ((10, 16, 8, 8), (4, 8, 8), (8, 16))
     """
-    n_positions = math.prod(spatial_shape)
     for name, value in {
         "n_samples": n_samples,
         "n_parts": n_parts,
         "n_appearances": n_appearances,
         "n_channels": n_channels,
-        "the product of spatial_shape": n_positions,
     }.items():
-        if not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"{name} must be an int of 1 or more, got {value!r}.")
+        check_count(name, value)
+    if not isinstance(spatial_shape, Sequence) or isinstance(spatial_shape, str):
+        raise TypeError(
+            f"spatial_shape must be a tuple of ints, got {shown(spatial_shape)}."
+        )
+    if not spatial_shape:
+        raise ValueError("spatial_shape must have one size at least, got none.")
+    spatial_shape = [check_count("each of spatial_shape", n) for n in spatial_shape]
+    n_positions = math.prod(spatial_shape)
     check_rank("n_parts", n_parts, 0, n_positions, "positions")
     check_rank("n_appearances", n_appearances, 0, n_channels, "channels")
-    if snr_db is not None and not (isinstance(snr_db, Real) and np.isfinite(snr_db)):
-        raise ValueError(f"snr_db must be None or a finite number, got {snr_db!r}.")
+    if snr_db is not None:
+        check_number("snr_db", snr_db, at_least=-MOST_DECIBELS, at_most=MOST_DECIBELS)
     random = check_random_state(random_state)
 
     owner = np.arange(n_positions) * n_parts // n_positions  # of each position

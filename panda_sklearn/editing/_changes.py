@@ -24,7 +24,13 @@ from panda_sklearn.editing._parts import scaled
 from panda_sklearn.utils.arithmetic import in_full_precision
 from panda_sklearn.utils.arrays import ArrayLike, MapLayout, as_tensor, promoted
 from panda_sklearn.utils.resizing import resize
-from panda_sklearn.utils.validation import check_index, check_mask
+from panda_sklearn.utils.validation import (
+    LARGEST,
+    check_index,
+    check_kind,
+    check_mask,
+    shown,
+)
 
 __all__ = ["Change", "Term", "check_edits", "resolve", "total_change"]
 
@@ -69,16 +75,19 @@ def check_edits(edits: Any) -> list[Edit]:
     ------
     TypeError
         If there is something else.
+    ValueError
+        If there are none.
     """
     if isinstance(edits, Edit):
         return [edits]
-    if not isinstance(edits, Sequence):
+    if not isinstance(edits, Sequence) or isinstance(edits, str):
         raise TypeError(
-            f"Expected an Edit or a sequence of them, got a {type(edits).__name__}."
+            f"edits must be an Edit or a sequence of them, got {shown(edits)}."
         )
     for edit in edits:
-        if not isinstance(edit, Edit):
-            raise TypeError(f"Expected an Edit, got one of type {type(edit).__name__}.")
+        check_kind("each of edits", edit, Edit)
+    if not edits:
+        raise ValueError("edits is empty: give one Edit at least.")
     return list(edits)
 
 
@@ -126,6 +135,7 @@ def _term(
             raise ValueError(_not_for_samples("strength", strength, n_samples))
     else:
         strength = as_tensor(np.array(float(edit.strength)))
+    _check_size(strength, scale, vector)
     parts = as_tensor(decomposition.parts_).flatten(1)  # (R_S, S)
     if isinstance(edit.part, tuple):
         chosen = tuple(check_index("part", k, len(parts)) for k in edit.part)
@@ -141,6 +151,17 @@ def _term(
     return Term(vector, strength, scale, mask, parts=chosen)
 
 
+def _check_size(strength: Tensor, scale: float, vector: Tensor) -> None:
+    """Raise ValueError if what is to be added does not fit in single precision."""
+    alpha, entry = (float(x.abs().max()) for x in (strength, vector))
+    if alpha * scale * entry > LARGEST:
+        raise ValueError(
+            f"strength={alpha:g} is too large: times an appearance with entries up to "
+            f"{entry:.3g}{'' if scale == 1 else f' and a unit of {scale:.3g}'} it does "
+            "not fit in float32, and the images would be NaN."
+        )
+
+
 def _vector(
     edit: Edit, decomposition: PartsAppearanceDecomposition
 ) -> tuple[Tensor, float]:
@@ -153,8 +174,8 @@ def _vector(
     vector = as_tensor(edit.appearance)
     if vector.shape != appearances.shape[1:]:
         raise ValueError(
-            f"An appearance is a vector of the {appearances.shape[1]} channels, got "
-            f"one of shape {tuple(vector.shape)}."
+            f"appearance must be an int or a vector of the {appearances.shape[1]} "
+            f"channels, got one of shape {tuple(vector.shape)}."
         )
     if edit.unit != "std":
         return vector, 1.0
@@ -188,7 +209,7 @@ def _mask(
         if tuple(mask.shape[each:]) != tuple(size):
             continue
         if each and len(mask) != n_samples:
-            raise ValueError(_not_for_samples("A mask", mask, n_samples))
+            raise ValueError(_not_for_samples("A mask given as part", mask, n_samples))
         if size == spatial:
             return mask.reshape(*mask.shape[:each], -1), None
         if len(size) != len(spatial):
@@ -198,7 +219,7 @@ def _mask(
     raise ValueError(
         f"A mask must be of the layer's spatial shape, {tuple(spatial)}, or of the "
         f"images', {tuple(image_spatial)}, with an axis of samples before it or "
-        f"without; got {tuple(mask.shape)}."
+        f"without; part is of shape {tuple(mask.shape)}."
     )
 
 

@@ -17,12 +17,28 @@ from torch import Tensor
 from panda_sklearn.utils.arrays import ArrayLike
 from panda_sklearn.utils.validation import (
     as_numeric,
+    check_array_like,
+    check_choice,
     check_finite,
+    check_fits,
     check_mask,
+    check_single,
+    is_bool,
     is_numeric,
+    shown,
 )
 
 __all__ = ["Edit"]
+
+# What the fields may be, for messages.
+APPEARANCE = "an int or a vector of shape (n_channels,)"
+PART = "an int, a sequence of ints, or a mask of shape ([n_samples,] *spatial)"
+STRENGTH = "a number or an array of shape (n_samples,)"
+
+UNITS = ("alpha", "std")
+
+# Axes of a mask: samples, and three of space.
+MOST_AXES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +78,9 @@ class Edit:
     Raises
     ------
     TypeError, ValueError
-        If one of them is something else, or not finite, or a mask has values outside
-        of 0 to 1. Ranges of indices and shapes of masks are checked by the editor.
+        If one of them is something else, not finite or too large for float32, or a
+        mask has values outside of 0 to 1. Ranges of indices and shapes of masks are
+        checked by the editor.
 
     See Also
     --------
@@ -87,11 +104,9 @@ class Edit:
     unit: str = "alpha"
 
     def __post_init__(self):
-        if not isinstance(self.unit, str) or self.unit not in ("alpha", "std"):
-            raise ValueError(f"unit must be 'alpha' or 'std', got {self.unit!r}.")
+        check_choice("unit", self.unit, UNITS)
         _check_strength(self.strength)
-        if _is_vector(self.appearance):
-            object.__setattr__(self, "appearance", _as_vector(self.appearance))
+        object.__setattr__(self, "appearance", _as_appearance(self.appearance))
         object.__setattr__(self, "part", _as_part(self.part))
 
     def __eq__(self, other):
@@ -116,55 +131,44 @@ def _plain(value: Any) -> Any:
 
 
 def _check_strength(strength: Any) -> None:
-    if isinstance(strength, np.ndarray | Tensor):
-        if strength.ndim != 1 or not is_numeric(strength):
-            raise ValueError(
-                "strength must be a number or an array of shape (n_samples,), got an "
-                f"array of shape {tuple(strength.shape)} and type {strength.dtype}."
-            )
-        check_finite(strength, "strength")
+    """Raise unless it is a number, or one for each sample."""
+    if not isinstance(strength, np.ndarray | Tensor) or strength.ndim == 0:
+        if is_bool(strength) or not isinstance(strength, Real):
+            raise TypeError(f"strength must be {STRENGTH}, got {shown(strength)}.")
+        check_single("strength", strength)
         return
-    if isinstance(strength, bool) or not isinstance(strength, Real):
-        raise TypeError(
-            f"strength must be a number or an array of them, got {strength!r} of type "
-            f"{type(strength).__name__}."
-        )
-    if not np.isfinite(float(strength)):
-        raise ValueError(f"strength must be finite, got {strength!r}.")
+    check_array_like(strength, "strength", STRENGTH)
+    if strength.ndim != 1 or not is_numeric(strength) or _is_boolean(strength):
+        raise ValueError(f"strength must be {STRENGTH}, got {shown(strength)}.")
+    check_finite(strength, "strength")
+    check_fits(strength, "strength", torch.float32)
 
 
-def _is_vector(appearance: Any) -> bool:
-    """Whether an appearance is given as a vector; an index is checked by the editor."""
-    if isinstance(appearance, np.ndarray | Tensor):
-        return appearance.ndim > 0
-    return isinstance(appearance, list | tuple)
-
-
-def _as_vector(appearance: Any) -> ArrayLike:
-    vector = as_numeric(appearance, "appearance")
-    if vector.ndim != 1:
-        raise ValueError(
-            "appearance must be an int or a vector of shape (n_channels,), got an "
-            f"array of shape {tuple(vector.shape)}."
-        )
+def _as_appearance(appearance: Any) -> int | ArrayLike:
+    """An index as it is, a vector as an array."""
+    if isinstance(appearance, Integral) and not is_bool(appearance):
+        return int(appearance)  # its range is the editor's to check
+    vector = as_numeric(appearance, "appearance", APPEARANCE)
+    if vector.ndim != 1 or len(vector) == 0:
+        raise ValueError(f"appearance must be {APPEARANCE}, got {shown(vector)}.")
     check_finite(vector, "appearance")
     return vector
 
 
 def _as_part(part: Any) -> Any:
     """An index as it is, several as a tuple of int, a mask as an array."""
-    if isinstance(part, Integral) or part is None or isinstance(part, str | float):
-        return part  # the editor's to check
-    array = as_numeric(part, "part")
-    if array.ndim == 0:
-        return part
+    if isinstance(part, Integral) and not is_bool(part):
+        return int(part)
+    array = as_numeric(part, "part", PART)
+    if array.ndim == 1 and len(array) == 0:
+        raise ValueError("part must name one part at least, got an empty sequence.")
     if array.ndim == 1 and _is_integer(array):
         indices = tuple(int(k) for k in array)
-        if not indices:
-            raise ValueError("part must name one part at least, got an empty sequence.")
         if len(set(indices)) < len(indices):
             raise ValueError(f"part must name each part once, got {list(indices)}.")
         return indices
+    if array.ndim > MOST_AXES:
+        raise ValueError(f"part must be {PART}, got {shown(array)}.")
     check_mask(array, "part")
     return array
 
@@ -173,3 +177,7 @@ def _is_integer(array: ArrayLike) -> bool:
     if isinstance(array, Tensor):
         return not array.is_floating_point() and array.dtype != torch.bool
     return array.dtype.kind in "iu"
+
+
+def _is_boolean(array: ArrayLike) -> bool:
+    return array.dtype in (torch.bool, np.dtype(bool))

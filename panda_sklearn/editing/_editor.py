@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise, product
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,23 @@ from panda_sklearn.editing._edit import Edit
 from panda_sklearn.editing._ranking import COLUMNS, PairTries, rank, sort_table
 from panda_sklearn.editing._targets import TargetSearch
 from panda_sklearn.feature_extractor import GeneratorFeatureExtractor
+from panda_sklearn.interpretation import check_threshold
 from panda_sklearn.utils.arithmetic import own_arithmetic
 from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor
 from panda_sklearn.utils.validation import (
+    as_numeric,
     check_choice,
+    check_flag,
     check_index,
+    check_indices,
     check_is_fitted,
+    check_kind,
     check_mask,
-    check_number,
+    check_parameters,
+    check_single,
+    check_verbose,
+    is_bool,
+    shown,
 )
 
 __all__ = ["LocalEditor"]
@@ -88,15 +98,11 @@ class LocalEditor:
     """
 
     def __init__(self, extractor, decomposition):
-        for estimator, expected in (
-            (extractor, GeneratorFeatureExtractor),
-            (decomposition, PartsAppearanceDecomposition),
-        ):
-            if not isinstance(estimator, expected):
-                raise TypeError(
-                    f"Expected a {expected.__name__}, got a {type(estimator).__name__}."
-                )
+        check_kind("extractor", extractor, GeneratorFeatureExtractor)
+        check_kind("decomposition", decomposition, PartsAppearanceDecomposition)
+        for estimator in (extractor, decomposition):
             check_is_fitted(estimator)
+            check_parameters(estimator)
         seen = decomposition._layout.sample_shape
         if seen != extractor.feature_shape_:
             raise ValueError(
@@ -121,9 +127,13 @@ class LocalEditor:
         -------
         editor : LocalEditor
             The editor of these two steps.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is no pipeline, or has no such steps.
         """
-        if not isinstance(pipeline, Pipeline):
-            raise TypeError(f"Expected a Pipeline, got a {type(pipeline).__name__}.")
+        check_kind("pipeline", pipeline, Pipeline)
         steps = [step for _, step in pipeline.steps if not isinstance(step, str)]
         for first, second in pairwise(steps):
             if isinstance(first, GeneratorFeatureExtractor) and isinstance(
@@ -177,9 +187,10 @@ class LocalEditor:
         Raises
         ------
         TypeError, ValueError
-            If an index is out of range or no int, a part is constant, a vector, a mask
-            or an array of strengths is of another shape, or ``refine`` is set and no
-            edit is at a learnt part.
+            If there is no edit, an index is out of range or no int, a part is constant,
+            a vector, a mask or an array of strengths is of another shape, a strength
+            does not fit in float32, or ``refine`` is set and no edit is at a learnt
+            part.
 
         Warns
         -----
@@ -296,10 +307,19 @@ class LocalEditor:
         -------
         images : array of shape (n_samples, ...)
             Images without the object.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As ``edit``, or if ``threshold`` is something else.
         """
+        check_threshold(threshold)
         if part is None:
             self._check_learnt(appearance, "part=None")
-            checked, _ = self.extractor._check_latents(latents)
+            checked, _ = self._check_latents(latents)
+            everywhere = np.ones(self.decomposition.map_shape_[1:])
+            edit = Edit(appearance, everywhere, strength, unit)
+            self._change([edit], len(checked), refine)  # fails, if so, before any work
             present = self._localize(checked, appearance, threshold, size=None)
             part = ~present
             if not bool(part.any()):
@@ -335,9 +355,17 @@ class LocalEditor:
         -------
         mask : boolean array of shape (n_samples, \*image_spatial)
             The thresholded saliency at the images' size.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is something else, or the images are not of as many spatial
+            axes as the maps.
         """
-        latents, _ = self.extractor._check_latents(latents)
+        latents, _ = self._check_latents(latents)
         self._check_learnt(appearance, "a mask")
+        check_threshold(threshold)
+        check_flag("upsample_first", upsample_first)
         return self._localize(
             latents,
             appearance,
@@ -380,20 +408,19 @@ class LocalEditor:
         -------
         images : array of shape (n_samples, n_colors, \*image_spatial)
             Images with those pixels filled.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As ``mask``, or if ``fill`` is something else.
         """
+        self._image_spatial()
+        colors = _colors(fill, self.extractor.image_shape_[0])
         mask = self.mask(latents, appearance, threshold, upsample_first=upsample_first)
-        n_colors = self.extractor.image_shape_[0]
-        colors = np.asarray(fill, dtype=float)
-        if colors.shape not in ((), (n_colors,)) or not np.isfinite(colors).all():
-            raise ValueError(
-                f"fill must be a finite number, or {n_colors} of them, one for each "
-                f"colour; got {fill!r}."
-            )
-        colors = np.broadcast_to(colors, (n_colors,))
         images = self.extractor.generate(latents)
         where = as_tensor(mask, keep_type=True)[:, None]
         values = as_tensor(images, keep_type=True)
-        color = torch.from_numpy(colors.copy()).to(values)
+        color = torch.from_numpy(np.array(colors)).to(values)
         color = color.reshape(-1, *[1] * (values.ndim - 2))
         return Origin.of(images).give(torch.where(where, color, values))
 
@@ -451,18 +478,27 @@ class LocalEditor:
               equation (7); low is local.
             - "consistency": mean cosine of the changes inside, :math:`M * (x - x')`,
               of two samples: 1 if all change alike. NaN for a single sample.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is something else, an index is out of range, or a part is
+            constant.
         """
         latents, _ = self._door(latents)
         check_choice("sort_by", sort_by, sorted(COLUMNS))
+        verbose = check_verbose(verbose)
         panda, extractor = self.decomposition, self.extractor
         every = as_tensor(panda.parts_).flatten(1)
-        chosen = range(len(panda.appearances_)) if appearances is None else appearances
+        n_appearances = len(panda.appearances_)
+        if appearances is None:
+            appearances = range(n_appearances)
         if parts is None:
             low, high = every.aminmax(dim=1)
             parts = (high > low).nonzero()[:, 0].tolist()
-        pairs = list(product(_ints(chosen, "appearances"), _ints(parts, "parts")))
-        if not pairs:
-            raise ValueError("There is no pair to try: appearances or parts are empty.")
+        appearances = check_indices("appearances", appearances, n_appearances)
+        parts = check_indices("parts", parts, len(every))
+        pairs = list(product(dict.fromkeys(appearances), dict.fromkeys(parts)))
         terms: dict[str, dict[int, Term]] = {"appearance": {}, "part": {}}
         for j, k in pairs:
             if j not in terms["appearance"] or k not in terms["part"]:
@@ -494,9 +530,14 @@ class LocalEditor:
 
     # Helpers
 
+    def _check_latents(self, latents: ArrayLike) -> tuple[ArrayLike, Origin]:
+        """Checked latents; with the parameters, which may have changed since."""
+        check_parameters(self.decomposition)
+        return self.extractor._check_latents(latents)
+
     def _door(self, latents: ArrayLike) -> tuple[Tensor, Origin]:
         """Checked latents as a tensor, numpy's on the network's device."""
-        latents, origin = self.extractor._check_latents(latents)
+        latents, origin = self._check_latents(latents)
         if isinstance(latents, Tensor):
             return latents, origin
         tensor = as_tensor(latents, self.extractor._device(), keep_type=True)
@@ -521,6 +562,7 @@ class LocalEditor:
         self, edits: Sequence[Edit], n_samples: int | None, refine: bool
     ) -> Change:
         """The edits as a change of activations."""
+        check_flag("refine", refine)
         terms = self._resolve(edits, n_samples)
         if not refine:
             return Change(terms, self.decomposition._layout)
@@ -540,16 +582,14 @@ class LocalEditor:
         self, change: Change, target: float, region: Any, n_samples: int
     ) -> TargetSearch:
         """The search for strengths, its input checked."""
-        target = check_number("target_change", target, above=0)
-        if not change.terms:
-            raise ValueError("target_change needs one edit at least.")
+        target = check_single("target_change", target, above=0)
         if not all(bool(term.strength.all()) for term in change.terms):
             raise ValueError(
                 "target_change multiplies the strengths: none of them may be 0."
             )
         spatial = self._image_spatial()
         if region is not None:
-            region = check_mask(region, "region")
+            region = check_mask(region, "region", f"([{n_samples},] *{spatial})")
             if tuple(region.shape) not in (spatial, (n_samples, *spatial)):
                 raise ValueError(
                     f"region must be of the images' shape {spatial}, or with "
@@ -575,7 +615,7 @@ class LocalEditor:
 
     def _check_learnt(self, appearance: Any, what: str) -> None:
         """Raise unless the appearance is the index of a learnt one."""
-        if isinstance(appearance, np.ndarray | Tensor | list) and np.ndim(appearance):
+        if isinstance(appearance, list) or getattr(appearance, "ndim", 0) > 0:
             raise ValueError(
                 f"With {what} the appearance must be a learnt one, whose mean over the "
                 "training data is known: give its index."
@@ -583,9 +623,12 @@ class LocalEditor:
         check_index("appearance", appearance, len(self.decomposition.appearances_))
 
 
-def _ints(values: Any, name: str) -> list:
-    """An iterable as a list; its items are checked where they are used."""
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise TypeError(f"{name} must be a sequence of ints, got {values!r}.")
-    values = values.tolist() if isinstance(values, np.ndarray | Tensor) else values
-    return list(dict.fromkeys(values))
+def _colors(fill: Any, n_colors: int) -> np.ndarray:
+    """Each colour's value of the argument ``fill``."""
+    if isinstance(fill, Real) and not is_bool(fill):
+        return np.full(n_colors, check_single("fill", fill))
+    expected = f"a finite number, or {n_colors} of them, one for each colour"
+    colors = as_numeric(fill, "fill", expected)
+    if tuple(colors.shape) != (n_colors,):
+        raise ValueError(f"fill must be {expected}, got {shown(fill)}.")
+    return np.array([check_single("each of fill", value) for value in colors.tolist()])

@@ -19,6 +19,12 @@ from panda_sklearn.utils.arrays import promoted
 from panda_sklearn.utils.borrowing import run_eagerly
 from panda_sklearn.utils.hooks import replace
 from panda_sklearn.utils.undo import Undo
+from panda_sklearn.utils.validation import (
+    check_array_like,
+    check_flag,
+    check_kind,
+    check_parameters,
+)
 
 __all__ = ["EditedGenerator"]
 
@@ -116,12 +122,12 @@ class EditedGenerator(nn.Module):
         learn_strengths: bool = False,
     ) -> None:
         super().__init__()
-        if not isinstance(editor, LocalEditor):
-            raise TypeError(f"Expected a LocalEditor, got a {type(editor).__name__}.")
+        check_kind("editor", editor, LocalEditor)
+        check_flag("learn_strengths", learn_strengths)
         change = editor._change(check_edits(edits), None, refine)
-        if not change.terms:
-            raise ValueError("edits holds no Edit: give one at least.")
         extractor = editor.extractor
+        check_parameters(extractor)
+        check_parameters(editor.decomposition)
         self.generator = extractor.generator
         self.training = self.generator.training
         self._forward = extractor.forward
@@ -156,7 +162,14 @@ class EditedGenerator(nn.Module):
         -------
         images : Tensor of shape (n_samples, ...)
             What the generator gives, with the edits.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the latents are no dense tensor of such a shape.
         """
+        check_array_like(latents, "latents", "a tensor of shape (n_samples, ...)")
+        check_kind("latents", latents, Tensor)
         if torch.compiler.is_compiling():
             return torch.compiler.disable(self._run)(latents)
         return self._run(latents)

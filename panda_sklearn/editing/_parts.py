@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
@@ -32,8 +33,8 @@ def scale_part(part: ArrayLike) -> ArrayLike:
 
     Raises
     ------
-    ValueError
-        If the part is constant or not finite.
+    TypeError, ValueError
+        If the part is no array of finite numbers, or constant.
 
     Examples
     --------
@@ -61,8 +62,9 @@ def merge_parts(*parts: ArrayLike) -> ArrayLike:
 
     Raises
     ------
-    ValueError
-        If there are none, their shapes differ, or their sum is constant.
+    TypeError, ValueError
+        If there are none, one list of them was given, their shapes differ, or their
+        sum is constant.
 
     Examples
     --------
@@ -73,6 +75,7 @@ def merge_parts(*parts: ArrayLike) -> ArrayLike:
     """
     if not parts:
         raise ValueError("merge_parts needs one part at least.")
+    _check_not_gathered(parts)
     checked = [_check_part(part, f"part {n}") for n, part in enumerate(parts)]
     first, origin = checked[0]
     for n, (part, _) in enumerate(checked):
@@ -103,8 +106,9 @@ def intersect_part(part: ArrayLike, mask: ArrayLike) -> ArrayLike:
 
     Raises
     ------
-    ValueError
-        If their shapes differ, or they share no position.
+    TypeError, ValueError
+        If one is no array of finite numbers, their shapes differ, or they share no
+        position.
 
     Examples
     --------
@@ -150,8 +154,9 @@ def split_part(part: ArrayLike, *, threshold: float = 0.5) -> list[ArrayLike]:
 
     Raises
     ------
-    ValueError
-        If the part is constant, or the threshold out of range.
+    TypeError, ValueError
+        If the part is no array of finite numbers, or constant, or the threshold out of
+        range.
 
     Examples
     --------
@@ -185,11 +190,22 @@ def scaled(values: Tensor, what: str) -> Tensor:
 
 def _check_part(part: Any, name: str) -> tuple[Tensor, Origin]:
     """A part as a tensor, and where it came from."""
-    # One axis more, since arrays with a single axis count as single samples there.
-    values = check_values(part[None] if hasattr(part, "ndim") else [part], name)[0]
-    if not 1 <= values.ndim <= 3:
+    values = check_values(part, name, "(*spatial)", n_axes=1)
+    if values.ndim > 3:
         raise ValueError(
             f"{name} must have one, two or three spatial axes, got an array of shape "
             f"{tuple(values.shape)}."
         )
     return as_tensor(values), Origin.of(values)
+
+
+def _check_not_gathered(parts: tuple) -> None:
+    """Raise TypeError if one list of arrays was given in the place of these."""
+    first = parts[0]
+    if len(parts) == 1 and isinstance(first, list | tuple):
+        if not any(isinstance(part, np.ndarray | Tensor) for part in first):
+            return
+        raise TypeError(
+            f"parts must be given one by one, got a {type(first).__name__} of "
+            f"{len(first)}. Use merge_parts(*parts)."
+        )

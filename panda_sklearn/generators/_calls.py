@@ -21,13 +21,15 @@ from panda_sklearn.utils.borrowing import (
     preserve_random_state,
     seed_noise,
 )
-from panda_sklearn.utils.hooks import TapTypeError
+from panda_sklearn.utils.hooks import TapTypeError, check_hookable
 from panda_sklearn.utils.undo import Undo
+from panda_sklearn.utils.validation import check_function, check_kind
 
 __all__ = [
     "ConventionError",
     "Run",
     "check_forward",
+    "check_network",
     "device_of",
     "dtype_of",
     "explained_failures",
@@ -44,12 +46,14 @@ class ConventionError(TypeError):
 
 
 def check_forward(forward: Any) -> None:
-    """Raise TypeError if ``forward`` is a class, where its instance is meant."""
-    if isinstance(forward, type):
-        raise TypeError(
-            f"forward is the class {forward.__name__}: pass an object of it, such as "
-            f"{forward.__name__}()."
-        )
+    """Raise TypeError unless ``forward`` can be called, or is None."""
+    check_function("forward", forward, "generator, latents")
+
+
+def check_network(name: str, network: Any) -> None:
+    """Raise TypeError unless it is a module that hooks can be attached to."""
+    check_kind(name, network, nn.Module)
+    check_hookable(network)
 
 
 @contextlib.contextmanager

@@ -18,9 +18,20 @@ from panda_sklearn.generators._conventions import (
     find_convention,
 )
 from panda_sklearn.generators._labels import Label, check_label, split_labels
-from panda_sklearn.utils.validation import check_choice, check_number
+from panda_sklearn.utils.validation import (
+    check_array_like,
+    check_choice,
+    check_kind,
+    check_number,
+)
 
-__all__ = ["BigGAN", "Family", "ProGAN"]
+__all__ = ["BigGAN", "Family", "ProGAN", "check_batch"]
+
+
+def check_batch(latents: Any) -> None:
+    """Raise TypeError unless latents are a dense tensor of samples."""
+    check_array_like(latents, "latents", "a tensor of shape (n_samples, ...)")
+    check_kind("latents", latents, Tensor)
 
 
 class Family:
@@ -47,6 +58,7 @@ class Family:
 
     def _find(self, generator: nn.Module) -> Any:
         """How the generator is written."""
+        check_kind("generator", generator, nn.Module)
         family = type(self).__name__
         return find_convention(self.conventions, self.convention, generator, family)
 
@@ -88,6 +100,11 @@ class ProGAN(Family):
         How the generator is written: as genforce's, called as ``G(z, label=...)`` and
         returning a dict with "image"; or called as ``G(z)``. "auto" looks at it.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If a setting is something else.
+
     See Also
     --------
     sample_latents : Draws latents.
@@ -120,6 +137,7 @@ class ProGAN(Family):
     def __call__(self, generator: nn.Module, latents: Tensor) -> Any:
         """Images of latents."""
         convention = self._find(generator)
+        check_batch(latents)
         z, labels = self._split(convention, generator, latents)
         return convention.generate(generator, z, labels)
 
@@ -143,6 +161,11 @@ class BigGAN(Family):
         How the generator is written: as pytorch-pretrained-biggan's, called as ``G(z,
         weights, truncation)``; or as BigGAN-PyTorch's, called as ``G(z, G.shared(y))``.
         "auto" looks at it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a setting is something else.
 
     See Also
     --------
@@ -171,6 +194,7 @@ class BigGAN(Family):
     def __call__(self, generator: nn.Module, latents: Tensor) -> Any:
         """Images of latents."""
         convention = self._find(generator)
+        check_batch(latents)
         z, labels = self._split(convention, generator, latents)
         truncation = float(self.truncation)
         return convention.generate(generator, truncation * z, labels, truncation)

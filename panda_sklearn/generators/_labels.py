@@ -6,17 +6,21 @@ Floor 2: see :mod:`panda_sklearn.generators`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from panda_sklearn.utils.validation import as_numeric, check_finite, check_index
+from panda_sklearn.utils.validation import (
+    as_numeric,
+    check_finite,
+    check_fits,
+    check_index,
+    is_bool,
+)
 
 __all__ = ["Label", "Labels", "Numbers", "check_label", "split_labels"]
 
@@ -30,6 +34,9 @@ class Numbers(tuple):
 
 #: A class, or weights of all classes.
 Label = int | Numbers
+
+# The same for messages.
+LABEL = "the index of a class or a weight for each class"
 
 
 @dataclass(frozen=True)
@@ -60,23 +67,21 @@ def check_label(label: Any) -> Label | None:
     TypeError, ValueError
         If it is something else.
     """
-    if label is None or (isinstance(label, Integral) and not isinstance(label, bool)):
-        if label is not None and label < 0:
+    if label is None:
+        return None
+    if isinstance(label, Integral) and not is_bool(label):
+        if label < 0:
             raise ValueError(f"label must be a class from 0 on, got {label}.")
-        return None if label is None else int(label)
-    if not isinstance(label, Sequence | np.ndarray | Tensor) or isinstance(label, str):
-        raise TypeError(
-            "label must be the index of a class or a weight for each class, got "
-            f"{label!r} of type {type(label).__name__}."
-        )
-    weights = as_numeric(label, "label")
-    if weights.ndim != 1:
+        return int(label)
+    weights = as_numeric(label, "label", LABEL)
+    if weights.ndim != 1 or len(weights) == 0:
         raise ValueError(
             "label must be one index or one row of weights, the same for all images, "
             f"got an array of shape {tuple(weights.shape)}. Classes of single images "
             "go into columns beside the latents."
         )
     check_finite(weights, "label")
+    check_fits(weights, "label", torch.float32)
     return Numbers(map(float, weights.tolist()))
 
 

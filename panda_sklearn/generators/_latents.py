@@ -5,8 +5,9 @@ Floor 2: see :mod:`panda_sklearn.generators`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from scipy.special import ndtr, ndtri
 from torch import nn
 
-from panda_sklearn.generators._calls import check_forward, device_of
+from panda_sklearn.generators._calls import check_forward, check_network, device_of
 from panda_sklearn.generators._conventions import (
     PLAIN_SIZES,
     Styled,
@@ -23,11 +24,10 @@ from panda_sklearn.generators._conventions import (
 from panda_sklearn.generators._families import BigGAN, Family, ProGAN
 from panda_sklearn.generators._styles import StyleFamily, StyleGAN2
 from panda_sklearn.utils.borrowing import borrow
-from panda_sklearn.utils.hooks import check_hookable
 from panda_sklearn.utils.undo import Undo
 from panda_sklearn.utils.validation import (
     check_count,
-    check_index,
+    check_indices,
     check_number,
     check_random_state,
 )
@@ -78,8 +78,8 @@ def sample_latents(
     Raises
     ------
     TypeError
-        If the length of a latent is not known, or the generator is not of the family
-        that ``forward`` is for.
+        If the length of a latent is not known, the generator is not of the family
+        that ``forward`` is for, or an argument is of another type.
     ValueError
         If ``classes`` does not fit the generator or ``forward``, or codes of "w" are
         asked for and the mapping network gives each layer its own.
@@ -91,7 +91,7 @@ def sample_latents(
     >>> sample_latents(load_face_generator(), 5, random_state=0).shape
     torch.Size([5, 64])
     """
-    check_hookable(generator)
+    check_network("generator", generator)
     check_forward(forward)
     n_samples = check_count("n_samples", n_samples)
     family = forward if isinstance(forward, Family) else _family_of(generator)
@@ -152,16 +152,17 @@ def _draw_classes(
     if classes is None:
         classes = range(n_classes)
     elif isinstance(classes, Mapping):
-        shares = [check_number("A share", p, at_least=0) for p in classes.values()]
+        shares = [
+            check_number("each share of classes", share, at_least=0)
+            for share in classes.values()
+        ]
         if not sum(shares) > 0:
             raise ValueError("The shares of classes must have a positive sum.")
         shares = np.asarray(shares) / sum(shares)
         classes = list(classes)
-    elif not isinstance(classes, Iterable) or isinstance(classes, str):
+    elif isinstance(classes, Integral):
         classes = [classes]
-    chosen = [check_index("A class", each, n_classes) for each in classes]
-    if not chosen:
-        raise ValueError("classes is empty: give one at least, or None for all.")
+    chosen = check_indices("classes", classes, n_classes)
     return [random_state.choice(chosen, size=(n_samples, 1), p=shares)]
 
 

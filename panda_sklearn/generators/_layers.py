@@ -16,17 +16,24 @@ from torch import Tensor, nn
 
 from panda_sklearn.generators._calls import (
     check_forward,
+    check_network,
+    dtype_of,
     explained_failures,
     running,
 )
 from panda_sklearn.utils.hooks import (
     Tap,
     add_hook,
-    check_hookable,
     choices_of,
     watch,
 )
 from panda_sklearn.utils.undo import Undo
+from panda_sklearn.utils.validation import (
+    check_fits,
+    check_items,
+    check_kind,
+    check_values,
+)
 
 __all__ = ["LayerInfo", "LayerTable", "list_layers"]
 
@@ -80,6 +87,9 @@ class LayerTable(list):
     """
 
     def __init__(self, layers: Iterable[LayerInfo] = ()) -> None:
+        layers = check_items("layers", layers, "the layers", Iterable)
+        for layer in layers:
+            check_kind("each of layers", layer, LayerInfo)
         super().__init__(layers)
 
     @property
@@ -179,9 +189,10 @@ def list_layers(
     Raises
     ------
     TypeError
-        If the network is scripted, traced or wrapped in DataParallel.
+        If the network is none, scripted, traced or wrapped in DataParallel, or
+        ``latents`` or ``forward`` is something else.
     ValueError
-        If it cannot be run on such latents.
+        If the latents are not finite, or it cannot be run on them.
 
     Notes
     -----
@@ -204,8 +215,10 @@ def list_layers(
     *  block32  _Block        48  32 x 32      1
     * worth decomposing
     """
-    check_hookable(generator)
+    check_network("generator", generator)
     check_forward(forward)
+    latents = check_values(latents, "latents", n_axes=1)
+    check_fits(latents, "latents", dtype_of(generator, torch.float64))
     shapes: dict[tuple[str, Any], tuple[int, ...]] = {}
     calls: dict[str, int] = {}
     made: list[_Made] = []

@@ -16,15 +16,17 @@ from torch import Tensor, nn
 
 from panda_sklearn.generators._calls import dtype_of
 from panda_sklearn.generators._conventions import STYLED, Styled, get
-from panda_sklearn.generators._families import Family
+from panda_sklearn.generators._families import Family, check_batch
 from panda_sklearn.generators._labels import Label, Numbers
+from panda_sklearn.utils.arrays import as_tensor
 from panda_sklearn.utils.undo import Undo
 from panda_sklearn.utils.validation import (
-    as_numeric,
     check_choice,
     check_count,
-    check_finite,
-    check_number,
+    check_fits,
+    check_kind,
+    check_single,
+    check_values,
 )
 
 __all__ = ["StyleFamily", "StyleGAN", "StyleGAN2", "StyleGAN3"]
@@ -67,7 +69,12 @@ convention : {"auto", "genforce", "nvidia", "rosinality"}, default="auto"
         (stylegan2-ada-pytorch, stylegan3), with ``mapping`` and ``synthesis``; or as
         rosinality's, called with lists. "auto" looks at it.
 """
-SEE_ALSO = """See Also
+SEE_ALSO = """Raises
+    ------
+    TypeError, ValueError
+        If a setting is something else.
+
+    See Also
     --------
     sample_latents : Draws latents, also as codes.
     panda_sklearn.GeneratorFeatureExtractor : Its ``forward`` is what this is for.
@@ -87,14 +94,14 @@ class StyleFamily(Family):
     conventions: ClassVar[Any] = STYLED
 
     def __post_init__(self) -> None:
-        check_number("truncation_psi", self.truncation_psi)
+        check_single("truncation_psi", self.truncation_psi)
         if self.truncation_layers is not None:
             check_count("truncation_layers", self.truncation_layers, at_least=0)
         check_choice("latent_space", self.latent_space, SPACES)
         check_choice("noise_mode", self.noise_mode, NOISE_MODES)
         if self.w_avg is not None:
-            mean = as_numeric(self.w_avg, "w_avg")
-            check_finite(mean, "w_avg")
+            mean = check_values(self.w_avg, "w_avg", "(w_dim,)", n_axes=1)
+            check_fits(mean, "w_avg", torch.float32)
             if mean.ndim != 1:
                 raise ValueError(
                     f"w_avg must be one code, got shape {tuple(mean.shape)}."
@@ -105,6 +112,7 @@ class StyleFamily(Family):
     def __call__(self, generator: nn.Module, latents: Tensor) -> Any:
         """Images of latents, or of codes."""
         convention = self._find(generator)
+        check_batch(latents)
         codes = self._codes(convention, generator, latents)
         codes = self._truncated(convention, generator, codes)
         return convention.synthesize(generator, codes, self.noise_mode)
@@ -229,12 +237,14 @@ class StyleGAN3(StyleFamily):
         super().__post_init__()
         if self.transform is None:
             return
-        matrix = np.asarray(self.transform, dtype=np.float64)
-        if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
+        given = check_values(self.transform, "transform", "(3, 3)")
+        matrix = as_tensor(given).double().cpu().numpy()
+        if matrix.shape != (3, 3):
             raise ValueError(
                 "transform must be a matrix of 3 x 3 finite numbers, got shape "
                 f"{matrix.shape}."
             )
+        check_fits(given, "transform", torch.float32)
         if abs(np.linalg.det(matrix)) < 1e-6:
             raise ValueError("transform must have an inverse; its determinant is 0.")
         rows = tuple(tuple(row) for row in matrix.tolist())
@@ -242,6 +252,7 @@ class StyleGAN3(StyleFamily):
 
     def __call__(self, generator: nn.Module, latents: Tensor) -> Any:
         """Images of latents, or of codes."""
+        check_kind("generator", generator, nn.Module)
         with _lock_of(generator), Undo() as undo, undo:
             self._set_transform(undo, generator)
             return super().__call__(generator, latents)

@@ -5,7 +5,6 @@ Floor 4: see :mod:`panda_sklearn.inspection`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,10 +13,27 @@ from panda_sklearn.editing import Edit
 from panda_sklearn.inspection._images import (
     as_picture_of,
     as_pictures,
+    check_axes,
+    check_cmap,
+    check_editor,
+    check_labels,
+    check_shares,
+    check_value_range,
+    count_latents,
     label_columns,
     label_rows,
     new_axes,
 )
+from panda_sklearn.utils.validation import (
+    check_choice,
+    check_indices,
+    check_kind,
+    check_numbers_of,
+)
+
+# Axes of pictures, and units of strengths.
+PICTURES = "n_samples", "height", "width", 3
+UNITS = "alpha", "std"
 
 
 class EditDisplay:
@@ -88,9 +104,18 @@ class EditDisplay:
         -------
         display : EditDisplay
             The display, drawn.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is something else, or its shape does not fit.
         """
-        before = editor.extractor.generate(latents)
+        check_editor(editor)
+        check_value_range(value_range)
+        check_cmap(cmap)
+        check_axes(axes, 3, count_latents(editor, latents))
         after = editor.edit(latents, edits, refine=refine, target_change=target_change)
+        before = editor.extractor.generate(latents)
         return cls.from_images(
             before, after, value_range=value_range, axes=axes, cmap=cmap
         )
@@ -122,12 +147,18 @@ class EditDisplay:
         -------
         display : EditDisplay
             The display, drawn.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is something else, or its shape does not fit.
         """
-        before, after = (as_pictures(x, value_range) for x in (images, edited))
+        before = as_pictures(images, value_range)
+        after = as_pictures(edited, value_range, "edited")
         if before.shape != after.shape:
             raise ValueError(
                 "images and edited must be of one shape, got "
-                f"{tuple(images.shape)} and {tuple(edited.shape)}."
+                f"{tuple(np.shape(images))} and {tuple(np.shape(edited))}."
             )
         return cls(before, after).plot(axes=axes, cmap=cmap)
 
@@ -152,11 +183,14 @@ class EditDisplay:
         self : EditDisplay
             The display.
         """
-        self.figure_, self.axes_ = new_axes(3, len(self.before), axes)
+        befores = check_shares(self.before, "before", *PICTURES)
+        afters = check_shares(self.after, "after", *befores.shape, fits="before")
+        check_cmap(cmap)
+        self.figure_, self.axes_ = new_axes(3, len(befores), axes)
         change = self.change
         top = float(change.max()) or 1.0
         for column, before, after, difference in zip(
-            self.axes_.T, self.before, self.after, change, strict=True
+            self.axes_.T, befores, afters, change, strict=True
         ):
             column[0].imshow(before)
             column[1].imshow(after)
@@ -243,20 +277,26 @@ class StrengthsDisplay:
         -------
         display : StrengthsDisplay
             The display, drawn.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is something else, or its shape does not fit.
         """
-        if not isinstance(edit, Edit):
-            raise TypeError(f"Expected an Edit, got one of type {type(edit).__name__}.")
-        if not isinstance(strengths, Sequence | np.ndarray) or len(strengths) == 0:
-            raise ValueError(
-                f"strengths must be a sequence of one number at least, got "
-                f"{strengths!r}."
-            )
-        edits = [replace(edit, strength=float(strength)) for strength in strengths]
+        check_editor(editor)
+        check_kind("edit", edit, Edit)
+        check_value_range(value_range)
+        strengths = check_numbers_of("strengths", strengths)
+        n_samples = count_latents(editor, latents)
+        check_axes(axes, n_samples, len(strengths))
+        edits = [replace(edit, strength=strength) for strength in strengths]
+        for one in edits:
+            editor._change([one], n_samples, refine)  # fails, if so, before any work
         pictures = [
             as_pictures(editor.edit(latents, one, refine=refine), value_range)
             for one in edits
         ]
-        display = cls(np.stack(pictures, axis=1), list(strengths), edit.unit)
+        display = cls(np.stack(pictures, axis=1), strengths, edit.unit)
         return display.plot(axes=axes)
 
     def plot(self, *, axes=None):
@@ -272,12 +312,19 @@ class StrengthsDisplay:
         self : StrengthsDisplay
             The display.
         """
-        self.figure_, self.axes_ = new_axes(*self.pictures.shape[:2], axes)
-        for row, pictures in zip(self.axes_, self.pictures, strict=True):
+        strips = check_shares(
+            self.pictures, "pictures", "n_samples", "n_strengths", *PICTURES[1:]
+        )
+        strengths = check_labels(
+            self.strengths, "strengths", strips.shape[1], fits="pictures"
+        )
+        check_choice("unit", self.unit, UNITS)
+        self.figure_, self.axes_ = new_axes(*strips.shape[:2], axes)
+        for row, pictures in zip(self.axes_, strips, strict=True):
             for ax, picture in zip(row, pictures, strict=True):
                 ax.imshow(picture)
         unit = " std" if self.unit == "std" else ""
-        labels = [f"{s:+g}{unit}" if s else "0" for s in self.strengths]
+        labels = [f"{s:+g}{unit}" if s else "0" for s in strengths]
         label_columns(self.axes_, labels)
         return self
 
@@ -365,23 +412,34 @@ class EditMatrixDisplay:
         -------
         display : EditMatrixDisplay
             The display, drawn.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is something else, or its shape does not fit.
         """
-        appearances, parts = list(appearances), list(parts)
-        if not appearances or not parts:
-            raise ValueError("appearances and parts must name one each at least.")
-        if len(latents) != 1:
+        check_editor(editor)
+        check_value_range(value_range)
+        panda = editor.decomposition
+        appearances = check_indices("appearances", appearances, len(panda.appearances_))
+        parts = check_indices("parts", parts, len(panda.parts_))
+        n_samples = count_latents(editor, latents)
+        if n_samples != 1:
             raise ValueError(
                 f"The matrix is of one image: expected latents of 1 sample, got "
-                f"{len(latents)}. Pass latents[:1]."
+                f"{n_samples}. Pass latents[:1]."
             )
+        check_axes(axes, len(appearances), len(parts) + 1)
+        edits = [[Edit(j, k, strength, unit) for k in parts] for j in appearances]
+        for row in edits:
+            editor._change(row, n_samples, False)  # fails, if so, before any work
 
-        def edited(j, k):
-            edit = Edit(j, k, strength, unit)
+        def edited(edit):
             return as_picture_of(
                 editor.edit(latents, edit, target_change=target_change), value_range
             )
 
-        pictures = np.stack([[edited(j, k) for k in parts] for j in appearances])
+        pictures = np.stack([[edited(edit) for edit in row] for row in edits])
         plain = as_picture_of(editor.extractor.generate(latents), value_range)
         return cls(plain, pictures, appearances, parts).plot(axes=axes)
 
@@ -399,12 +457,25 @@ class EditMatrixDisplay:
         self : EditMatrixDisplay
             The display.
         """
-        n_rows, n_columns = self.pictures.shape[:2]
+        plain = check_shares(self.picture, "picture", *PICTURES[1:])
+        edited = check_shares(
+            self.pictures,
+            "pictures",
+            "n_appearances",
+            "n_parts",
+            *plain.shape,
+            fits="picture",
+        )
+        n_rows, n_columns = edited.shape[:2]
+        appearances = check_labels(
+            self.appearances, "appearances", n_rows, fits="pictures"
+        )
+        parts = check_labels(self.parts, "parts", n_columns, fits="pictures")
         self.figure_, self.axes_ = new_axes(n_rows, n_columns + 1, axes)
-        for row, pictures in zip(self.axes_, self.pictures, strict=True):
-            row[0].imshow(self.picture)
+        for row, pictures in zip(self.axes_, edited, strict=True):
+            row[0].imshow(plain)
             for ax, picture in zip(row[1:], pictures, strict=True):
                 ax.imshow(picture)
-        label_columns(self.axes_, ["image", *(f"part {k}" for k in self.parts)])
-        label_rows(self.axes_, [f"appearance {j}" for j in self.appearances])
+        label_columns(self.axes_, ["image", *(f"part {k}" for k in parts)])
+        label_rows(self.axes_, [f"appearance {j}" for j in appearances])
         return self

@@ -10,14 +10,24 @@ import numpy as np
 from panda_sklearn.inspection._images import (
     as_array,
     as_pictures,
+    check_axes,
+    check_cmap,
+    check_drawn,
+    check_labels,
+    check_shares,
     check_spatial,
+    check_value_range,
     enlarge,
     label_columns,
     label_rows,
     new_axes,
     unit_scaled,
 )
-from panda_sklearn.utils.validation import check_index
+from panda_sklearn.utils.validation import MAPS, check_array_like, check_indices
+
+# Axes of parts and of one picture.
+PARTS = "n_parts", "height", "width"
+PICTURE = "image_height", "image_width", 3
 
 
 class PartsDisplay:
@@ -73,8 +83,14 @@ class PartsDisplay:
         -------
         display : PartsDisplay
             The display, drawn.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is something else, or its shape does not fit.
         """
         check_spatial(estimator)
+        check_value_range(value_range)
         parts = unit_scaled(as_array(estimator.parts_))
         pictures = None if images is None else as_pictures(images, value_range)
         return cls(parts, pictures).plot(axes=axes, cmap=cmap)
@@ -96,16 +112,19 @@ class PartsDisplay:
         self : PartsDisplay
             The display.
         """
-        n_parts = len(self.parts)
+        parts = check_shares(self.parts, "parts", *PARTS)
+        n_parts = len(parts)
+        check_cmap(cmap)
         if self.pictures is None:
             self.figure_, self.axes_ = new_axes(1, n_parts, axes)
-            for ax, part in zip(self.axes_[0], self.parts, strict=True):
+            for ax, part in zip(self.axes_[0], parts, strict=True):
                 ax.imshow(part, cmap=cmap, vmin=0, vmax=1)
             label_columns(self.axes_, _names(n_parts))
             return self
-        self.figure_, self.axes_ = new_axes(len(self.pictures), n_parts + 1, axes)
-        masks = enlarge(self.parts, self.pictures.shape[1:3])
-        for row, picture in zip(self.axes_, self.pictures, strict=True):
+        pictures = check_shares(self.pictures, "pictures", "n_images", *PICTURE)
+        self.figure_, self.axes_ = new_axes(len(pictures), n_parts + 1, axes)
+        masks = enlarge(parts, pictures.shape[1:3])
+        for row, picture in zip(self.axes_, pictures, strict=True):
             row[0].imshow(picture)
             # Outside the part the picture is grey and dark, inside in its colours.
             dark = 0.35 * picture.mean(axis=-1, keepdims=True)
@@ -183,12 +202,19 @@ class RefinementDisplay:
         -------
         display : RefinementDisplay
             The display, drawn.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is something else, or its shape does not fit.
         """
         check_spatial(estimator)
         n_parts = len(estimator.parts_)
         shown = range(n_parts) if parts is None else parts
-        chosen = [check_index("part", k, n_parts) for k in shown]
+        chosen = check_indices("parts", shown, n_parts)
         pictures = as_pictures(images, value_range)
+        check_axes(axes, 3, len(pictures))
+        check_array_like(X, "X", f"an array of shape {MAPS}")
         if len(pictures) != len(X):
             raise ValueError(
                 f"images must be one for each sample of X: expected {len(X)}, got "
@@ -219,12 +245,20 @@ class RefinementDisplay:
         self : RefinementDisplay
             The display.
         """
-        self.figure_, self.axes_ = new_axes(3, len(self.pictures), axes)
-        colors = _colors(len(self.parts))
-        size = self.pictures.shape[1:3]
-        whole, each = enlarge(self.parts, size), enlarge(self.refined, size)
+        parts = check_shares(self.parts, "parts", *PARTS)
+        pictures = check_shares(self.pictures, "pictures", "n_samples", *PICTURE)
+        n_samples, size = len(pictures), pictures.shape[1:3]
+        fits = "parts and pictures"
+        refined = check_shares(
+            self.refined, "refined", n_samples, *parts.shape, fits=fits
+        )
+        falls = check_drawn(self.falls, "falls", n_samples, fits="pictures")
+        check_labels(self.shown, "shown", len(parts), fits="parts")
+        self.figure_, self.axes_ = new_axes(3, n_samples, axes)
+        colors = _colors(len(parts))
+        whole, each = enlarge(parts, size), enlarge(refined, size)
         for column, picture, own, fall in zip(
-            self.axes_.T, self.pictures, each, self.falls, strict=True
+            self.axes_.T, pictures, each, falls, strict=True
         ):
             column[0].imshow(picture)
             column[1].imshow(_colored(picture, whole, colors))

@@ -5,16 +5,27 @@ Floor 4: see :mod:`panda_sklearn.inspection`.
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import numpy as np
 
 from panda_sklearn.inspection._images import (
     as_array,
     as_pictures,
+    check_cmap,
+    check_drawn,
+    check_labels,
+    check_shares,
     check_spatial,
+    check_value_range,
     enlarge,
     new_axes,
 )
-from panda_sklearn.utils.validation import check_index
+from panda_sklearn.utils.validation import check_flag, check_indices
+
+# Axes of saliency maps and of one picture.
+SALIENCY = "n_samples", "n_shown", "height", "width"
+PICTURE = "image_height", "image_width", 3
 
 
 class SaliencyDisplay:
@@ -101,17 +112,25 @@ class SaliencyDisplay:
         -------
         display : SaliencyDisplay
             The display, drawn.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is something else, or its shape does not fit.
         """
         check_spatial(estimator)
         n_appearances = len(estimator.appearances_)
         if appearances is None:
             appearances = range(min(4, n_appearances))
-        elif isinstance(appearances, int):
+        elif isinstance(appearances, Integral):
             appearances = [appearances]
-        chosen = [check_index("appearance", k, n_appearances) for k in appearances]
+        chosen = check_indices("appearances", appearances, n_appearances)
+        check_flag("masks", masks)
+        check_value_range(value_range)
+        check_cmap(cmap)
+        pictures = None if images is None else as_pictures(images, value_range)
         maps = as_array(estimator.saliency(X))
         thresholds = np.array([float(estimator.saliency_mean_[k]) for k in chosen])
-        pictures = None if images is None else as_pictures(images, value_range)
         if pictures is not None and len(pictures) != len(maps):
             raise ValueError(
                 f"images must be one for each sample of X: expected {len(maps)}, got "
@@ -139,22 +158,35 @@ class SaliencyDisplay:
         self : SaliencyDisplay
             The display.
         """
-        n_samples, n_shown = self.saliency.shape[:2]
-        above = 0 if self.pictures is None else 1
-        rows_each = 1 + bool(self.masks)
+        saliencies = check_drawn(self.saliency, "saliency", *SALIENCY)
+        n_samples, n_shown, *size = saliencies.shape
+        appearances = check_labels(
+            self.appearances, "appearances", n_shown, fits="saliency"
+        )
+        thresholds = check_drawn(
+            self.thresholds, "thresholds", n_shown, fits="saliency"
+        )
+        pictures = self.pictures
+        if pictures is not None:
+            pictures = check_shares(
+                pictures, "pictures", n_samples, *PICTURE, fits="saliency"
+            )
+            size = pictures.shape[1:3]
+        if check_flag("masks", self.masks) and pictures is None:
+            raise ValueError("masks=True needs pictures to cut out of.")
+        check_cmap(cmap)
+        above = 0 if pictures is None else 1
+        rows_each = 1 + self.masks
         n_rows = above + rows_each * n_shown
         self.figure_, self.axes_ = new_axes(n_rows, n_samples, axes)
-        if self.pictures is not None:
-            for ax, picture in zip(self.axes_[0], self.pictures, strict=True):
+        if pictures is not None:
+            for ax, picture in zip(self.axes_[0], pictures, strict=True):
                 ax.imshow(picture)
-        size = self.saliency.shape[2:]
-        if self.pictures is not None:
-            size = self.pictures.shape[1:3]
         for number, (k, middle, maps) in enumerate(
             zip(
-                self.appearances,
-                self.thresholds,
-                np.moveaxis(enlarge(self.saliency, size), 1, 0),
+                appearances,
+                thresholds,
+                np.moveaxis(enlarge(saliencies, tuple(size)), 1, 0),
                 strict=True,
             )
         ):
@@ -178,9 +210,7 @@ class SaliencyDisplay:
             bar.ax.tick_params(labelsize="x-small")
             if self.masks:
                 below = self.axes_[above + rows_each * number + 1]
-                for ax, picture, saliency in zip(
-                    below, self.pictures, maps, strict=True
-                ):
+                for ax, picture, saliency in zip(below, pictures, maps, strict=True):
                     ax.imshow(np.where((saliency >= middle)[..., None], picture, 1))
                 below[0].set_ylabel("above mean", fontsize="small")
         return self

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from panda_sklearn.utils.arrays import as_tensor
-from panda_sklearn.utils.validation import check_values
+from panda_sklearn.utils.validation import check_flag, check_values, is_bool, shown
 
 
 def match_factors(factors, others, *, ignore_sign=False):
@@ -45,8 +45,8 @@ def match_factors(factors, others, *, ignore_sign=False):
 
     Raises
     ------
-    ValueError
-        If the shapes differ or a value is not finite.
+    TypeError, ValueError
+        If an argument is something else, the shapes differ or a value is not finite.
 
     See Also
     --------
@@ -60,11 +60,12 @@ def match_factors(factors, others, *, ignore_sign=False):
     >>> columns, cosines
     (array([2, 1, 0]), array([1., 1., 1.]))
     """
+    check_flag("ignore_sign", ignore_sign)
     one, two = _rows(factors, "factors"), _rows(others, "others")
     if one.shape[1:] != two.shape[1:]:
         raise ValueError(
-            f"factors and others must have rows of one shape, got "
-            f"{tuple(factors.shape)} and {tuple(others.shape)}."
+            "factors and others must have rows of one shape, got "
+            f"{tuple(np.shape(factors))} and {tuple(np.shape(others))}."
         )
     cosines = np.clip(_unit(one) @ _unit(two).T, -1, 1)
     if ignore_sign:
@@ -143,13 +144,14 @@ def duplicate_parts(parts, *, threshold=0.95):
 
 
 def _check_share(name: str, value: Any) -> None:
-    if not isinstance(value, Real) or not 0 <= float(value) <= 1:
-        raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}.")
+    if is_bool(value) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
+        raise ValueError(f"{name} must be a number from 0 to 1, got {shown(value)}.")
 
 
 def _rows(factors: Any, name: str) -> np.ndarray:
     """Factors as rows of double precision on the host."""
-    tensor = as_tensor(check_values(factors, name)).double().flatten(1)
+    shape = "(n_parts, *spatial)" if name == "parts" else "(n_factors, ...)"
+    tensor = as_tensor(check_values(factors, name, shape)).double().flatten(1)
     return tensor.cpu().numpy()
 
 

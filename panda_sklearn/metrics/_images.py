@@ -21,6 +21,8 @@ from panda_sklearn.utils.undo import Undo
 from panda_sklearn.utils.validation import (
     check_count,
     check_finite,
+    check_flag,
+    check_function,
     check_mask,
     check_random_state,
     check_values,
@@ -67,8 +69,9 @@ def roi_ratio(mask, images, edited, *, average=True):
 
     Raises
     ------
-    ValueError
-        If shapes do not fit, values are not finite, or the mask's are not from 0 to 1.
+    TypeError, ValueError
+        If an argument is something else, shapes do not fit, values are not finite, or
+        the mask's are not from 0 to 1.
 
     Warns
     -----
@@ -100,8 +103,9 @@ def roi_ratio(mask, images, edited, *, average=True):
     >>> roi_ratio(mask, images, edited)
     0.25
     """
+    check_flag("average", average)
     before, after = _pair(images, edited)
-    region = check_mask(mask, "mask")
+    region = check_mask(mask, "mask", "([n_samples,] *spatial)")
     spatial = tuple(before.shape[2:])
     if tuple(region.shape) not in (spatial, (len(before), *spatial)):
         raise ValueError(
@@ -159,8 +163,8 @@ def sliced_wasserstein_distance(X, Y, *, n_projections=500, random_state=None):
 
     Raises
     ------
-    ValueError
-        If shapes do not fit or values are not finite.
+    TypeError, ValueError
+        If an argument is something else, shapes do not fit or values are not finite.
     ImportError
         If POT is not installed.
 
@@ -174,8 +178,8 @@ def sliced_wasserstein_distance(X, Y, *, n_projections=500, random_state=None):
     """
     ot = _needed("ot", "POT")
     n_projections = check_count("n_projections", n_projections)
-    one, two = _samples(X, Y)
     random = check_random_state(random_state)
+    one, two = _samples(X, Y)
     directions = random.normal(size=(one.shape[1], n_projections))
     directions /= np.linalg.norm(directions, axis=0)
     with one.device:  # whatever the process's default is
@@ -217,8 +221,9 @@ def frechet_distance(X, Y, *, network=None, batch_size=32):
 
     Raises
     ------
-    ValueError
-        If shapes do not fit, values are not finite, or there are less than two samples.
+    TypeError, ValueError
+        If an argument is something else, shapes do not fit, values are not finite, or
+        there are less than two samples.
     ImportError
         If torchmetrics is not installed.
 
@@ -230,10 +235,12 @@ def frechet_distance(X, Y, *, network=None, batch_size=32):
     """
     fid = _needed("torchmetrics.image.fid", "torchmetrics")
     batch_size = check_count("batch_size", batch_size)
+    check_function("network", network, "samples")
     one, two = (check_values(samples, name) for samples, name in ((X, "X"), (Y, "Y")))
     if min(len(one), len(two)) < 2:
         raise ValueError(
-            f"Two samples of each are the least, got {len(one)} and {len(two)}."
+            "Two samples of each are the least of X and Y, got "
+            f"{len(one)} and {len(two)}."
         )
     one, two = (_features(samples, network, batch_size) for samples in (one, two))
     if one.ndim != 2 or two.ndim != 2 or one.shape[1] != two.shape[1]:
@@ -278,11 +285,13 @@ def _features(samples: ArrayLike, network: Callable | None, batch_size: int) -> 
 
 def _pair(images: Any, edited: Any) -> tuple[Tensor, Tensor]:
     """Images before and after, as tensors of one shape."""
-    before, after = check_values(images, "images"), check_values(edited, "edited")
+    shape = "(n_samples, n_colors, *spatial)"
+    before = check_values(images, "images", shape)
+    after = check_values(edited, "edited", shape)
     if before.ndim < 3 or tuple(before.shape) != tuple(after.shape):
         raise ValueError(
-            "images and edited must be of one shape (n_samples, n_colors, *spatial), "
-            f"got {tuple(before.shape)} and {tuple(after.shape)}."
+            f"images and edited must be of one shape {shape}, got "
+            f"{tuple(before.shape)} and {tuple(after.shape)}."
         )
     return as_tensor(before), as_tensor(after)
 

@@ -6,6 +6,7 @@ Floor 4: reads the decomposition through its public attributes and, for activati
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from numbers import Integral
 from typing import Any
@@ -24,7 +25,13 @@ from panda_sklearn.metrics._factors import (
     parts_overlap,
 )
 from panda_sklearn.utils.arithmetic import own_arithmetic
-from panda_sklearn.utils.validation import check_is_fitted, check_random_state
+from panda_sklearn.utils.validation import (
+    check_choice,
+    check_is_fitted,
+    check_random_state,
+    is_bool,
+    shown,
+)
 
 
 def reconstruction(estimator, X, y=None):
@@ -113,21 +120,24 @@ def heldout_reconstruction(
        Nonnegative Matrix Factorization". The Annals of Applied Statistics 3(2), 2009.
        https://arxiv.org/abs/0908.2062
     """
-    if held_out not in ("positions", "both"):
-        raise ValueError(f"held_out must be 'positions' or 'both', got {held_out!r}.")
-    if isinstance(n_folds, bool) or not isinstance(n_folds, Integral) or n_folds < 2:
-        raise ValueError(f"n_folds must be an int of 2 or more, got {n_folds!r}.")
+    check_choice("held_out", held_out, ("positions", "both"))
+    if is_bool(n_folds) or not isinstance(n_folds, Integral) or n_folds < 2:
+        raise ValueError(f"n_folds must be an int of 2 or more, got {shown(n_folds)}.")
+    random = check_random_state(random_state)
+    panda = _steps(estimator)[1]
+    whole_channels = held_out == "positions"
+    _check_folds(panda.parts_, n_folds, "parts", "positions")
+    if not whole_channels:
+        _check_folds(panda.appearances_, n_folds, "appearances", "channels")
     panda, X = _find(estimator, X)
     Z, _ = panda._check_maps(X, squared=True)
     A, P = (factor.double() for factor in panda._factors(Z))
-    random = check_random_state(random_state)
-    positions = _predictors(P, n_folds, random, "parts", "positions")
-    whole_channels = held_out == "positions"
+    positions = _predictors(P, n_folds, random)
     if whole_channels:
         # Z turned into a basis of the appearances, and what is outside it.
         basis = torch.linalg.qr(A)[0] if A.shape[1] < len(A) else None
     else:
-        channels = _predictors(A, n_folds, random, "appearances", "channels")
+        channels = _predictors(A, n_folds, random)
     error = torch.zeros((), dtype=torch.float64, device=Z.device)
     energy = torch.zeros_like(error)
     for batch in batches_of(Z):
@@ -181,8 +191,7 @@ def stability(estimator, X, y=None, *, of="parts"):
     --------
     match_factors : The pairs and their cosines.
     """
-    if of not in ("parts", "appearances"):
-        raise ValueError(f"of must be 'parts' or 'appearances', got {of!r}.")
+    check_choice("of", of, ("parts", "appearances"))
     panda, X = _find(estimator, X)
     other = clone(panda).fit(X)
     one, two = getattr(panda, f"{of}_"), getattr(other, f"{of}_")
@@ -209,7 +218,7 @@ def neg_parts_overlap(estimator, X, y=None):
     score : float
         - ``parts_overlap`` of the fitted parts; 0 if they share no position.
     """
-    return 0.0 - parts_overlap(_find(estimator).parts_)
+    return 0.0 - parts_overlap(_steps(estimator)[1].parts_)
 
 
 def distinct_parts(estimator, X, y=None):
@@ -236,7 +245,7 @@ def distinct_parts(estimator, X, y=None):
     dead_parts : Which are as good as zero.
     duplicate_parts : Which are much like an earlier one.
     """
-    parts = _find(estimator).parts_
+    parts = _steps(estimator)[1].parts_
     return float(np.mean(~dead_parts(parts) & ~duplicate_parts(parts)))
 
 
@@ -249,8 +258,8 @@ def _steps(estimator: Any) -> tuple[list, PartsAppearanceDecomposition]:
             return before, step
         before.append(step)
     raise TypeError(
-        "Expected a PartsAppearanceDecomposition or a Pipeline with one as a step, got "
-        f"a {type(estimator).__name__}."
+        "estimator must be a PartsAppearanceDecomposition or a Pipeline with one as a "
+        f"step, got {shown(estimator)}."
     )
 
 
@@ -264,35 +273,40 @@ def _flattened(estimator: Any) -> Iterator[Any]:
             yield from _flattened(step)
 
 
-def _find(estimator: Any, X: Any = None) -> Any:
-    """The decomposition and its input; without X the decomposition alone."""
+def _find(estimator: Any, X: Any) -> tuple[PartsAppearanceDecomposition, Any]:
+    """The decomposition, and what it is given of X."""
     before, panda = _steps(estimator)
-    if X is None:
-        return panda
     for step in before:
         X = step.transform(X)
     return panda, X
 
 
+def _check_folds(factors: Any, n_folds: int, rank: str, rows: str) -> None:
+    """Raise ValueError unless positions, or channels, can be held out in folds."""
+    r, *shape = factors.shape
+    n = math.prod(shape)
+    if n < n_folds:
+        raise ValueError(
+            f"{n} {rows} cannot be split into {n_folds} folds. Use a smaller n_folds; "
+            "one alone cannot be held out."
+        )
+    if n - -(-n // n_folds) < r:
+        raise ValueError(
+            f"{r} {rank} cannot be told from {n} {rows} less a fold of them. Use at "
+            f"most n_{rank}={n - -(-n // n_folds)} with this scorer, or a larger "
+            "n_folds."
+        )
+
+
 def _predictors(
-    factor: Tensor, n_folds: int, random: np.random.RandomState, rank: str, rows: str
+    factor: Tensor, n_folds: int, random: np.random.RandomState
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Of each fold of a factor's rows: its indices, the others, and h from o.
 
     Rows of the factor that were observed give coefficients by least squares, and
     these the rows that were held out.
     """
-    n, r = factor.shape
-    if n < n_folds:
-        raise ValueError(
-            f"{n} {rows} cannot be split into {n_folds} folds. Use fewer folds; one "
-            "alone cannot be held out."
-        )
-    if n - -(-n // n_folds) < r:
-        raise ValueError(
-            f"{r} {rank} cannot be told from {n} {rows} less a fold of them. Use at "
-            f"most n_{rank}={n - -(-n // n_folds)} with this scorer, or more folds."
-        )
+    n = len(factor)
     folds = np.array_split(random.permutation(n), n_folds)
     predictors = []
     for fold in folds:

@@ -2,52 +2,123 @@
 
 Floor 2. Everything is checked here, once, before any work; the floors below trust
 their inputs. ``Interval``, ``StrOptions`` and ``_fit_context`` are not part of
-scikit-learn's public interface: only this module knows where they live.
+scikit-learn's public interface: only this module knows where they live. Checks of
+single values are in :mod:`panda_sklearn.utils.scalars`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
-from numbers import Integral, Real
+import re
+from collections.abc import Callable, Iterator, Mapping, Set
+from numbers import Integral, Number
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 import torch
-from sklearn.base import _fit_context
-from sklearn.utils import check_array, check_random_state
-from sklearn.utils._param_validation import Interval, Options, StrOptions
+from sklearn import get_config
+from sklearn.base import BaseEstimator, _fit_context
+from sklearn.utils import _param_validation, check_array
+from sklearn.utils._param_validation import StrOptions, make_constraint
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from panda_sklearn.utils.arrays import ArrayLike, MapLayout, as_tensor
+from panda_sklearn.utils.scalars import (
+    LARGEST,
+    check_choice,
+    check_count,
+    check_flag,
+    check_function,
+    check_index,
+    check_indices,
+    check_items,
+    check_kind,
+    check_number,
+    check_numbers_of,
+    check_random_state,
+    check_single,
+    check_verbose,
+    is_bool,
+    shown,
+)
 
 __all__ = [
+    "LARGEST",
+    "MAPS",
+    "RANDOM_STATE",
+    "SAMPLES",
     "Interval",
     "Options",
     "StrOptions",
     "as_numeric",
+    "check_array_like",
     "check_choice",
     "check_count",
     "check_device",
     "check_factor_scale",
     "check_feature_names_in",
     "check_finite",
+    "check_fits",
+    "check_flag",
+    "check_function",
     "check_index",
+    "check_indices",
     "check_is_fitted",
+    "check_items",
+    "check_kind",
     "check_mask",
     "check_number",
     "check_numbers",
+    "check_numbers_of",
+    "check_parameters",
     "check_random_state",
     "check_rank",
     "check_same_layout",
     "check_scale",
+    "check_single",
     "check_values",
+    "check_verbose",
     "find_layout",
     "fit_method",
+    "is_bool",
     "is_numeric",
+    "shown",
     "wants_container",
+]
+
+# Shapes of input, in the words of the docstrings.
+SAMPLES = "(n_samples, ...)"
+MAPS = "(n_samples, n_channels, *spatial)"
+
+
+class Interval(_param_validation.Interval):
+    """Numbers within bounds, for parameters; True and False are none."""
+
+    def is_satisfied_by(self, val: Any) -> bool:
+        """Whether a parameter is one of them."""
+        return not is_bool(val) and super().is_satisfied_by(val)
+
+
+class Options(_param_validation.Options):
+    """One of some numbers, for parameters; True and False are none."""
+
+    def is_satisfied_by(self, val: Any) -> bool:
+        """Whether a parameter is one of them."""
+        return not is_bool(val) and super().is_satisfied_by(val)
+
+
+# What numpy would make an array of, though none was meant.
+NO_ARRAYS = (str, bytes, Set, Mapping)
+
+# What the parameter random_state may be.
+RANDOM_STATE = [
+    Interval(Integral, 0, 2**32 - 1, closed="both"),
+    np.random.RandomState,
+    None,
 ]
 
 
@@ -67,24 +138,84 @@ def fit_method(fit: Callable) -> Callable:
             vars(self).update(before)
             raise
 
-    return _fit_context(prefer_skip_nested_validation=True)(keep_state)
+    checked = _fit_context(prefer_skip_nested_validation=True)(keep_state)
+    if fit.__name__ != "partial_fit":
+        return checked
+
+    @functools.wraps(fit)
+    def check_again(self, *args, **kwargs):
+        check_parameters(self)  # which scikit-learn does at the first batch alone
+        return checked(self, *args, **kwargs)
+
+    return check_again
+
+
+def check_parameters(estimator: BaseEstimator) -> None:
+    """Check an estimator's parameters, which ``set_params`` may have changed since fit.
+
+    As ``fit`` does, and with some microseconds cheap enough for every call.
+    """
+    if get_config()["skip_parameter_validation"]:
+        return
+    for name, constraints in _constraints(type(estimator)).items():  # type: ignore[arg-type]
+        value = getattr(estimator, name)
+        if not any(constraint.is_satisfied_by(value) for constraint in constraints):
+            estimator._validate_params()  # finds the right words
+
+
+@functools.cache
+def _constraints(kind: type) -> dict[str, list]:
+    """The constraints of a class of estimators, ready for use."""
+    return {
+        name: [make_constraint(constraint) for constraint in constraints]
+        for name, constraints in kind._parameter_constraints.items()  # type: ignore[attr-defined]
+    }
 
 
 def check_numbers(
-    estimator: Any, X: Any, *, reset: bool, keep_dtype: bool = False
+    estimator: Any,
+    X: Any,
+    *,
+    reset: bool,
+    keep_dtype: bool = False,
+    name: str = "X",
+    shape: str = MAPS,
 ) -> ArrayLike:
     """A numeric, dense, finite array or tensor of two axes or more.
 
     Sets or compares ``n_features_in_`` (and names of columns) for arrays of two axes.
-    Numpy input becomes float32 or float64, unless ``keep_dtype``.
+    Numpy input becomes float32 or float64, unless ``keep_dtype``. The user knows it as
+    ``name``, of ``shape``.
 
     Raises
     ------
     TypeError
-        If X is sparse or holds something other than numbers.
+        If X is no array, is sparse or holds something other than numbers.
     ValueError
-        If X is complex, holds NaN or infinity, has less than two axes or no samples.
+        If X is complex, holds NaN or infinity, has less than two axes or no samples, or
+        if it is a masked array of which something is masked.
     """
+    check_array_like(X, name, f"an array of shape {shape}")
+    with _named(name):
+        X = _validated(estimator, X, reset, keep_dtype)
+    check_finite(X, name)
+    return X
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Put an argument's name before messages of scikit-learn that lack it."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if re.search(rf"\b{name}\b", str(error)):
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name}: {error}") from error
+
+
+def _validated(estimator: Any, X: Any, reset: bool, keep_dtype: bool) -> ArrayLike:
+    """What scikit-learn checks, in its words, but for the values."""
     if isinstance(X, torch.Tensor):
         _check_tensor(X)
         if X.ndim == 2:
@@ -108,7 +239,6 @@ def check_numbers(
             f"Found array with 0 feature(s) (shape={tuple(X.shape)}) while a minimum "
             "of 1 is required."
         )
-    check_finite(X, "X")
     return X
 
 
@@ -172,36 +302,115 @@ def _batches(X: ArrayLike) -> Any:
         yield start, X[start : start + size]
 
 
-def check_values(X: Any, name: str) -> ArrayLike:
-    """A numeric, dense, finite array or tensor, of values made by an estimator."""
-    if isinstance(X, torch.Tensor):
-        _check_tensor(X)
-    else:
-        X = check_array(
-            X,
-            dtype="numeric",
-            order="C",
-            allow_nd=True,
-            ensure_all_finite=False,
-            input_name=name,
+def check_array_like(values: Any, name: str, expected: str) -> None:
+    """Raise unless a value may be an array of numbers; ``expected`` says which.
+
+    Looks at what it is, not at its values.
+
+    Raises
+    ------
+    TypeError
+        If it is no array, sparse, or of dates.
+    ValueError
+        If it is complex, or a masked array of which something is masked.
+    """
+    wanted = f"{name} must be {expected}, got"
+    if isinstance(values, torch.Tensor) and values.layout != torch.strided:
+        raise TypeError(
+            f"Sparse input is not supported: {wanted} a tensor of layout "
+            f"{values.layout}. Use {name}.to_dense()."
         )
-    check_finite(X, name)
-    return X
+    if scipy.sparse.issparse(values):
+        raise TypeError(
+            f"Sparse input is not supported: {wanted} a {type(values).__name__}. Use "
+            f"{name}.toarray()."
+        )
+    if values is None or isinstance(values, NO_ARRAYS) or _has_no_axis(values):
+        raise TypeError(f"{wanted} {shown(values)}.")
+    if n_masked := _n_masked(values):
+        raise ValueError(
+            f"{wanted} a masked array of which {n_masked} entries are masked. Fill "
+            f"them with {name}.filled(value), or leave out such samples."
+        )
+    kind = _kind(values)
+    if kind == "c":
+        raise ValueError(
+            f"Complex data not supported: {wanted} {shown(values)}. Pass real and "
+            "imaginary parts as channels."
+        )
+    if kind in ("m", "M"):
+        raise TypeError(f"{wanted} {shown(values)}. Turn dates into numbers first.")
 
 
-def check_mask(mask: Any, name: str) -> torch.Tensor:
+def _has_no_axis(values: Any) -> bool:
+    """Whether something is a single number, or an array of one without an axis."""
+    return isinstance(values, Number) or getattr(values, "ndim", 1) == 0
+
+
+def _n_masked(values: Any) -> int:
+    """Masked entries of a masked array, or of those in a list."""
+    if isinstance(values, np.ma.MaskedArray):
+        return int(np.ma.count_masked(values))
+    if isinstance(values, list | tuple):
+        return sum(_n_masked(v) for v in values if isinstance(v, np.ma.MaskedArray))
+    return 0
+
+
+def _kind(values: Any) -> str | None:
+    """Numpy's letter for what an array holds; ``None`` if it does not say."""
+    if isinstance(values, torch.Tensor):
+        return "c" if values.is_complex() else None
+    kind = getattr(getattr(values, "dtype", None), "kind", None)
+    return kind if isinstance(kind, str) else None
+
+
+def check_values(
+    values: Any, name: str, shape: str = SAMPLES, *, n_axes: int = 2
+) -> ArrayLike:
+    """A numeric, dense, finite array or tensor that is not empty.
+
+    ``shape`` says for messages what it is to be, ``n_axes`` how many axes that are at
+    least.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is something else.
+    """
+    array = as_numeric(values, name, f"an array of shape {shape}")
+    if array.ndim < n_axes or 0 in array.shape:
+        raise ValueError(
+            f"{name} must be an array of shape {shape}, got one of shape "
+            f"{tuple(array.shape)}."
+        )
+    check_finite(array, name)
+    return array
+
+
+def check_fits(values: Any, name: str, dtype: torch.dtype) -> None:
+    """Raise ValueError if values are too large for a dtype that is narrower."""
+    tensor = isinstance(values, torch.Tensor)
+    floating = values.is_floating_point() if tensor else values.dtype.kind == "f"
+    if not floating or values.dtype.itemsize <= dtype.itemsize:
+        return
+    largest = max(abs(float(values.min())), abs(float(values.max())))
+    if largest > torch.finfo(dtype).max:
+        raise ValueError(
+            f"{name} has values up to {largest:g}, which do not fit in {dtype}. Scale "
+            "them down."
+        )
+
+
+def check_mask(mask: Any, name: str, shape: str = "(*spatial)") -> torch.Tensor:
     """A mask as a floating tensor.
 
     Raises
     ------
-    ValueError
-        If its values are not from 0 to 1.
+    TypeError, ValueError
+        If it is no array of numbers, or its values are not from 0 to 1.
     """
-    array = as_numeric(mask, name)
-    check_finite(array, name)
+    array = check_values(mask, name, shape, n_axes=1)
     values = as_tensor(array)
-    if values.numel() == 0:
-        raise ValueError(f"{name} is an empty mask, of shape {tuple(values.shape)}.")
     low, high = (float(edge) for edge in torch.aminmax(values))
     if low < 0 or high > 1:
         raise ValueError(
@@ -214,19 +423,30 @@ def check_mask(mask: Any, name: str) -> torch.Tensor:
     return values
 
 
-def as_numeric(values: Any, name: str) -> ArrayLike:
-    """A numeric array or tensor; TypeError or ValueError for anything else."""
-    array = values
-    if not isinstance(values, np.ndarray | torch.Tensor):
-        try:
-            array = np.asarray(values)
-        except ValueError as error:  # rows of several lengths
-            raise ValueError(f"{name} is no array: {error}.") from None
+def as_numeric(
+    values: Any, name: str, expected: str = "an array of numbers"
+) -> ArrayLike:
+    """An array or tensor of real numbers, of any shape; ``expected`` says which.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is something else.
+    """
+    check_array_like(values, name, expected)
+    if isinstance(values, torch.Tensor):
+        return values
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind == "O":
+            array = array.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        # Rows of several lengths, or things that are no numbers.
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name} must be {expected}, got {shown(values)}: {error}") from None
+    check_array_like(array, name, expected)
     if not is_numeric(array):
-        raise TypeError(
-            f"{name} must be an int or an array of numbers, got {type(values).__name__}"
-            f" of type {array.dtype}."
-        )
+        raise TypeError(f"{name} must be {expected}, got {shown(values)}.")
     return array
 
 
@@ -297,6 +517,7 @@ def find_layout(
         if map_shape is not None and not (
             2 <= len(map_shape) <= 4
             and all(isinstance(n, Integral) and n > 0 for n in map_shape)
+            and not any(map(is_bool, map_shape))
         ):
             raise ValueError(
                 "map_shape must be (n_channels, *spatial), positive ints with one, two "
@@ -357,97 +578,26 @@ def check_rank(name: str, asked: int | None, default: int, limit: int, of: str) 
     return int(asked)
 
 
-def check_index(name: str, index: Any, size: int) -> int:
-    """An index from 0 to size - 1.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it is no integer, or out of range.
-    """
-    if isinstance(index, bool) or not isinstance(index, Integral):
-        raise TypeError(
-            f"{name} must be an int from 0 to {size - 1}, got {index!r} of type "
-            f"{type(index).__name__}."
-        )
-    if not 0 <= int(index) < size:
-        raise ValueError(f"{name} must be from 0 to {size - 1}, got {index}.")
-    return int(index)
-
-
-def check_number(
-    name: str,
-    value: Any,
-    *,
-    above: float = -math.inf,
-    at_least: float = -math.inf,
-    at_most: float = math.inf,
-) -> float:
-    """A finite number within bounds.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it is no number, or not within them.
-    """
-    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
-        raise TypeError(
-            f"{name} must be a number, got {value!r} of type {type(value).__name__}."
-        )
-    number = float(value)
-    if not (math.isfinite(number) and above < number and at_least <= number <= at_most):
-        bounds = [
-            f"{words} {bound:g}"
-            for words, bound in (
-                ("above", above),
-                ("at least", at_least),
-                ("at most", at_most),
-            )
-            if math.isfinite(bound)
-        ]
-        raise ValueError(
-            f"{name} must be a finite number{', ' * bool(bounds)}"
-            f"{' and '.join(bounds)}, got {value!r}."
-        )
-    return number
-
-
-def check_count(name: str, value: Any, *, at_least: int = 1) -> int:
-    """An int that is large enough.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it is no int, or less than that.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(
-            f"{name} must be an int, got {value!r} of type {type(value).__name__}."
-        )
-    if value < at_least:
-        raise ValueError(f"{name} must be at least {at_least}, got {value}.")
-    return int(value)
-
-
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Raise ValueError unless the value is one of the choices."""
-    if value not in choices:
-        raise ValueError(
-            f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}."
-        )
-
-
 def check_feature_names_in(estimator: Any, input_features: Any) -> None:
     """Raise ValueError unless ``input_features`` fits what was seen by fit."""
     if input_features is None:
         return
+    if isinstance(input_features, (*NO_ARRAYS, torch.Tensor)):
+        names = np.empty((), dtype=object)
+    else:
+        names = np.asarray(input_features, dtype=object)
+    if names.ndim != 1 or not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            "input_features must be a sequence of names or None, got "
+            f"{shown(input_features)}."
+        )
     seen = getattr(estimator, "feature_names_in_", None)
-    if seen is not None and not np.array_equal(seen, input_features):
+    if seen is not None and not np.array_equal(seen, names):
         raise ValueError("input_features is not equal to feature_names_in_")
-    if len(input_features) != estimator.n_features_in_:
+    if len(names) != estimator.n_features_in_:
         raise ValueError(
             "input_features should have length equal to number of features "
-            f"({estimator.n_features_in_}), got {len(input_features)}"
+            f"({estimator.n_features_in_}), got {len(names)}"
         )
 
 

@@ -53,7 +53,6 @@ def test_no_strength_is_the_same_image_bit_for_bit(z, noise):
     editor = LocalEditor.from_pipeline(pipeline)
     image = editor.extractor.generate(z)
     assert torch.equal(editor.edit(z, Edit(0, 0, 0.0)), image)
-    assert torch.equal(editor.edit(z, []), image)
     assert torch.equal(editor.edit(z, [Edit(0, 1, 2.0), Edit(0, 1, -2.0)]), image)
 
 
@@ -120,7 +119,7 @@ def test_channels_last_layers(z):
         ((0, 3, 1.0), ValueError, "part must be from 0 to 2, got 3"),
         ((0.5, 0, 1.0), TypeError, "appearance must be an int"),
         ((True, 0, 1.0), TypeError, "appearance must be an int"),
-        ((0, 0, np.nan), ValueError, "strength must be finite"),
+        ((0, 0, np.nan), ValueError, "strength must be a finite number"),
         ((0, 0, "3"), TypeError, "strength must be a number"),
     ],
 )
@@ -130,7 +129,7 @@ def test_bad_edits(editor, z, arguments, kind, match):
 
 
 def test_things_that_are_no_edits(editor, z):
-    with pytest.raises(TypeError, match="Expected an Edit, got one of type tuple"):
+    with pytest.raises(TypeError, match=r"each of edits must be an Edit, got .*tuple"):
         editor.edit(z, [(0, 0, 1.0)])
 
 
@@ -145,14 +144,14 @@ def test_a_constant_part_is_an_error(pipeline, z):
 
 def test_what_an_editor_is_made_of(pipeline, z):
     extractor, panda = pipeline[0], pipeline[1]
-    with pytest.raises(TypeError, match="Expected a GeneratorFeatureExtractor"):
+    with pytest.raises(TypeError, match="must be a GeneratorFeatureExtractor"):
         LocalEditor(panda, extractor)
     with pytest.raises(NotFittedError):
         LocalEditor(extractor, PartsAppearanceDecomposition())
     other = GeneratorFeatureExtractor(extractor.generator, "block2").fit(z)
     with pytest.raises(ValueError, match=r"shape \(4, 8, 8\).* fitted on \(5, 4, 4\)"):
         LocalEditor(other, panda)
-    with pytest.raises(TypeError, match="Expected a Pipeline"):
+    with pytest.raises(TypeError, match="pipeline must be a Pipeline"):
         LocalEditor.from_pipeline(extractor)
     between = make_pipeline(extractor, FunctionTransformer(), panda)
     with pytest.raises(ValueError, match="directly after"):
@@ -223,7 +222,7 @@ class TestTargets:
             (Edit(0, 0), {"target_change": np.nan}, ValueError, "finite"),
             (Edit(0, 0), {"target_change": "1"}, TypeError, "must be a number"),
             (Edit(0, 0, 0.0), {"target_change": 1}, ValueError, "none of them may"),
-            ([], {"target_change": 1}, ValueError, "one edit at least"),
+            ([], {"target_change": 1}, ValueError, "one Edit at least"),
             (Edit(0, 0), {"region": np.ones((8, 8))}, ValueError, "target_change"),
             (
                 Edit(0, 0),
@@ -319,7 +318,7 @@ class TestRemoval:
 
     @pytest.mark.parametrize("fill", [[1, 2], np.nan, np.ones((3, 1))])
     def test_bad_fill(self, editor, z, fill):
-        with pytest.raises(ValueError, match="fill must be a finite number, or 3"):
+        with pytest.raises(ValueError, match="fill must be a finite number"):
             editor.remove_pixels(z, 0, fill=fill)
 
     def test_bad_removals(self, editor, z):
@@ -383,7 +382,7 @@ class TestMasks:
             ([], "one part at least|empty mask"),
             ([0, 0], "each part once"),
             ([0, 3], "part must be from 0 to 2, got 3"),
-            ([[1, 0], [1]], "part is no array"),
+            ([[1, 0], [1]], "part must be an int, a sequence of ints, or a mask"),
         ],
     )
     def test_bad_parts(self, editor, z, part, match):

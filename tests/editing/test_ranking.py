@@ -86,11 +86,11 @@ def test_no_more_images_at_a_time_than_a_batch(pipeline, z):
     "options, kind, match",
     [
         ({"sort_by": "beauty"}, ValueError, "sort_by must be one of"),
-        ({"appearances": [4]}, ValueError, "appearance must be from 0 to 3, got 4"),
-        ({"parts": [0.5]}, TypeError, "part must be an int"),
+        ({"appearances": [4]}, ValueError, "appearances must be from 0 to 3, got 4"),
+        ({"parts": [0.5]}, TypeError, "parts must be an int"),
         ({"parts": "all"}, TypeError, "parts must be a sequence of ints"),
-        ({"parts": []}, ValueError, "no pair to try"),
-        ({"strength": np.nan}, ValueError, "strength must be finite"),
+        ({"parts": []}, ValueError, "parts is empty"),
+        ({"strength": np.nan}, ValueError, "strength must be a finite number"),
         ({"strength": np.ones(9)}, ValueError, "the same for all samples"),
     ],
 )

@@ -72,11 +72,11 @@ def test_classes_to_draw():
 @pytest.mark.parametrize(
     "options, kind, match",
     [
-        ({"classes": 5}, ValueError, "A class must be from 0 to 4, got 5"),
-        ({"classes": "dog"}, TypeError, "A class must be an int"),
-        ({"classes": [0.5]}, TypeError, "A class must be an int"),
+        ({"classes": 5}, ValueError, "classes must be from 0 to 4, got 5"),
+        ({"classes": "dog"}, TypeError, "classes must be a sequence of ints"),
+        ({"classes": [0.5]}, TypeError, "classes must be an int"),
         ({"classes": []}, ValueError, "classes is empty"),
-        ({"classes": {1: -1}}, ValueError, "A share must be .* at least 0"),
+        ({"classes": {1: -1}}, ValueError, "share of classes must be .* at least 0"),
         ({"classes": {1: 0}}, ValueError, "positive sum"),
         ({"classes": 1, "forward": BigGAN(label=1)}, ValueError, "given twice"),
         ({"n_samples": 0}, ValueError, "n_samples"),

@@ -139,7 +139,7 @@ def test_what_cannot_be_drawn(pipeline, z):
     X = pipeline[0].transform(z)
     with pytest.raises(ValueError, match="expected 5, got 2"):
         SaliencyDisplay.from_estimator(panda, X, torch.zeros(2, 3, 8, 8))
-    with pytest.raises(ValueError, match="appearance must be from 0 to 3"):
+    with pytest.raises(ValueError, match="appearances must be from 0 to 3"):
         SaliencyDisplay.from_estimator(panda, X, appearances=[4])
 
 
@@ -179,7 +179,7 @@ def test_refinement(pipeline, z):
     assert texts == ["part 0", "part 2"]
     with pytest.raises(ValueError, match="expected 5, got 2"):
         RefinementDisplay.from_estimator(panda, X, images[:2])
-    with pytest.raises(ValueError, match="part must be from 0 to 2"):
+    with pytest.raises(ValueError, match="parts must be from 0 to 2"):
         RefinementDisplay.from_estimator(panda, X, images, parts=[3])
 
 
@@ -207,7 +207,7 @@ def test_strips_of_strengths(pipeline, z):
     np.testing.assert_allclose(drawn(display.axes_[0, 1]), picture_of(plain))
     with pytest.raises(ValueError, match="one number at least"):
         StrengthsDisplay.from_editor(editor, z, edit, [])
-    with pytest.raises(TypeError, match="Expected an Edit"):
+    with pytest.raises(TypeError, match="edit must be an Edit"):
         StrengthsDisplay.from_editor(editor, z, [edit], [1.0])
 
 
@@ -223,7 +223,7 @@ def test_matrix_of_pairs(pipeline, z):
     assert display.axes_[0, 3].get_title() == "part 2"
     with pytest.raises(ValueError, match=r"Pass latents\[:1\]"):
         EditMatrixDisplay.from_editor(editor, z, appearances=[0], parts=[0])
-    with pytest.raises(ValueError, match="one each at least"):
+    with pytest.raises(ValueError, match="appearances is empty"):
         EditMatrixDisplay.from_editor(editor, z[:1], appearances=[], parts=[0])
 
 

@@ -77,7 +77,7 @@ def test_dead_and_duplicate_parts():
     [
         (lambda: match_factors(np.eye(3), np.eye(4)), "rows of one shape"),
         (lambda: match_factors(np.full((2, 2), np.nan), np.eye(2)), "factors contains"),
-        (lambda: parts_overlap(np.ones(3)), "2D"),
+        (lambda: parts_overlap(np.ones(3)), "parts must be an array"),
         (lambda: dead_parts(np.eye(2), tol=2), "tol must be"),
         (lambda: duplicate_parts(np.eye(2), threshold="x"), "threshold must be"),
     ],
