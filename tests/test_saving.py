@@ -101,11 +101,11 @@ def test_every_way_to_keep_it(way, kind, fit, tmp_path):
     for name, value in vars(panda).items():
         if name != "_past":
             assert_alike(getattr(kept, name), value)
-    # What is computed from it is rounded otherwise, where it lies elsewhere in memory;
-    # iterations in single precision magnify that.
+    # What is computed from it is rounded otherwise, where it lies elsewhere in memory.
     assert_near(kept.transform(given), panda.transform(given))
-    assert_near(kept.refine(given[:2]), panda.refine(given[:2]), 1e-2)
-    # A stream goes on where it was.
+    refined = (p.refine(given[:2], max_iter=5) for p in (kept, panda))
+    assert_near(*refined, 1e-3)
+    # A stream goes on where it was; iterations in single precision magnify roundings.
     kept.partial_fit(given[15:])
     panda.partial_fit(given[15:])
     assert_near(kept.parts_, panda.parts_, 1e-2)

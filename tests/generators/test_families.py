@@ -221,7 +221,7 @@ def test_batches_do_not_matter(case, network, latents):
         torch.testing.assert_close(
             getattr(whole, method)(latents),
             getattr(single, method)(latents),
-            atol=1e-5,
+            atol=5e-5,  # some forty layers of single precision
             rtol=0,
         )
 
