@@ -199,9 +199,7 @@ def from_rows(network, z):
 @pytest.mark.parametrize("n_jobs", [1, 2])
 @pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
 def test_search_over_layers_solvers_and_ranks_from_latents(z, kind, n_jobs):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = nn.Sequential(nn.Conv2d(2, 5, 1), nn.Tanh(), nn.Conv2d(5, 4, 1))
+    network = nn.Sequential(nn.Conv2d(2, 5, 1), nn.Tanh(), nn.Conv2d(5, 4, 1))
     pipeline = Pipeline(
         [
             ("maps", GeneratorFeatureExtractor(network, "0", forward=from_rows)),

@@ -24,12 +24,6 @@ from tests.nearness import decided, refining_briefly
 from tests.networks import TinyGenerator
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
 @pytest.fixture(scope="module")
 def z():
     return torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
