@@ -49,7 +49,10 @@ STEADY = {"solver": "adam", "max_iter": 5, "tol": 0, "random_state": 0}
 
 @contextlib.contextmanager
 def real_cuda():
-    yield torch.device("cuda", 0)
+    with pytest.MonkeyPatch.context() as patch:
+        # Convolutions in TensorFloat-32 have three digits.
+        patch.setattr(torch.backends.cudnn, "allow_tf32", False)
+        yield torch.device("cuda", 0)
 
 
 @pytest.fixture(
