@@ -192,7 +192,8 @@ class PartsAppearanceDecomposition(
 
     random_state : int, RandomState instance or None, default=None
         Draws the start and the order of the batches. Pass an int for the same result
-        at every call.
+        at every call; another processor or number of threads rounds otherwise, and
+        where minima compete may end in another.
 
     verbose : int, default=0
         Whether to show a progress bar.

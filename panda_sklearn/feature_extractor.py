@@ -149,7 +149,8 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     Noise that the network draws from torch's global random numbers is the same in
     each batch of each call, so that images with and without an edit of the same latents
     can be compared; the global random state is restored. It depends on a sample's place
-    in its batch, and so on the size of batches.
+    in its batch, and so on the size of batches; as do the last bits of activations and
+    images, of any network.
 
     Latents may be numpy arrays or torch tensors; answers are of the same kind, on the
     same device. Floating latents are cast to the dtype of the network's parameters.

@@ -62,6 +62,9 @@ class TensorMemory:
     elsewhere counts as far as it consists of numbers, strings and functions of the
     same module.
 
+    Values count to the last bit, which other numbers of threads and devices compute
+    otherwise.
+
     What a call changes itself in a network or a function's closure, a count of its
     calls for example, does not tell calls apart.
 

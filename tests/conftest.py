@@ -1,7 +1,9 @@
 """Fixtures and hypothesis profiles shared by all tests."""
 
 import os
+import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -16,6 +18,16 @@ settings.register_profile(
 )
 settings.register_profile("dev", deadline=None, max_examples=25)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture(autouse=True)
+def alike_whatever_ran_before():
+    """Global random numbers are as in every run, and no figure stays open."""
+    np.random.seed(0)
+    torch.manual_seed(0)
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 def pytest_collection_modifyitems(items):

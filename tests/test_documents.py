@@ -19,7 +19,7 @@ def test_the_python_of_the_readme():
     assert names["where"].shape == (1000, 16, 16)
     assert names["images"].shape == (8, 3, 64, 64)
     generator, latents = names["generator"], names["latents"]
-    assert not (names["images"] == generator(latents[:8])).all()
+    assert (names["images"] - generator(latents[:8])).abs().max() > 0.1
 
 
 PAGES = [*(ROOT / "docs").glob("*.rst"), *(ROOT / "docs/generators").glob("*.rst")]

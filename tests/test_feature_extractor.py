@@ -63,7 +63,10 @@ def test_numpy_in_numpy_out(network, z):
 def test_generate_with_features_runs_on_from_them(network, z):
     extractor = make_extractor(network).fit(z)
     features = extractor.transform(z)
-    assert torch.equal(extractor.generate(z, features=features), extractor.generate(z))
+    # A copy of the features may lie elsewhere in memory, for which kernels differ.
+    torch.testing.assert_close(
+        extractor.generate(z, features=features), extractor.generate(z)
+    )
     expected = network.by_hand(z, lambda x: 3 - x)[1]
     torch.testing.assert_close(extractor.generate(z, features=3 - features), expected)
     torch.testing.assert_close(
@@ -88,8 +91,11 @@ def test_noise_is_the_same_with_and_without_an_edit(z):
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(1)  # whatever the user draws in between
     assert torch.equal(extractor.generate(z, features=lambda x: x), images)
-    twice = torch.cat([z[:3], z[:3]])  # the same in each batch
-    assert torch.equal(extractor.generate(twice)[3:], images[:3])
+    # The same in each batch, up to rounding: batches lie at other places in memory.
+    twice = extractor.generate(torch.cat([z[:3], z[:3]]))
+    torch.testing.assert_close(twice, torch.cat([images[:3], images[:3]]))
+    noiseless = make_extractor(TinyGenerator()).fit(z).generate(z)
+    assert (noiseless - images).abs().max() > 0.1
 
 
 def test_forward_says_how_to_call(network, z):
@@ -217,7 +223,8 @@ def test_pickles(z):
     plain = nn.Sequential(nn.Linear(6, 4))  # spectral norm does not pickle
     extractor = make_extractor(plain, "0").fit(z)
     copy = pickle.loads(pickle.dumps(extractor))
-    assert torch.equal(copy.transform(z), extractor.transform(z))
+    assert torch.equal(copy.generator[0].weight, plain[0].weight)
+    torch.testing.assert_close(copy.transform(z), extractor.transform(z))
 
 
 @pytest.mark.parametrize("as_input", [np.asarray, torch.as_tensor])
@@ -423,10 +430,10 @@ def test_channels_last(network, z):
     extractor = make_extractor(last, "turn", channel_axis=-1).fit(z)
     features = extractor.transform(z)
     assert features.shape == (7, 5, 4, 3) and extractor.feature_shape_ == (5, 4, 3)
-    assert torch.equal(features, as_it_is.permute(0, 3, 1, 2))
+    torch.testing.assert_close(features, as_it_is.permute(0, 3, 1, 2))
     assert list(extractor.get_feature_names_out())[-1] == "channel4"
     images = extractor.generate(z)
-    assert torch.equal(extractor.generate(z, features=features), images)
+    torch.testing.assert_close(extractor.generate(z, features=features), images)
     with torch.no_grad():
         expected = network.to_rgb1(features + 2)
     torch.testing.assert_close(extractor.generate(z, features=features + 2), expected)
@@ -455,7 +462,9 @@ def test_prefix_tokens_are_left_out_and_left_alone(transformer, pictures):
         torch.testing.assert_close(features, expected)
         plain = extractor.generate(pictures)
         torch.testing.assert_close(plain, scores)
-        assert torch.equal(extractor.generate(pictures, features=features), plain)
+        torch.testing.assert_close(
+            extractor.generate(pictures, features=features), plain
+        )
         edited = extractor.generate(pictures, features=lambda x: 2 * x)
 
         def double(tokens):

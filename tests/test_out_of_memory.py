@@ -11,6 +11,7 @@ from sklearn.pipeline import make_pipeline
 from torch import nn
 
 from panda_sklearn import Edit, LocalEditor, PartsAppearanceDecomposition
+from tests.nearness import refining_briefly
 from tests.networks import TinyGenerator
 from tests.test_feature_extractor import make_extractor
 
@@ -125,7 +126,7 @@ def test_memory_runs_out_while_strengths_are_searched(z):
         make_extractor(network, batch_size=7),
         PartsAppearanceDecomposition(2, 3, max_iter=20, tol=0, random_state=0),
     ).fit(z)
-    editor = LocalEditor.from_pipeline(pipeline)
+    editor = LocalEditor(pipeline[0], refining_briefly(pipeline[1]))
     edits = [Edit(0, 1, np.arange(1.0, 8)), Edit(1, 0, 2.0)]
     for refine in (False, True):
         expected = editor.edit(z, edits, target_change=0.05, refine=refine)
@@ -138,7 +139,8 @@ def test_memory_runs_out_while_strengths_are_searched(z):
         with pytest.warns(UserWarning, match="went on with 1"):
             edited = editor.edit(z, edits, target_change=0.05, refine=refine)
         handle.remove()
-        torch.testing.assert_close(edited, expected, atol=1e-4, rtol=1e-3)
+        # A factor is found to 1e-5 or so; a refinement magnifies roundings.
+        torch.testing.assert_close(edited, expected, atol=1e-3, rtol=1e-3)
         del pipeline[0]._batch_that_fits
 
 

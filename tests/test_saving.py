@@ -17,6 +17,7 @@ from panda_sklearn import PartsAppearanceDecomposition
 from panda_sklearn.datasets import make_parts_appearances
 from panda_sklearn.utils.persistence import FORMAT_VERSION
 from tests.emulated_cuda import emulated_cuda
+from tests.nearness import assert_near
 
 X = make_parts_appearances(
     30, 3, 4, n_channels=6, spatial_shape=(4, 5), snr_db=10, random_state=0
@@ -103,12 +104,14 @@ def test_every_way_to_keep_it(way, kind, fit, tmp_path):
     assert vars(kept).keys() == vars(panda).keys()
     for name, value in vars(panda).items():
         assert_alike(getattr(kept, name), value)
-    assert_alike(kept.transform(given), panda.transform(given))
-    assert_alike(kept.refine(given[:2]), panda.refine(given[:2]))
-    # A stream goes on where it was.
+    # What is computed from it is rounded otherwise, where it lies elsewhere in memory.
+    assert_near(kept.transform(given), panda.transform(given))
+    refined = (p.refine(given[:2], max_iter=5) for p in (kept, panda))
+    assert_near(*refined, 1e-3)
+    # A stream goes on where it was; iterations in single precision magnify roundings.
     kept.partial_fit(given[15:])
     panda.partial_fit(given[15:])
-    assert_alike(kept.parts_, panda.parts_)
+    assert_near(kept.parts_, panda.parts_, 1e-2)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -20,6 +20,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
 from panda_sklearn import GeneratorFeatureExtractor, PartsAppearanceDecomposition
+from tests.nearness import assert_near
 from tests.networks import TinyGenerator
 
 DECOMPOSITIONS = [
@@ -99,7 +100,10 @@ def z():
 
 @pytest.fixture
 def panda():
-    return PartsAppearanceDecomposition(2, 3, max_iter=5, tol=0, random_state=0)
+    """By the solver that magnifies roundings least, so that two fits agree."""
+    return PartsAppearanceDecomposition(
+        2, 3, solver="adam", max_iter=5, tol=0, random_state=0
+    )
 
 
 @pytest.mark.parametrize("container", ["pandas", "polars"])
@@ -114,7 +118,7 @@ def test_data_frames(X, panda, container, kind):
         "appearance1_part0",
     ]
     plain = clone(panda).set_output(transform="default").fit(X).transform(X)
-    np.testing.assert_array_equal(np.asarray(frame), plain)
+    assert_near(np.asarray(frame), plain, 1e-9)
 
 
 def test_unions_and_columns(X, z, panda):
@@ -137,7 +141,7 @@ def test_unions_and_columns(X, z, panda):
         remainder="passthrough",
     )
     found = columns.fit_transform(rows)
-    np.testing.assert_allclose(found[:, :-1], clone(panda).fit(X).transform(X))
+    assert_near(found[:, :-1], clone(panda).fit(X).transform(X), 1e-9)
     assert columns.get_feature_names_out()[-1] == "remainder__x36"
 
 
@@ -154,7 +158,7 @@ def test_metadata_goes_past(z, panda, kind):
         heavy = clone(pipeline).fit(kind(z), y, sample_weight=weights)
         plain = clone(pipeline).fit(kind(z), y)
     assert not np.allclose(heavy[-1].coef_, plain[-1].coef_)
-    np.testing.assert_array_equal(heavy[1].parts_, plain[1].parts_)
+    assert_near(heavy[1].parts_, plain[1].parts_, 1e-4)  # not weighted
 
 
 def test_representations_stay_short(panda):

@@ -181,8 +181,8 @@ class LocalEditor:
         Returns
         -------
         images : array of shape (n_samples, ...)
-            Edited images. With every strength 0 they are the generator's own, bit for
-            bit.
+            Edited images. With every strength 0 they are those that the extractor's
+            ``generate`` gives of the same latents, bit for bit.
 
         Raises
         ------

@@ -54,7 +54,8 @@ def sample_latents(
         Number of samples.
 
     random_state : int, RandomState instance or None, default=None
-        Pass an int for the same latents at every call, on every device.
+        Pass an int for the same latents at every call, on every device; codes, which
+        the generator computes, but for rounding.
 
     forward : callable, default=None
         How the generator will be called: ``StyleGAN2(...)``, ``BigGAN(...)`` and so

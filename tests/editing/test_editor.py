@@ -18,6 +18,12 @@ from panda_sklearn import (
     PartsAppearanceDecomposition,
 )
 from tests.editing.conftest import unit_scaled
+from tests.nearness import (
+    assert_near,
+    assert_thresholded,
+    decided,
+    refining_briefly,
+)
 from tests.networks import TinyGenerator
 
 
@@ -59,17 +65,23 @@ def test_no_strength_is_the_same_image_bit_for_bit(z, noise):
 def test_numpy_in_numpy_out(editor, z):
     result = editor.edit(z.numpy(), Edit(1, 2, 3.0))
     assert isinstance(result, np.ndarray)
-    np.testing.assert_array_equal(result, editor.edit(z, Edit(1, 2, 3.0)))
+    assert_near(result, editor.edit(z, Edit(1, 2, 3.0)))
 
 
 def test_fitted_on_numpy_edits_tensors(pipeline, z):
     extractor = pipeline[0]
-    panda = PartsAppearanceDecomposition(3, 4, max_iter=30, tol=0, random_state=0)
+    # "adam" magnifies roundings least, so that two fits agree.
+    panda = PartsAppearanceDecomposition(
+        3, 4, solver="adam", max_iter=30, tol=0, random_state=0
+    )
+    twin = clone(panda).fit(extractor.transform(z))
     panda.fit(extractor.transform(z.numpy()))
     assert isinstance(panda.parts_, np.ndarray)
     torch.testing.assert_close(
         LocalEditor(extractor, panda).edit(z, Edit(1, 2, 3.0)),
-        LocalEditor.from_pipeline(pipeline).edit(z, Edit(1, 2, 3.0)),
+        LocalEditor(extractor, twin).edit(z, Edit(1, 2, 3.0)),
+        atol=1e-4,
+        rtol=1e-4,
     )
 
 
@@ -83,9 +95,10 @@ def test_an_edit_is_local(z):
     ).fit(extractor.transform(z))
     change = LocalEditor(extractor, panda).edit(z, Edit(0, 0, 5.0))
     change = (change - extractor.generate(z)).abs().amax(dim=(0, 1))
-    # One position is 2 x 2 pixels, and the convolution reaches one pixel further.
-    assert change[:3, :3].min() > 0
-    assert change[3:].max() == 0 and change[:, 3:].max() == 0
+    # One position is 2 x 2 pixels, and the convolution reaches one pixel further; but
+    # fast convolutions (Winograd's) mix the roundings of neighbours.
+    assert change[:3, :3].min() > 1e-3
+    assert change[3:].max() < 1e-5 and change[:, 3:].max() < 1e-5
 
 
 def test_channels_last_layers(z):
@@ -177,7 +190,8 @@ class TestTargets:
             np.testing.assert_allclose(rms(mask, change), target, rtol=0.011)
 
     @pytest.mark.parametrize("refine", [False, True])
-    def test_strengths_found_are_those_of_the_edit(self, editor, z, refine):
+    def test_strengths_found_are_those_of_the_edit(self, pipeline, z, refine):
+        editor = LocalEditor(pipeline[0], refining_briefly(pipeline[1]))
         edits = [Edit(1, 2, -2.0), Edit(0, [0, 1], 0.5, "std")]
         factors = editor.find_strengths(z, edits, 0.1, refine=refine)
         assert factors.shape == (9,) and bool((factors > 0).all())
@@ -185,6 +199,8 @@ class TestTargets:
         torch.testing.assert_close(
             editor.edit(z, scaled, refine=refine),
             editor.edit(z, edits, refine=refine, target_change=0.1),
+            atol=1e-3 if refine else 1e-5,  # of refined parts
+            rtol=1e-4,
         )
 
     def test_the_change_may_be_measured_elsewhere(self, editor, z):
@@ -238,7 +254,8 @@ class TestTargets:
 
 
 class TestRefinedEdits:
-    def test_refined_parts_are_used(self, editor, z, by_hand):
+    def test_refined_parts_are_used(self, pipeline, z, by_hand):
+        editor = LocalEditor(pipeline[0], refining_briefly(pipeline[1]))
         panda, features = editor.decomposition, editor.extractor.transform(z)
         parts = panda.refine(features)[:, [0, 2]].sum(dim=1)
         scaled = torch.stack([unit_scaled(part) for part in parts])
@@ -247,7 +264,10 @@ class TestRefinedEdits:
         mask[1, 2] = 0.5
         change += panda.appearances_[0][:, None, None] * mask
         edited = editor.edit(z, [Edit(1, [0, 2], 2.0), Edit(0, mask, 1.0)], refine=True)
-        torch.testing.assert_close(edited, by_hand(editor, z, change))
+        expected = by_hand(editor, z, change)
+        torch.testing.assert_close(edited, expected, atol=1e-3, rtol=1e-4)
+        unrefined = editor.edit(z, [Edit(1, [0, 2], 2.0), Edit(0, mask, 1.0)])
+        assert (unrefined - expected).abs().max() > 0.05
 
     def test_nothing_to_refine(self, editor, z):
         with pytest.raises(ValueError, match="no edit is at one"):
@@ -264,27 +284,35 @@ class TestRefinedEdits:
         editor = LocalEditor(extractor, panda)
         with pytest.warns(UserWarning, match="constant in 4 of 4 samples"):
             edited = editor.edit(z[:4], Edit(0, 1, 3.0), refine=True)
-        assert torch.equal(edited, extractor.generate(z[:4]))
+        torch.testing.assert_close(edited, extractor.generate(z[:4]))
 
 
 class TestRemoval:
     def test_the_mask_is_the_thresholded_saliency_at_image_size(self, editor, z):
         features = editor.extractor.transform(z)
-        for options in ({}, {"threshold": 0.1}, {"upsample_first": False}):
-            expected = editor.decomposition.localize(features, 1, size=8, **options)
-            assert torch.equal(editor.mask(z, 1, **options), expected)
+        panda = editor.decomposition
+        mean, smooth = panda.saliency_mean_[1], panda.saliency(features, size=8)[:, 1]
+        blocks = panda.saliency(features)[:, 1].repeat_interleave(2, 1)
+        blocks = blocks.repeat_interleave(2, 2)
+        assert_thresholded(editor.mask(z, 1), smooth, mean)
+        assert_thresholded(editor.mask(z, 1, threshold=0.1), smooth, 0.1)
+        assert_thresholded(editor.mask(z, 1, upsample_first=False), blocks, mean)
         assert isinstance(editor.mask(z.numpy(), 1), np.ndarray)
 
     def test_removed_pixels(self, editor, z):
-        mask, plain = editor.mask(z, 0), editor.extractor.generate(z)
+        panda, plain = editor.decomposition, editor.extractor.generate(z)
+        saliency = panda.saliency(editor.extractor.transform(z), size=8)[:, 0]
+        clear = torch.from_numpy(decided(saliency, panda.saliency_mean_[0]))
+        mask = saliency >= panda.saliency_mean_[0]
         assert 0 < mask.float().mean() < 1
         for fill in (0.5, [0.1, 0.2, 0.3]):
             removed = editor.remove_pixels(z, 0, fill=fill)
-            color = torch.tensor(fill).expand(3)
+            color = torch.tensor(fill).expand(3)[:, None]
             for n, image in enumerate(removed):
-                assert torch.equal(image[:, ~mask[n]], plain[n][:, ~mask[n]])
-                inside = image[:, mask[n]]
-                torch.testing.assert_close(inside, color[:, None].expand_as(inside))
+                inside, outside = mask[n] & clear[n], ~mask[n] & clear[n]
+                torch.testing.assert_close(image[:, outside], plain[n][:, outside])
+                found = image[:, inside]
+                torch.testing.assert_close(found, color.expand_as(found))
 
     def test_removal_adds_the_appearance_where_it_is_not(self, editor, z):
         features = editor.extractor.transform(z)
@@ -297,13 +325,22 @@ class TestRemoval:
             editor.edit(z, Edit(1, 2, 5.0)),
         )
         everywhere = editor.remove(z, 1, threshold=-1e9)
-        assert torch.equal(everywhere, editor.extractor.generate(z))
+        torch.testing.assert_close(everywhere, editor.extractor.generate(z))
 
     def test_latents_with_names_of_columns(self, pipeline, z):
         """The names are checked once: no warning that they are missing."""
         frame = pd.DataFrame(z.numpy(), columns=[f"z{k}" for k in range(6)])
-        fitted = clone(pipeline).fit(frame)
-        editor, plain = (LocalEditor.from_pipeline(p) for p in (fitted, pipeline))
+        # "adam" magnifies roundings least, so that two fits agree.
+        pipeline = clone(pipeline).set_params(
+            partsappearancedecomposition__solver="adam"
+        )
+        editor, plain = (
+            LocalEditor(extractor, refining_briefly(panda))
+            for extractor, panda in (
+                clone(pipeline).fit(frame),
+                clone(pipeline).fit(z),
+            )
+        )
         for images, expected in (
             (editor.remove(frame, 1), plain.remove(z, 1)),
             (editor.remove_pixels(frame, 1), plain.remove_pixels(z, 1)),
@@ -313,8 +350,10 @@ class TestRemoval:
                 plain.edit(z, Edit(1, 2), refine=True, target_change=0.1),
             ),
         ):
-            # A refinement magnifies rounding errors of single precision.
-            np.testing.assert_allclose(images, expected, atol=1e-3)
+            # A refinement magnifies rounding errors of single precision, which also
+            # decide on which side of the threshold a position is that is near it.
+            close = np.isclose(images, expected, atol=1e-3)
+            assert close.mean() > 0.95
 
     @pytest.mark.parametrize("fill", [[1, 2], np.nan, np.ones((3, 1))])
     def test_bad_fill(self, editor, z, fill):

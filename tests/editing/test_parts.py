@@ -112,14 +112,15 @@ def test_results_can_be_given_to_edits(editor, z):
 
 
 def test_editing_one_eye_leaves_the_other(editor, z):
-    """Beyond the receptive field of what follows nothing changes."""
+    """Beyond the receptive field of what follows nothing changes, but for rounding."""
     eyes = torch.zeros(4, 4)
     eyes[0, 0], eyes[3, 3] = 2.0, 1.5
     one, other = split_part(eyes)
     plain = editor.extractor.generate(z)
     change = (editor.edit(z, Edit(1, one, 5.0)) - plain).abs().amax(dim=(0, 1))
-    # One position is 2 x 2 pixels, and the convolution reaches one pixel further.
-    assert change[:3, :3].min() > 0
-    assert change[3:].max() == 0 and change[:, 3:].max() == 0
+    # One position is 2 x 2 pixels, and the convolution reaches one pixel further; but
+    # fast convolutions (Winograd's) mix the roundings of neighbours.
+    assert change[:3, :3].min() > 1e-3
+    assert change[3:].max() < 1e-5 and change[:, 3:].max() < 1e-5
     change = (editor.edit(z, Edit(1, other, 5.0)) - plain).abs().amax(dim=(0, 1))
-    assert change[5:, 5:].min() > 0 and change[:5].max() == 0
+    assert change[5:, 5:].min() > 1e-3 and change[:5].max() < 1e-5

@@ -211,7 +211,7 @@ def test_an_edit_of_nothing_changes_no_bit(case, network, latents):
     plain = pipeline[0].generate(latents)
     assert torch.equal(editor.edit(latents, Edit(0, 1, 0.0)), plain)
     assert torch.equal(pipeline[0].generate(latents, features=lambda x: x), plain)
-    assert not torch.equal(editor.edit(latents, Edit(0, 1, 5.0)), plain)
+    assert (editor.edit(latents, Edit(0, 1, 5.0)) - plain).abs().max() > 1e-3
 
 
 def test_batches_do_not_matter(case, network, latents):
@@ -221,7 +221,7 @@ def test_batches_do_not_matter(case, network, latents):
         torch.testing.assert_close(
             getattr(whole, method)(latents),
             getattr(single, method)(latents),
-            atol=1e-5,
+            atol=5e-5,  # some forty layers of single precision
             rtol=0,
         )
 
@@ -270,7 +270,9 @@ def test_forwards_pickle_and_compare(case, network, latents):
     for forward in (case.forward, copy):
         extractor = make_extractor(network, forward).fit(latents)
         features = extractor.transform(latents)
-    torch.testing.assert_close(features, by_hand(case, latents)[0], atol=1e-5, rtol=0.1)
+        torch.testing.assert_close(
+            features, by_hand(case, latents)[0], atol=1e-5, rtol=1e-4
+        )
 
 
 def test_numpy_latents(case, network, latents):

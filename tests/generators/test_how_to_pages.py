@@ -46,14 +46,11 @@ def test_from_a_checkpoint_to_an_edited_image(page, capsys):
     compile(loading, page, "exec")
     generator = f.seeded(STAND_INS[page])
     names = {"generator": generator}
-    try:
-        exec(on_stand_in(code, generator), names)
-        assert len(plt.get_fignums()) == 2
-    finally:
-        plt.close("all")
+    exec(on_stand_in(code, generator), names)
+    assert len(plt.get_fignums()) == 2
     images = names["extractor"].generate(names["latents"][:4])
     edited = names["editor"].edit(names["latents"][:4], names["Edit"](2, 5, 3.0))
-    assert edited.shape == images.shape and not (edited == images).all()
+    assert edited.shape == images.shape and abs(edited - images).max() > 1e-3
     assert "layer" in capsys.readouterr().out
     # About ten lines, besides the imports.
     assert len(code.split("\n\n")[1].splitlines()) <= 10

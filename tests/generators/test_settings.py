@@ -59,7 +59,7 @@ def test_codes_of_single_layers():
     other[:, 4:] += 1
     extractor = make_extractor(network, forward).fit(codes)
     features = [extractor.transform(each) for each in (codes, other)]
-    assert torch.equal(*features)
+    torch.testing.assert_close(*features)
     images = [extractor.generate(each) for each in (codes, other)]
     assert not torch.allclose(*images, atol=1e-3)
 
@@ -229,9 +229,11 @@ def test_truncation_at_its_ends():
 
     mean = images(truncation_psi=0)
     torch.testing.assert_close(mean[:1].expand_as(mean), mean)
-    assert torch.equal(images(truncation_psi=0.5, truncation_layers=0), images())
+    none = images(truncation_psi=0.5, truncation_layers=0)
+    torch.testing.assert_close(none, images())
     beyond = images(truncation_psi=0.5, truncation_layers=99)
-    assert torch.equal(beyond, images(truncation_psi=0.5))
+    torch.testing.assert_close(beyond, images(truncation_psi=0.5))
+    assert not torch.allclose(none, beyond, atol=1e-3)
 
 
 def test_transforms_of_threads():
@@ -246,7 +248,7 @@ def test_transforms_of_threads():
 
     def work(i):
         for _ in range(15):
-            if not torch.allclose(extractors[i].generate(z), expected[i], atol=1e-6):
+            if not torch.allclose(extractors[i].generate(z), expected[i], atol=1e-4):
                 wrong.append(i)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]

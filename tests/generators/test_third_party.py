@@ -142,7 +142,7 @@ def test_batches_do_not_matter(case, network, latents):
         make_extractor(case, network, size).fit(latents).transform(latents)
         for size in (5, 1)
     )
-    torch.testing.assert_close(whole, single, atol=1e-5, rtol=0)
+    torch.testing.assert_close(whole, single, atol=5e-5, rtol=1e-4)
 
 
 def test_everything_is_left_as_it_was(case, network, latents):
@@ -157,7 +157,7 @@ def test_everything_is_left_as_it_was(case, network, latents):
     editor = LocalEditor.from_pipeline(pipeline)
     plain = pipeline[0].generate(latents)
     assert torch.equal(editor.edit(latents, Edit(0, 1, 0.0)), plain)
-    assert not torch.equal(editor.edit(latents, Edit(0, 1, 9.0)), plain)
+    assert (editor.edit(latents, Edit(0, 1, 9.0)) - plain).abs().max() > 1e-3
     assert [dict(m._forward_pre_hooks) for m in network.modules()] == hooks
     assert all(m.training for m in network.modules())
     after = network.state_dict()

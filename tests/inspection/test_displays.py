@@ -20,13 +20,8 @@ from panda_sklearn.inspection import (
     SaliencyDisplay,
     StrengthsDisplay,
 )
+from tests.nearness import decided, refining_briefly
 from tests.networks import TinyGenerator
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture(scope="module")
@@ -154,22 +149,23 @@ def test_saliency_with_masks(pipeline, z):
         panda, X, images, appearances=[2, 0], masks=True
     )
     assert display.axes_.shape == (5, 5)
-    mask = panda.localize(X, 2, size=8)[3].numpy()
-    shown = drawn(display.axes_[2, 3])
-    np.testing.assert_allclose(shown[mask], picture_of(images, 3)[mask], atol=1e-6)
-    assert 0 < mask.mean() < 1 and (shown[~mask] == 1).all()
+    saliency, mean = panda.saliency(X, size=8)[3, 2].numpy(), panda.saliency_mean_[2]
+    mask, clear = saliency >= float(mean), decided(saliency, mean)
+    shown, inside, outside = drawn(display.axes_[2, 3]), mask & clear, ~mask & clear
+    np.testing.assert_allclose(shown[inside], picture_of(images, 3)[inside], atol=1e-5)
+    assert 0 < mask.mean() < 1 and (shown[outside] == 1).all()
     with pytest.raises(ValueError, match="needs images"):
         SaliencyDisplay.from_estimator(panda, X, masks=True)
 
 
 def test_refinement(pipeline, z):
-    extractor, panda = pipeline
+    extractor, panda = pipeline[0], refining_briefly(pipeline[1])
     X, images = extractor.transform(z), extractor.generate(z)
     display = RefinementDisplay.from_estimator(panda, X, images, parts=[0, 2])
     assert display.axes_.shape == (3, 5)
     before = panda.reconstruction_errors(X)
     after = panda.reconstruction_errors(X, panda.refine(X))
-    np.testing.assert_allclose(display.falls, 1 - after / before, rtol=1e-5)
+    np.testing.assert_allclose(display.falls, 1 - after / before, atol=1e-4)
     assert (display.falls > 0).all()
     labels = [ax.get_xlabel() for ax in display.axes_[2]]
     assert labels == [f"error {-fall:+.0%}" for fall in display.falls]
@@ -202,9 +198,12 @@ def test_strips_of_strengths(pipeline, z):
     titles = [ax.get_title() for ax in display.axes_[0]]
     assert titles == ["-2 std", "0", "+1.5 std"]
     edited = editor.edit(z[:2], Edit(1, 2, 1.5, "std"))
-    np.testing.assert_allclose(drawn(display.axes_[1, 2]), picture_of(edited, 1))
+    # Strengths and pairs are tried in batches of other sizes, which round otherwise.
+    np.testing.assert_allclose(
+        drawn(display.axes_[1, 2]), picture_of(edited, 1), atol=1e-5
+    )
     plain = editor.extractor.generate(z[:2])
-    np.testing.assert_allclose(drawn(display.axes_[0, 1]), picture_of(plain))
+    np.testing.assert_allclose(drawn(display.axes_[0, 1]), picture_of(plain), atol=1e-5)
     with pytest.raises(ValueError, match="one number at least"):
         StrengthsDisplay.from_editor(editor, z, edit, [])
     with pytest.raises(TypeError, match="edit must be an Edit"):
@@ -218,7 +217,9 @@ def test_matrix_of_pairs(pipeline, z):
     )
     assert display.axes_.shape == (2, 4)
     edited = editor.edit(z[:1], Edit(1, 2, 2.0, "std"))
-    np.testing.assert_allclose(drawn(display.axes_[1, 3]), picture_of(edited))
+    np.testing.assert_allclose(
+        drawn(display.axes_[1, 3]), picture_of(edited), atol=1e-5
+    )
     assert display.axes_[0, 0].get_ylabel() == "appearance 3"
     assert display.axes_[0, 3].get_title() == "part 2"
     with pytest.raises(ValueError, match=r"Pass latents\[:1\]"):
@@ -228,14 +229,19 @@ def test_matrix_of_pairs(pipeline, z):
 
 
 def test_edits_made_elsewhere_and_options(pipeline, z):
-    editor = LocalEditor.from_pipeline(pipeline)
+    editor = LocalEditor(pipeline[0], refining_briefly(pipeline[1]))
     images = editor.extractor.generate(z)
     removed = editor.remove_pixels(z, 0)
     display = EditDisplay.from_images(images, removed)
-    np.testing.assert_allclose(drawn(display.axes_[1, 2]), picture_of(removed, 2))
+    np.testing.assert_allclose(
+        drawn(display.axes_[1, 2]), picture_of(removed, 2), atol=1e-6
+    )
     with pytest.raises(ValueError, match="of one shape"):
         EditDisplay.from_images(images, removed[:2])
     edit = Edit(1, 2)
     display = EditDisplay.from_editor(editor, z, edit, refine=True, target_change=0.1)
     edited = editor.edit(z, edit, refine=True, target_change=0.1)
-    np.testing.assert_allclose(drawn(display.axes_[1, 4]), picture_of(edited, 4))
+    # A refinement magnifies rounding errors of single precision.
+    np.testing.assert_allclose(
+        drawn(display.axes_[1, 4]), picture_of(edited, 4), atol=1e-3
+    )

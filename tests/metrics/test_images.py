@@ -93,7 +93,7 @@ def test_many_images_are_measured_in_batches(monkeypatch):
     masks = rng(1).uniform(size=(7, 4, 4))
     expected = roi_ratio(masks, images, edited)
     monkeypatch.setattr("panda_sklearn.metrics._images.BATCH_SIZE", 3)
-    assert roi_ratio(masks, images, edited) == expected
+    assert roi_ratio(masks, images, edited) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(

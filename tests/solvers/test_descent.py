@@ -56,7 +56,7 @@ def test_no_step_raises_the_objective():
     moments = make_moments(10)
     X = starts(4, 10, 3)
     values = [run(moments, X, max_iter=k)[1] for k in range(60)]
-    assert np.all(np.diff(torch.stack(values), axis=0) <= 1e-15)
+    assert np.all(np.diff(torch.stack(values), axis=0) <= 1e-13)  # roundings of 1
     assert torch.all(values[-1] < values[0] - 1e-3)
 
 

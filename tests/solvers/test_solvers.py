@@ -87,11 +87,9 @@ def test_automatic_pgd_never_raises_the_objective(problem, dtype, scale):
 def test_result_does_not_depend_on_scale(problem, name, batch_size, scale):
     Z, A, P = problem
     options = {"batch_size": batch_size, "max_iter": 60}
-    plain, scaled = (
-        solve(name, Z, A, P, **options),
-        solve(name, scale * Z, A, P, **options),
-    )
-    # Powers of two scale without rounding errors, which decide where a descent stops.
+    plain, scaled = (solve(name, c * Z, A, P, **options) for c in (1.0, scale))
+    # Powers of two scale without rounding errors, which decide where a descent stops;
+    # both products are new tensors, so that kernels find the same alignment.
     np.testing.assert_allclose(plain.A, scaled.A, atol=1e-9)
     np.testing.assert_allclose(plain.P, scaled.P, atol=1e-9)
 
@@ -126,7 +124,7 @@ def test_history_ends_with_the_objective_of_the_result(problem, name):
     result = solve(name, Z, A, P, max_iter=3)
     assert 1 < len(result.objective_history) == result.n_iter <= 3
     mean = float(objective(Z, result.A, result.P)) / len(Z)
-    assert result.objective_history[-1] == pytest.approx(mean, rel=1e-12)
+    assert result.objective_history[-1] == pytest.approx(mean, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", SOLVERS)

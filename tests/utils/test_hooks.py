@@ -190,7 +190,7 @@ def test_threads_see_their_own_activations(network):
                 seen = capture(
                     tap(network, "block1"), lambda: network(latents[i]), stop=True
                 )
-            if not torch.allclose(seen.tensor, expected[i], atol=1e-6):
+            if not torch.allclose(seen.tensor, expected[i], atol=1e-4):
                 wrong.append(i)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(len(latents))]
@@ -239,12 +239,12 @@ def test_compiled_networks_are_hooked(network, z, whole):
 
 def test_attention_gives_its_tokens_and_none():
     network = TinyTransformer()
-    pictures = torch.randn(2, 3, 4, 6)
+    pictures = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
     tokens = tap(network, "mix", select=0)
     seen = capture(tokens, lambda: network(pictures))
     assert seen.tensor.shape == (2, 8, 8)
     same = replace(tokens, lambda x: x, lambda: network(pictures))
-    assert torch.equal(same, seen.result)
+    torch.testing.assert_close(same, seen.result)
     with pytest.raises(TypeError, match="select=1 of layer 'mix' is of type NoneType"):
         capture(tap(network, "mix", select=1), lambda: network(pictures))
 
