@@ -229,7 +229,7 @@ def _misfit(attributes: dict) -> str:
     R_C = np.shape(attributes["appearances_"])[:1]
     kind = Tensor if isinstance(attributes["parts_"], Tensor) else np.ndarray
     # The kind and shape of each array.
-    expected: dict[str, tuple[type, tuple]] = {
+    expected: dict[str, tuple[Any, tuple]] = {
         "parts_": (kind, ("n_parts", *shape[1:])),
         "appearances_": (kind, ("n_appearances", C)),
         "saliency_mean_": (kind, R_C),
@@ -290,15 +290,16 @@ def _bad_values(attributes: dict) -> str:
         if not attributes["n_samples_seen_"] == past.n_samples > 0:
             return f"n_samples_seen_ is not {reprlib.repr(past.n_samples)}"
         mean, scatter = attributes["_channel_mean"], attributes["_channel_scatter"]
-        seconds.append(("_channel_scatter", scatter, _largest(mean)))
+        about_mean = scatter - torch.outer(mean, mean)
+        seconds.append(("_channel_scatter", about_mean, _largest(mean)))
         for name in ("of_parts", "of_appearances"):
             moments = getattr(past, name)
             energy, eps = float(moments.energy), moments.eps
             if not (isinstance(eps, float) and 0 < eps < 1):
                 return f"eps {name} is {reprlib.repr(eps)}"
             for M, share in (
-                (moments.M1, LARGEST_FACTOR**2),
-                (moments.M2, LARGEST_FACTOR**4),
+                (moments.M1, LARGEST_FACTOR**4),
+                (moments.M2, LARGEST_FACTOR**8),
             ):
                 if not 0 <= _largest(M) <= share * energy <= share * LARGEST_SUM:
                     return f"moments {name} do not fit their energy, {energy:.0e}"
