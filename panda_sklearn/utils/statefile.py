@@ -261,9 +261,8 @@ def _encode(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
         if value.dtype.kind in "OU" and all(isinstance(item, str) for item in value):
             return {"$names": list(value)}
     elif isinstance(value, np.random.RandomState):
-        state = value.get_state()
-        if isinstance(state, tuple):  # else it is of another algorithm than numpy's own
-            return {"$RandomState": _encode(list(state), name, arrays)}
+        if value.get_state(legacy=False)["bit_generator"] == "MT19937":
+            return {"$RandomState": _encode(list(value.get_state()), name, arrays)}
     elif isinstance(value, np.generic):
         return _encode(value.item(), name, arrays)
     elif isinstance(value, tuple):
