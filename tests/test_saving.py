@@ -401,12 +401,15 @@ def test_a_device_that_is_missing_here(saved):
         ({"saliency_mean_": np.full(4, 1e300)}, "no covariance"),
         ({"saliency_covariance_": -np.eye(4)}, "no covariance"),
         ({"saliency_covariance_": 1e6 * np.triu(np.ones((4, 4)))}, "no covariance"),
-        ({"_past.fields.of_parts.fields.M1": -np.eye(20)}, "no covariance"),
+        ({"_past.fields.of_parts.fields.M1": np.tri(20) / 9}, "no covariance"),
+        ({"_past.fields.of_parts.fields.M1": np.eye(20) * 1e30}, "their energy"),
         ({"_past.fields.of_parts.fields.M2": np.eye(20) * 1e200}, "their energy"),
         ({"_past.fields.of_parts.fields.energy": np.array(-1.0)}, "their energy"),
     ],
 )
-def test_arrays_that_would_fail_later(saved, arrays, message):
+def test_arrays_that_would_fail_later(saved, arrays, message, monkeypatch):
+    monkeypatch.setattr("panda_sklearn.utils.persistence.STRIP", 3)
+    PartsAppearanceDecomposition.load(saved)
     rewrite(saved, arrays)
     with pytest.raises(ValueError, match=message):
         PartsAppearanceDecomposition.load(saved)

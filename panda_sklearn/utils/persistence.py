@@ -294,16 +294,21 @@ def _bad_values(attributes: dict) -> str:
         seconds.append(("_channel_scatter", about_mean, _largest(mean)))
         for name in ("of_parts", "of_appearances"):
             moments = getattr(past, name)
-            energy, eps = float(moments.energy), moments.eps
-            if not (isinstance(eps, float) and 0 < eps < 1):
-                return f"eps {name} is {reprlib.repr(eps)}"
-            for M, share in (
-                (moments.M1, LARGEST_FACTOR**4),
-                (moments.M2, LARGEST_FACTOR**8),
+            if not (isinstance(moments.eps, float) and 0 < moments.eps < 1):
+                return f"eps {name} is {reprlib.repr(moments.eps)}"
+            energy = float(moments.energy)
+            one, two = (float(M.trace()) for M in (moments.M1, moments.M2))
+            # By Cauchy and Schwarz, whatever the scale of the factor that was held;
+            # and that is no more than a factor's.
+            if not (
+                0 <= energy <= LARGEST_SUM
+                and 0
+                <= one
+                <= math.sqrt(max(two, 0) * (1 + ROUNDING)) * math.sqrt(energy)
+                and two <= LARGEST_FACTOR**2 * one
             ):
-                if not 0 <= _largest(M) <= share * energy <= share * LARGEST_SUM:
-                    return f"moments {name} do not fit their energy, {energy:.0e}"
-                seconds.append((f"a moment {name}", M, 0.0))
+                return f"moments {name} do not fit their energy, {energy:.0e}"
+            seconds += [(f"a moment {name}", M, 0.0) for M in (moments.M1, moments.M2)]
     for name, M, size in seconds:
         if not _is_covariance(M, size):
             return f"{name} is no covariance"
@@ -326,7 +331,7 @@ def _is_covariance(M: Tensor, mean: float) -> bool:
     for rows, columns, some in zip(*strips, strict=True):
         if bool((rows.abs() > torch.outer(some, roots)).any()):
             return False
-        if bool(((rows - columns.T).abs() > slack).any()):
+        if bool(((rows - columns).abs() > slack).any()):
             return False
     return True
 
