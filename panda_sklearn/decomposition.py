@@ -22,10 +22,15 @@ from sklearn.utils.metaestimators import available_if
 from torch import Tensor
 from tqdm import tqdm
 
-from panda_sklearn.core.objective import sample_energies, total_objective
-from panda_sklearn.core.starts import channel_scatter, saliency_scatter
+from panda_sklearn.core.moments import ChannelMoments
+from panda_sklearn.core.objective import (
+    accumulator_dtype,
+    sample_energies,
+    total_objective,
+)
 from panda_sklearn.interpretation import InterpretationMixin
 from panda_sklearn.solvers import SOLVERS, Callback, SolverResult, best_fit, learn
+from panda_sklearn.utils.arithmetic import own_arithmetic
 from panda_sklearn.utils.arrays import (
     ArrayLike,
     MapLayout,
@@ -45,6 +50,7 @@ from panda_sklearn.utils.validation import (
     Options,
     StrOptions,
     check_device,
+    check_factor_scale,
     check_feature_names_in,
     check_is_fitted,
     check_numbers,
@@ -67,7 +73,7 @@ Start = tuple[int, int, tuple[Tensor, Tensor] | None]
 KIND = "PartsAppearanceDecomposition"
 
 # What partial_fit keeps of the samples so far.
-STREAM_ATTRIBUTES = {"_channel_mean", "_channel_scatter", "_past", "n_samples_seen_"}
+STREAM_ATTRIBUTES = {"_channels", "_past", "n_samples_seen_"}
 
 # How often partial_fit solves for parts and for appearances, at most.
 STEPS_PER_BATCH = 10
@@ -86,12 +92,6 @@ def _learns_from_streams(panda: PartsAppearanceDecomposition) -> bool:
 def _is_hosvd(init: object) -> bool:
     """Whether a start needs the channel scatter."""
     return isinstance(init, str) and init == "hosvd"
-
-
-def _turn(scatter: Tensor, A: Tensor) -> Tensor:
-    """A' scatter A, in the precision of the scatter."""
-    A = A.to(scatter)
-    return A.T @ scatter @ A
 
 
 class PartsAppearanceDecomposition(
@@ -348,6 +348,7 @@ class PartsAppearanceDecomposition(
     # Fitting
 
     @fit_method
+    @own_arithmetic
     def fit(self, X, y=None):
         r"""Learn parts and appearances.
 
@@ -377,15 +378,15 @@ class PartsAppearanceDecomposition(
             If ``max_iter`` iterations did not meet ``tol``.
         """
         Z, layout, origin, start = self._check_fit(X)
-        with torch.inference_mode(False), torch.no_grad():
-            check_scale(Z)
-            scatter = channel_scatter(Z) if _is_hosvd(self.init) else None
-            result = self._best_fit(Z, start, scatter)
+        with torch.inference_mode(False):
+            channels = ChannelMoments.of_data(Z) if _is_hosvd(self.init) else None
+            result = self._best_fit(Z, start, channels)
             A = result.A
-            scatter = saliency_scatter(Z, A) if scatter is None else _turn(scatter, A)
-            n_values = len(Z) * layout.n_positions
-            mean = Z.mean(dim=(0, 2))
-            self._store(A, result.P, mean, scatter / n_values, layout, origin)
+            if channels is not None and channels.tells(A, torch.finfo(Z.dtype).eps):
+                saliencies = channels.turned(A)
+            else:
+                saliencies = ChannelMoments.of_data(Z, A)
+            self._store(A, result.P, saliencies, layout, origin)
         for name in STREAM_ATTRIBUTES | {"layer_"}:
             self.__dict__.pop(name, None)
         self.n_iter_ = result.n_iter
@@ -397,12 +398,13 @@ class PartsAppearanceDecomposition(
                 f"tol={self.tol:g} was met. Increase max_iter (it is "
                 f"{self.max_iter}) or tol.",
                 ConvergenceWarning,
-                stacklevel=4,  # past the wrappers of fit
+                stacklevel=5,  # past the wrappers of fit
             )
         return self
 
     @available_if(_learns_from_streams)
     @fit_method
+    @own_arithmetic
     def partial_fit(self, X, y=None):
         r"""Learn from one more batch of samples, in memory that does not grow.
 
@@ -434,8 +436,7 @@ class PartsAppearanceDecomposition(
         first = not hasattr(self, "parts_")
         Z, layout, origin, start = self._check_fit(X, reset=first)
         past = getattr(self, "_past", None)
-        with torch.inference_mode(False), torch.no_grad():
-            check_scale(Z)
+        with torch.inference_mode(False):
             if first:
                 result = self._best_fit(Z, start, None)
                 A, P = result.A, result.P
@@ -453,19 +454,16 @@ class PartsAppearanceDecomposition(
                 generator=randomness(check_random_state(self.random_state)),
             )
             seen = past.n_samples - len(Z)
-            mean = Z.mean(dim=(0, 2))
-            scatter = channel_scatter(Z) / (len(Z) * layout.n_positions)
+            wide = accumulator_dtype(Z.device)  # later batches turn it, unseen
+            channels = ChannelMoments.of_data(Z, products=wide)
             if seen:
-                share = len(Z) / past.n_samples
-                mean = torch.lerp(self._channel_mean.to(mean), mean, share)
-                earlier = self._channel_scatter.to(scatter)
-                scatter = torch.lerp(earlier, scatter, share)
+                channels = self._channels.to(Z.device) + channels
             A, P = A.to(Z), P.to(Z)
-            self._store(A, P, mean, _turn(scatter, A), layout, origin)
+            self._store(A, P, channels.turned(A), layout, origin)
         history = self.objective_history_ if seen else []
         home = X.device if isinstance(X, Tensor) else torch.device("cpu")
         self._past = past.to(home)
-        self._channel_mean, self._channel_scatter = mean.to(home), scatter.to(home)
+        self._channels = channels.to(home)
         self.n_samples_seen_ = past.n_samples
         self.objective_history_ = np.append(history, objective)
         self.n_iter_ = len(self.objective_history_)
@@ -484,14 +482,18 @@ class PartsAppearanceDecomposition(
         else:
             layout = self._layout
             check_same_layout(self, X, layout)
-        start = self._check_options(layout, reset=reset)
+        start = self._check_options(layout, as_tensor(X[:1]).dtype, reset=reset)
         if self.device is not None:
             check_device(self.device)
-        return layout.to_maps(as_tensor(X, self.device)), layout, Origin.of(X), start
+        Z = layout.to_maps(as_tensor(X, self.device))
+        check_scale(Z)
+        return Z, layout, Origin.of(X), start
 
-    def _check_options(self, layout: MapLayout, *, reset: bool) -> Start:
+    def _check_options(
+        self, layout: MapLayout, dtype: torch.dtype, *, reset: bool
+    ) -> Start:
         """The start, of parameters that go together and, unless reset, with the fit."""
-        start = self._check_start(layout)
+        start = self._check_start(layout, dtype)
         if not reset and start[:2] != (len(self.appearances_), len(self.parts_)):
             raise ValueError(
                 f"The parameters ask for {start[0]} appearances and {start[1]} parts, "
@@ -506,7 +508,7 @@ class PartsAppearanceDecomposition(
             )
         return start
 
-    def _check_start(self, layout: MapLayout) -> Start:
+    def _check_start(self, layout: MapLayout, dtype: torch.dtype) -> Start:
         """Ranks, and the start if one is given: A (C, R_C) and P (S, R_S)."""
         C, S = layout.n_channels, layout.n_positions
         if isinstance(self.init, str):
@@ -542,7 +544,9 @@ class PartsAppearanceDecomposition(
                     f"The {name} of init must be of shape {expected}, got "
                     f"{tuple(factor.shape)}."
                 )
-            given.append(as_tensor(factor).flatten(1).T)
+            factor = as_tensor(factor)
+            check_factor_scale(factor, f"{name} of init", dtype)
+            given.append(factor.flatten(1).T)
         A, P = given
         if self.nonnegative and bool((P < 0).any()):
             raise ValueError(
@@ -554,7 +558,7 @@ class PartsAppearanceDecomposition(
         return A.shape[1], P.shape[1], (A, P)
 
     def _best_fit(
-        self, Z: Tensor, start: Start, scatter: Tensor | None
+        self, Z: Tensor, start: Start, channels: ChannelMoments | None
     ) -> SolverResult:
         """The best result of all starts."""
         R_C, R_S, given = start
@@ -567,7 +571,7 @@ class PartsAppearanceDecomposition(
             n_init=None if self.n_init == "auto" else self.n_init,
             generator=randomness(check_random_state(self.random_state)),
             watched=self._watched,
-            scatter=scatter,
+            scatter=None if channels is None else channels.about_zero(),
             learning_rate=self.learning_rate,
             max_iter=self.max_iter,
             tol=self.tol,
@@ -596,15 +600,11 @@ class PartsAppearanceDecomposition(
         self,
         A: Tensor,
         P: Tensor,
-        channel_mean: Tensor,
-        scatter: Tensor,
+        saliencies: ChannelMoments,
         layout: MapLayout,
         origin: Origin,
     ) -> None:
-        """Set the attributes that hold the factors.
-
-        ``scatter`` is the mean of A'z (A'z)' over samples and positions, (R_C, R_C).
-        """
+        """Set the attributes that hold the factors, and what is known of A'z."""
         if len(layout.sample_shape) > 1:
             self.n_features_in_ = layout.n_channels
             self.__dict__.pop("feature_names_in_", None)
@@ -612,14 +612,13 @@ class PartsAppearanceDecomposition(
         self._flattened = layout.flattened
         self.appearances_ = origin.give(A.T.contiguous())
         self.parts_ = origin.give(P.T.reshape(-1, *layout.spatial).contiguous())
-        mean = A.T @ channel_mean
-        covariance = scatter - torch.outer(mean, mean).to(scatter)
-        self.saliency_mean_ = origin.give(mean)
+        self.saliency_mean_ = origin.give(saliencies.mean.to(A))
+        covariance = saliencies.scatter / saliencies.n
         self.saliency_covariance_ = origin.give(covariance.to(A))
 
     # Encoding
 
-    @torch.no_grad()
+    @own_arithmetic
     def transform(self, X):
         r"""Encode activations as coefficients, one row a sample.
 
@@ -640,7 +639,7 @@ class PartsAppearanceDecomposition(
             return T.cpu().numpy()
         return T
 
-    @torch.no_grad()
+    @own_arithmetic
     def coefficients(self, X):
         r"""Encode activations as coefficients, one matrix a sample.
 
@@ -658,7 +657,7 @@ class PartsAppearanceDecomposition(
         A, P = self._factors(Z)
         return origin.give(A.T @ (Z @ P))
 
-    @torch.no_grad()
+    @own_arithmetic
     def inverse_transform(self, X):
         r"""Reconstruct activations from coefficients.
 
@@ -682,11 +681,12 @@ class PartsAppearanceDecomposition(
                 f"(n_samples, {R_C}, {R_S}), got {tuple(L.shape)}."
             )
         origin, L = Origin.of(L), as_tensor(L, self.device)
+        check_scale(L, squared=False)
         A, P = self._factors(L)
         AL = torch.einsum("cr,nrk->nck", A, L.reshape(-1, R_C, R_S))
         return origin.give(self._layout.from_maps(AL @ P.T))
 
-    @torch.no_grad()
+    @own_arithmetic
     def score(self, X, y=None):
         r"""Return the share of the sum of squares that the factors reconstruct.
 
@@ -705,11 +705,12 @@ class PartsAppearanceDecomposition(
             activations that are all zero it is 1, since zero is what they are
             reconstructed to.
         """
-        Z, _ = self._check_maps(X)
+        Z, _ = self._check_maps(X, squared=True)
         energy = float(sample_energies(Z).sum())
         if energy == 0:
             return 1.0
-        return 1 - float(total_objective(Z, *self._factors(Z))) / energy
+        error = float(total_objective(Z, *self._factors(Z)))
+        return 1 - max(error, 0.0) / energy
 
     def get_feature_names_out(self, input_features=None):
         """Name the columns of ``transform``.
@@ -825,7 +826,8 @@ class PartsAppearanceDecomposition(
             expected = (1, self.n_features_in_) if self._flattened else self.map_shape_
         if self.map_shape_ != expected:
             raise ValueError(f"map_shape={self.map_shape!r}, not {self.map_shape_}.")
-        self._check_options(self._layout, reset=False)
+        dtype = as_tensor(self.parts_[:1]).dtype
+        self._check_options(self._layout, dtype, reset=False)
         if self.nonnegative and bool((self.parts_ < 0).any()):
             raise ValueError("nonnegative=True, but parts_ has negative values.")
 
@@ -847,12 +849,19 @@ class PartsAppearanceDecomposition(
         """How maps lie in users' arrays, as ``fit`` saw them."""
         return MapLayout(self.map_shape_, self.channel_axis, self._flattened)
 
-    def _check_maps(self, X: ArrayLike) -> tuple[Tensor, Origin]:
-        """Checked activations as a tensor (N, C, S), and where they came from."""
+    def _check_maps(
+        self, X: ArrayLike, *, squared: bool = False
+    ) -> tuple[Tensor, Origin]:
+        """Checked activations as a tensor (N, C, S), and where they came from.
+
+        ``squared`` says that powers of them will be taken.
+        """
         check_is_fitted(self)
         X = check_numbers(self, X, reset=False)
         check_same_layout(self, X, self._layout)
-        return self._layout.to_maps(as_tensor(X, self.device)), Origin.of(X)
+        Z = self._layout.to_maps(as_tensor(X, self.device))
+        check_scale(Z, squared=squared)
+        return Z, Origin.of(X)
 
     def _factors(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """A (C, R_C) and P (S, R_S), of the dtype and on the device of ``like``."""

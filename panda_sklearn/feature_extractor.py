@@ -6,7 +6,6 @@ nothing of the decomposition.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Callable
 from numbers import Integral
@@ -26,10 +25,17 @@ from panda_sklearn.generators._calls import (
     running,
 )
 from panda_sklearn.generators._layers import list_layers
-from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor
+from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor, is_floating
 from panda_sklearn.utils.batches import Batches
-from panda_sklearn.utils.hooks import Tap, capture, find_layer, replace
+from panda_sklearn.utils.hooks import (
+    Tap,
+    can_be_stopped,
+    capture,
+    find_layer,
+    replace,
+)
 from panda_sklearn.utils.layouts import FeatureLayout
+from panda_sklearn.utils.undo import Undo
 from panda_sklearn.utils.validation import (
     Interval,
     Options,
@@ -186,6 +192,9 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     # Set by a TensorMemory through which the transformer was fitted.
     _memory: Any = None
 
+    # Whether fit saw floating latents, rather than classes or token numbers.
+    _takes_floats = True
+
     # Where the accelerator's memory ran out: batch_size, device, and what it holds.
     _batch_that_fits: tuple[int, Any, int] | None = None
 
@@ -245,7 +254,8 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         """
         tap = self._tap()
         latents = check_numbers(self, X, reset=True, keep_dtype=True)
-        with self._running() as run:
+        with Undo() as undo, undo:
+            run = self._running(undo)
 
             def learn(rows: slice) -> Tensor:
                 return self._learn(run, tap, latents[rows], latents.shape)
@@ -308,6 +318,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     def _extract(self, tap: Tap, latents: ArrayLike, *, learn: bool) -> ArrayLike:
         """Activations, batch by batch; ``learn`` from the first as ``fit`` does."""
         fitted = not learn
+        stop = can_be_stopped(self.generator)
 
         def make(run: Run, where: slice) -> Tensor:
             nonlocal fitted
@@ -316,9 +327,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
                 found = self._learn(run, tap, batch, latents.shape)
                 fitted = True
                 return found
-            with capture(tap, stop=True) as seen:
-                run(batch)
-            found = seen.found()
+            found = capture(tap, lambda: run(batch), stop=stop).found()
             self._check_shape(found)
             return found
 
@@ -328,9 +337,9 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         self, run: Run, tap: Tap, latents: ArrayLike, shape: tuple[int, ...]
     ) -> Tensor:
         """Set the fitted attributes from a whole pass; returns its activations."""
-        with capture(tap) as seen, explained_failures(latents, self.forward):
-            images = run(latents)
-        found = seen.found()
+        with explained_failures(latents, self.forward):
+            seen = capture(tap, lambda: run(latents))
+        found, images = seen.found(), seen.result
         if found.ndim < 2 or len(found) != len(latents):
             raise ValueError(
                 f"The {self.tap} of layer {self.layer!r} is of shape "
@@ -339,6 +348,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             )
         self.feature_shape_ = tuple(found.shape[1:])
         self.latent_shape_ = tuple(shape[1:])
+        self._takes_floats = is_floating(latents)
         self.image_shape_ = None
         if isinstance(images, Tensor) and images.ndim > 0:
             self.image_shape_ = tuple(images.shape[1:])
@@ -385,9 +395,11 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             if change is None:
                 made = run(latents[where])
             else:
-                with replace(tap, lambda original: change(original, where)) as seen:
-                    made = run(latents[where])
-                seen.check()
+                made = replace(
+                    tap,
+                    lambda original: change(original, where),
+                    lambda: run(latents[where]),
+                )
             if not isinstance(made, Tensor):
                 raise TypeError(
                     f"The network returned a {type(made).__name__}, expected a tensor "
@@ -451,15 +463,25 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             return device_of(self.generator)
         return check_device(self.device)
 
-    def _running(self) -> contextlib.AbstractContextManager[Run]:
-        """The network, borrowed; moved only if ``device`` says so."""
+    def _running(self, undo: Undo) -> Run:
+        """Borrow the network; it is moved only if ``device`` says so."""
         device = None if self.device is None else check_device(self.device)
-        return running(self.generator, self.forward, device)
+        return running(undo, self.generator, self.forward, device)
 
     def _check_latents(self, X: ArrayLike) -> tuple[ArrayLike, Origin]:
         """Latents of the shape seen by fit, and where they came from."""
         check_is_fitted(self)
         latents = check_numbers(self, X, reset=False, keep_dtype=True)
+        if is_floating(latents) != self._takes_floats:
+            if not self._takes_floats:
+                raise ValueError(
+                    f"X is of type {latents.dtype}, but {type(self).__name__} was "
+                    "fitted on integers, such as classes or token numbers. Pass those."
+                )
+            if isinstance(latents, Tensor):
+                latents = latents.to(torch.float32)
+            else:
+                latents = latents.astype(np.float32)
         if tuple(latents.shape[1:]) != self.latent_shape_:
             raise ValueError(
                 f"X has samples of shape {tuple(latents.shape[1:])}, but "
@@ -508,7 +530,8 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         batches = Batches(len(latents), size)
         whole: Tensor | None = None
         with (
-            self._running() as run,
+            Undo() as undo,
+            undo,
             tqdm(
                 total=len(latents),
                 desc=f"{type(self).__name__}, {what}",
@@ -516,6 +539,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
                 mininterval=1,
             ) as bar,
         ):
+            run = self._running(undo)
             for where, part in batches.map(lambda where: make(run, where)):
                 n = where.stop - where.start
                 if part.ndim == 0 or len(part) != n:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from panda_sklearn.core.objective import batches_of, sample_objectives
 from panda_sklearn.solvers import refine_parts
+from panda_sklearn.utils.arithmetic import own_arithmetic
 from panda_sklearn.utils.arrays import Origin, as_tensor
 from panda_sklearn.utils.resizing import check_size, resize
 from panda_sklearn.utils.validation import check_index, check_is_fitted, check_values
@@ -40,7 +41,9 @@ class InterpretationMixin:
         saliency_mean_: Any
         verbose: int
 
-        def _check_maps(self, X: Any) -> tuple[Tensor, Origin]: ...
+        def _check_maps(
+            self, X: Any, *, squared: bool = False
+        ) -> tuple[Tensor, Origin]: ...
         def _factors(self, like: Tensor) -> tuple[Tensor, Tensor]: ...
 
     @property
@@ -51,7 +54,7 @@ class InterpretationMixin:
             return covariance.diagonal().clamp(min=0).sqrt()
         return np.sqrt(np.maximum(np.diagonal(covariance), 0))
 
-    @torch.no_grad()
+    @own_arithmetic
     def saliency(self, X, *, size=None):
         r"""Map how much of each appearance there is at each position (section 4.1).
 
@@ -77,7 +80,7 @@ class InterpretationMixin:
         Y = A.T @ Z
         return origin.give(resize(Y.reshape(*Y.shape[:2], *spatial), size))
 
-    @torch.no_grad()
+    @own_arithmetic
     def localize(
         self, X, appearance, threshold="mean", *, size=None, upsample_first=True
     ):
@@ -145,7 +148,7 @@ class InterpretationMixin:
             masks.append(mask[:, 0])
         return origin.give(torch.cat(masks))
 
-    @torch.no_grad()
+    @own_arithmetic
     def refine(self, X, max_iter=100):
         r"""Refine the parts to each sample (section 3.5).
 
@@ -194,7 +197,7 @@ class InterpretationMixin:
                 bar.update(len(batch))
         return refined
 
-    @torch.no_grad()
+    @own_arithmetic
     def reconstruction_errors(self, X, parts=None):
         r"""Measure how far each sample is from its reconstruction.
 
@@ -212,7 +215,7 @@ class InterpretationMixin:
             The squared error :math:`\lVert Z_i - A (A^\top Z_i P_i) P_i^\top
             \rVert_F^2` of each sample, equation (6); in double precision.
         """
-        Z, origin = self._check_maps(X)
+        Z, origin = self._check_maps(X, squared=True)
         A, P = self._factors(Z)
         if parts is None:
             P = P.expand(len(Z), *P.shape)

@@ -1,8 +1,21 @@
 """Small networks, each with a trait that trips up hooks."""
 
+import contextlib
+
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from panda_sklearn.utils.borrowing import borrow
+from panda_sklearn.utils.undo import Undo
+
+
+@contextlib.contextmanager
+def borrowed(network, device=None):
+    """A block in which a network is borrowed."""
+    with Undo() as undo, undo:
+        borrow(undo, network, device)
+        yield
 
 
 class TinyGenerator(nn.Module):

@@ -23,9 +23,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from panda_sklearn.core.objective import accumulator_dtype, sum_over_rows
+from panda_sklearn.core.objective import (
+    accumulator_dtype,
+    batches_of,
+    sum_over_rows,
+)
 
 __all__ = [
+    "ChannelMoments",
     "FactoredMoments",
     "Moments",
     "add_gram",
@@ -112,6 +117,9 @@ class FactoredMoments:
 
     batch_size : int
         Number of samples whose products are formed at a time.
+
+    dtype : torch.dtype
+        Type of the products.
     """
 
     Y: Tensor
@@ -119,14 +127,16 @@ class FactoredMoments:
     Q2: Tensor
     energy: Tensor
     batch_size: int
+    dtype: torch.dtype
 
     def products(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """M1 X and M2 X, for X (K, n, r)."""
         K, n, r = X.shape
-        columns = X.transpose(0, 1).reshape(n, K * r).to(self.Y)
-        Q = torch.cat([self.Q1, self.Q2]).to(self.Y)
+        columns = X.transpose(0, 1).reshape(n, K * r).to(self.dtype)
+        Q = torch.cat([self.Q1, self.Q2]).to(self.dtype)
         total = torch.zeros(n, 2 * K * r, dtype=X.dtype, device=X.device)
-        for Y in self.Y.split(self.batch_size):
+        for batch in self.Y.split(self.batch_size):
+            Y = batch.to(self.dtype)
             rows = Y.shape[1]
             YX = (Y.flatten(0, 1) @ columns).reshape(-1, rows, K * r)
             QYX = torch.einsum("qr,nrk->nqk", Q, YX)  # Q1 YX above Q2 YX
@@ -146,7 +156,12 @@ def diagonalised(X: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def part_moments(
-    Z: Tensor, A: Tensor, *, energy: Tensor, batch_size: int | None = None
+    Z: Tensor,
+    A: Tensor,
+    *,
+    energy: Tensor,
+    batch_size: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Moments:
     """Moments of the problem of the parts, at given appearances.
 
@@ -161,21 +176,25 @@ def part_moments(
     batch_size : int, default=None
         Number of samples whose products are formed at a time.
 
+    dtype : torch.dtype, default=None
+        Type of the products; ``None`` is that of Z.
+
     Returns
     -------
     moments : Moments
         Of size n = S.
     """
     _, C, S = Z.shape
+    dtype = dtype or Z.dtype
     A, g = diagonalised(A)
-    eps = torch.finfo(Z.dtype).eps
+    eps = torch.finfo(dtype).eps
     orthonormal = bool(torch.allclose(g, torch.ones_like(g), rtol=0, atol=8 * eps))
     identity = orthonormal and len(g) == C
     M1 = torch.zeros(S, S, dtype=accumulator_dtype(Z.device), device=Z.device)
     M2 = torch.zeros_like(M1)
-    roots = g.sqrt()[:, None].to(Z)
+    roots = g.sqrt()[:, None].to(dtype)
     for batch in Z.split(batch_size or _samples_of_a_batch(Z, len(g), S)):
-        Y = batch if identity else A.T.to(Z) @ batch
+        Y = batch.to(dtype) if identity else A.T.to(dtype) @ batch.to(dtype)
         add_gram(M1, Y.flatten(0, 1))
         if not orthonormal:
             add_gram(M2, (roots * Y).flatten(0, 1))
@@ -185,7 +204,12 @@ def part_moments(
 
 
 def factored_part_moments(
-    Z: Tensor, A: Tensor, *, energy: Tensor, batch_size: int | None = None
+    Z: Tensor,
+    A: Tensor,
+    *,
+    energy: Tensor,
+    batch_size: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> FactoredMoments:
     """The same as :func:`part_moments`, with the S x S matrices left unformed.
 
@@ -193,21 +217,27 @@ def factored_part_moments(
     Z itself.
     """
     N, C, S = Z.shape
+    dtype = dtype or Z.dtype
     A, g = diagonalised(A)
     R_C = len(g)
     size = batch_size or _samples_of_a_batch(Z, R_C, S)
     if R_C > SHARE_TO_KEEP * C:
         B = A @ A.T
-        return FactoredMoments(Z, B, B @ B, energy, size)
-    Y = torch.empty(N, R_C, S, dtype=Z.dtype, device=Z.device)
+        return FactoredMoments(Z, B, B @ B, energy, size, dtype)
+    Y = torch.empty(N, R_C, S, dtype=dtype, device=Z.device)
     for into, batch in zip(Y.split(size), Z.split(size), strict=True):
-        torch.matmul(A.T.to(Z), batch, out=into)
+        torch.matmul(A.T.to(dtype), batch.to(dtype), out=into)
     identity = torch.eye(R_C, dtype=A.dtype, device=A.device)
-    return FactoredMoments(Y, identity, g.diag(), energy, size)
+    return FactoredMoments(Y, identity, g.diag(), energy, size, dtype)
 
 
 def appearance_moments(
-    Z: Tensor, P: Tensor, *, energy: Tensor, batch_size: int | None = None
+    Z: Tensor,
+    P: Tensor,
+    *,
+    energy: Tensor,
+    batch_size: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Moments:
     """Moments of the problem of the appearances, at given parts.
 
@@ -216,7 +246,7 @@ def appearance_moments(
     Z, P : Tensor
         Shapes (N, C, S) and (S, R_S).
 
-    energy, batch_size
+    energy, batch_size, dtype
         As in :func:`part_moments`.
 
     Returns
@@ -225,15 +255,106 @@ def appearance_moments(
         Of size n = C.
     """
     C = Z.shape[1]
+    dtype = dtype or Z.dtype
     P, g = diagonalised(P)
-    roots = g.sqrt().to(Z)
+    roots = g.sqrt().to(dtype)
     M1 = torch.zeros(C, C, dtype=accumulator_dtype(Z.device), device=Z.device)
     M2 = torch.zeros_like(M1)
     for batch in Z.split(batch_size or _samples_of_a_batch(Z, P.shape[1], C)):
-        W = (batch.flatten(0, 1) @ P.to(Z)).reshape(len(batch), C, -1)
+        W = batch.flatten(0, 1).to(dtype) @ P.to(dtype)
+        W = W.reshape(len(batch), C, -1)
         add_gram(M1, W.transpose(0, 1).reshape(C, -1).T)
         add_gram(M2, (W * roots).transpose(0, 1).reshape(C, -1).T)
-    return Moments(mirror(M1), mirror(M2), energy, torch.finfo(Z.dtype).eps)
+    return Moments(mirror(M1), mirror(M2), energy, torch.finfo(dtype).eps)
+
+
+@dataclass(frozen=True)
+class ChannelMoments:
+    """Mean and scatter of the vectors that channels form, over samples and positions.
+
+    About the mean: of data far from zero the scatter about zero is nearly all offset,
+    and in single precision nothing is left of the rest.
+
+    Attributes
+    ----------
+    n : int
+        Number of vectors.
+
+    mean : Tensor of shape (C,)
+
+    scatter : Tensor of shape (C, C)
+        Sum of (z - mean)(z - mean)'; both in double precision.
+    """
+
+    n: int
+    mean: Tensor
+    scatter: Tensor
+
+    @classmethod
+    def of_data(
+        cls, Z: Tensor, A: Tensor | None = None, *, products: torch.dtype | None = None
+    ) -> ChannelMoments:
+        """Those of Z (N, C, S), or of A'Z; batch by batch.
+
+        ``products`` is their type, by default that of Z.
+        """
+        C = Z.shape[1] if A is None else A.shape[1]
+        dtype = accumulator_dtype(Z.device)
+        n = 0
+        mean = torch.zeros(C, dtype=dtype, device=Z.device)
+        scatter = torch.zeros(C, C, dtype=dtype, device=Z.device)
+        for batch in batches_of(Z):
+            batch = batch.to(products or Z.dtype)
+            if A is not None:
+                batch = A.T.to(batch) @ batch
+            shift = batch.mean(dim=(0, 2))
+            rows = batch.new_empty(C, len(batch), batch.shape[2])
+            torch.sub(batch.transpose(0, 1), shift[:, None, None], out=rows)
+            rows = rows.flatten(1)
+            add_gram(scatter, rows.T)
+            # What the shift is off by, and how far this batch is from those before.
+            rest = rows.mean(dim=1).to(dtype)
+            scatter -= rows.shape[1] * torch.outer(rest, rest)
+            away = shift.to(dtype) + rest - mean
+            n += rows.shape[1]
+            share = rows.shape[1] / n
+            scatter += (n - rows.shape[1]) * share * torch.outer(away, away)
+            mean += share * away
+        return cls(n, mean, mirror(scatter))
+
+    def __add__(self, other: ChannelMoments) -> ChannelMoments:
+        n = self.n + other.n
+        away = other.mean - self.mean
+        between = self.n * other.n / n * torch.outer(away, away)
+        return ChannelMoments(
+            n,
+            self.mean + other.n / n * away,
+            self.scatter + other.scatter + between,
+        )
+
+    def to(self, device: torch.device) -> ChannelMoments:
+        """The same, on a device."""
+        return ChannelMoments(self.n, self.mean.to(device), self.scatter.to(device))
+
+    def turned(self, A: Tensor) -> ChannelMoments:
+        """Those of A'z, for A (C, R_C)."""
+        A = A.to(self.scatter)
+        return ChannelMoments(self.n, A.T @ self.mean, A.T @ self.scatter @ A)
+
+    def tells(self, A: Tensor, eps: float) -> bool:
+        """Whether the variances of A'z can be had from these.
+
+        Not if they are what is left of much larger ones of z, whose sums are good to
+        about ``eps``: below a hundred times that they are off by a hundredth.
+        """
+        A = A.to(self.scatter)
+        left = (A * (self.scatter @ A)).sum(dim=0)
+        whole = A.square().T @ self.scatter.diagonal()
+        return bool((left >= 100 * eps * whole).all())
+
+    def about_zero(self) -> Tensor:
+        """Sum of z z', of shape (C, C)."""
+        return self.scatter + self.n * torch.outer(self.mean, self.mean)
 
 
 def add_gram(total: Tensor, rows: Tensor) -> None:

@@ -54,12 +54,15 @@ own in its best order; three times for R_C = C with only a few positions or R_S 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 __all__ = [
     "accumulator_dtype",
     "batches_of",
+    "cancels",
     "gradient_appearances",
     "gradient_parts",
     "objective",
@@ -71,6 +74,11 @@ __all__ = [
 
 # Numbers of one batch that may be copied into double precision at a time (16 MB).
 BATCH_ELEMENTS = 2**21
+
+# An objective below this share of the sum of squares is what large numbers leave of
+# each other: single precision, good to about 1e-6 of the sum of squares, no longer
+# tells it to a thousandth. It is then taken from the residuals, in double precision.
+CANCELLED = 1e-3
 
 
 def batches_of(Z: Tensor, per_sample: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -85,6 +93,15 @@ def batches_of(Z: Tensor, per_sample: Tensor | None = None) -> tuple[Tensor, ...
 def accumulator_dtype(device: torch.device) -> torch.dtype:
     """The widest floating type of a device, in which long sums are kept."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def cancels(f: Tensor | float, energy: Tensor | float, like: Tensor) -> Any:
+    """Whether an objective is too small a share of E for products in ``like``'s type.
+
+    Of each sample, where they are tensors; never, where the type is the widest already.
+    """
+    narrow = like.dtype != accumulator_dtype(like.device)
+    return (f < CANCELLED * energy) & narrow
 
 
 def sample_energies(Z: Tensor) -> Tensor:
@@ -124,7 +141,8 @@ def objective(
     Returns
     -------
     f : scalar Tensor
-        In double precision: f is a small difference of large numbers.
+        In double precision: f is a small difference of large numbers. A very small one
+        is taken from the residuals; see ``CANCELLED``.
     """
     if energy is None:
         energy = sample_energies(Z).sum()
@@ -135,7 +153,11 @@ def objective(
     else:
         L = torch.einsum("cr,nck->nrk", A, Z @ P if W is None else W)
     GL = torch.einsum("rq,nqk->nrk", A.T @ A, L)
-    return energy + (L * (GL @ (P.T @ P) - 2 * L)).sum(dtype=energy.dtype)
+    f = energy + (L * (GL @ (P.T @ P) - 2 * L)).sum(dtype=energy.dtype)
+    if Z.dtype != f.dtype and cancels(f.detach(), energy, Z):
+        parts = [_squared_residuals(batch, A, P).sum() for batch in batches_of(Z)]
+        return torch.stack(parts).sum()
+    return f
 
 
 def total_objective(Z: Tensor, A: Tensor, P: Tensor) -> Tensor:
@@ -160,8 +182,22 @@ def sample_objectives(Z: Tensor, A: Tensor, P: Tensor) -> Tensor:
         L = A.T @ (batch @ parts)
         LH = L @ (parts.mT @ parts)
         products = L.to(dtype) * (torch.einsum("rq,nqk->nrk", G, LH) - 2 * L)
-        errors.append((energy + products.sum(dim=(1, 2))).clamp(min=0))
+        found = energy + products.sum(dim=(1, 2))
+        low = cancels(found, energy, Z)
+        if bool(low.any()):
+            found[low] = _squared_residuals(batch[low], A, parts[low])
+        errors.append(found.clamp(min=0))
     return torch.cat(errors)
+
+
+def _squared_residuals(Z: Tensor, A: Tensor, P: Tensor) -> Tensor:
+    """||Z_i - A L_i P'||^2 of each sample, (N,), all in double precision.
+
+    P is (S, R_S), or (N, S, R_S).
+    """
+    Z, A, P = (T.to(accumulator_dtype(Z.device)) for T in (Z, A, P))
+    residuals = Z - A @ (A.T @ (Z @ P)) @ P.mT
+    return residuals.square().sum(dim=(1, 2))
 
 
 def gradient_parts(

@@ -9,44 +9,15 @@ import torch
 from torch import Tensor
 
 from panda_sklearn.core.canonical import signed
-from panda_sklearn.core.moments import add_gram, mirror
-from panda_sklearn.core.objective import accumulator_dtype, batches_of
+from panda_sklearn.core.moments import ChannelMoments
 
 __all__ = [
-    "channel_scatter",
     "grown_parts",
     "hosvd",
     "random_appearances",
     "random_parts",
     "revived",
-    "saliency_scatter",
 ]
-
-
-def channel_scatter(Z: Tensor) -> Tensor:
-    """Uncentred channel scatter sum_i Z_i Z_i', of shape (C, C).
-
-    Products of a few samples each, in the data's precision, are accumulated in double
-    precision: eigenvalues below 1e-7 of the largest are lost in single precision. Z is
-    never copied whole.
-    """
-    C = Z.shape[1]
-    total = torch.zeros(C, C, dtype=accumulator_dtype(Z.device), device=Z.device)
-    for batch in batches_of(Z):
-        add_gram(total, batch.transpose(0, 1).reshape(C, -1).T)
-    return mirror(total)
-
-
-def saliency_scatter(Z: Tensor, A: Tensor) -> Tensor:
-    """Uncentred scatter sum_i A'Z_i (A'Z_i)', of shape (R_C, R_C).
-
-    Batch by batch, with nothing C x C.
-    """
-    R_C = A.shape[1]
-    total = torch.zeros(R_C, R_C, dtype=accumulator_dtype(Z.device), device=Z.device)
-    for batch in batches_of(Z):
-        add_gram(total, (A.T @ batch).transpose(0, 1).reshape(R_C, -1).T)
-    return mirror(total)
 
 
 def hosvd(Z: Tensor, n_appearances: int, *, scatter: Tensor | None = None) -> Tensor:
@@ -54,7 +25,7 @@ def hosvd(Z: Tensor, n_appearances: int, *, scatter: Tensor | None = None) -> Te
 
     These are the leading left singular vectors of the mode-2 unfolding of Z. Each
     is signed so that its entry of largest magnitude is positive. ``scatter`` is
-    :func:`channel_scatter` of Z, where it is known.
+    sum_i Z_i Z_i', where it is known.
 
     Returns
     -------
@@ -62,7 +33,7 @@ def hosvd(Z: Tensor, n_appearances: int, *, scatter: Tensor | None = None) -> Te
         Orthonormal columns, by falling eigenvalue.
     """
     if scatter is None:
-        scatter = channel_scatter(Z)
+        scatter = ChannelMoments.of_data(Z).about_zero()
     vectors = torch.linalg.eigh(scatter).eigenvectors  # rising eigenvalues
     A = vectors.flip(1)[:, :n_appearances]
     return signed(A).to(Z.dtype).contiguous()
@@ -77,9 +48,8 @@ def random_appearances(
     -------
     A : Tensor of shape (n_channels, n_appearances), float64, on the CPU
     """
-    draw = torch.randn(
-        n_channels, n_appearances, dtype=torch.float64, generator=generator
-    )
+    shape = n_channels, n_appearances
+    draw = torch.randn(shape, dtype=torch.float64, device="cpu", generator=generator)
     return torch.linalg.qr(draw).Q.contiguous()
 
 
@@ -92,7 +62,8 @@ def random_parts(n_positions: int, n_parts: int, generator: torch.Generator) -> 
         On the CPU whatever the data's device, so that a seed means the same
         everywhere.
     """
-    draw = torch.rand(n_positions, n_parts, dtype=torch.float64, generator=generator)
+    shape = n_positions, n_parts
+    draw = torch.rand(shape, dtype=torch.float64, device="cpu", generator=generator)
     return 0.01 * draw
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from importlib import resources
 
+import torch
 from safetensors.torch import load as load_safetensors
 
 from panda_sklearn.datasets._face_generator import FaceGenerator
@@ -44,6 +45,8 @@ def load_face_generator():
     """
     file = resources.files("panda_sklearn.datasets") / "data/face_generator.safetensors"
     weights = load_safetensors(file.read_bytes())
-    generator = FaceGenerator()
-    generator.load_state_dict({name: w.float() for name, w in weights.items()})
+    with torch.device("meta"):  # no random weights, on no other default device
+        generator = FaceGenerator()
+    weights = {name: w.float() for name, w in weights.items()}
+    generator.load_state_dict(weights, assign=True)
     return generator.eval().requires_grad_(False)

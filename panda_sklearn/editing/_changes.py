@@ -21,7 +21,8 @@ from torch import Tensor
 from panda_sklearn.decomposition import PartsAppearanceDecomposition
 from panda_sklearn.editing._edit import Edit
 from panda_sklearn.editing._parts import scaled
-from panda_sklearn.utils.arrays import ArrayLike, MapLayout, as_tensor
+from panda_sklearn.utils.arithmetic import in_full_precision
+from panda_sklearn.utils.arrays import ArrayLike, MapLayout, as_tensor, promoted
 from panda_sklearn.utils.resizing import resize
 from panda_sklearn.utils.validation import check_index, check_mask
 
@@ -124,7 +125,7 @@ def _term(
         if len(strength) != n_samples:
             raise ValueError(_not_for_samples("strength", strength, n_samples))
     else:
-        strength = torch.tensor(float(edit.strength), dtype=torch.float64)
+        strength = as_tensor(np.array(float(edit.strength)))
     parts = as_tensor(decomposition.parts_).flatten(1)  # (R_S, S)
     if isinstance(edit.part, tuple):
         chosen = tuple(check_index("part", k, len(parts)) for k in edit.part)
@@ -238,7 +239,7 @@ class Change:
         """
         refined = None
         if self.refine is not None and features is not None:
-            refined = self.refine(self.layout.to_maps(features)).detach()
+            refined = self.refine(promoted(self.layout.to_maps(features))).detach()
         masks = []
         for term in self.terms:
             mask = term.mask if term.mask.ndim == 1 else term.mask[where]
@@ -255,11 +256,12 @@ class Change:
             for term in self.terms
         ]
 
+    @in_full_precision
     def apply(
         self, features: Tensor, masks: Sequence[Tensor], alphas: Sequence[Tensor]
     ) -> Tensor:
         """Activations with the change added; where it is 0, the very same values."""
-        maps = self.layout.to_maps(features)
+        maps = promoted(self.layout.to_maps(features))
         vectors = [term.vector for term in self.terms]
         added = total_change(maps, vectors, masks, alphas)
         # Adding zeros would turn -0.0 into 0.0.

@@ -27,6 +27,7 @@ from panda_sklearn.editing._edit import Edit
 from panda_sklearn.editing._ranking import COLUMNS, PairTries, rank, sort_table
 from panda_sklearn.editing._targets import TargetSearch
 from panda_sklearn.feature_extractor import GeneratorFeatureExtractor
+from panda_sklearn.utils.arithmetic import own_arithmetic
 from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor
 from panda_sklearn.utils.validation import (
     check_choice,
@@ -390,9 +391,9 @@ class LocalEditor:
             )
         colors = np.broadcast_to(colors, (n_colors,))
         images = self.extractor.generate(latents)
-        where = torch.as_tensor(mask)[:, None]
-        values = torch.as_tensor(images)
-        color = torch.tensor(colors.copy()).to(values)
+        where = as_tensor(mask, keep_type=True)[:, None]
+        values = as_tensor(images, keep_type=True)
+        color = torch.from_numpy(colors.copy()).to(values)
         color = color.reshape(-1, *[1] * (values.ndim - 2))
         return Origin.of(images).give(torch.where(where, color, values))
 
@@ -498,8 +499,8 @@ class LocalEditor:
         latents, origin = self.extractor._check_latents(latents)
         if isinstance(latents, Tensor):
             return latents, origin
-        tensor = torch.from_numpy(np.array(latents, order="C"))
-        return tensor.to(self.extractor._device()), origin
+        tensor = as_tensor(latents, self.extractor._device(), keep_type=True)
+        return tensor, origin
 
     def _image_spatial(self) -> tuple[int, ...]:
         """Spatial shape of the images; ValueError if they have none like the maps."""
@@ -530,10 +531,10 @@ class LocalEditor:
             )
         return Change(terms, self.decomposition._layout, self._refine)
 
+    @own_arithmetic
     def _refine(self, maps: Tensor) -> Tensor:
         """Parts (n, R_S, S) refined to maps (n, C, S)."""
-        with torch.no_grad():
-            return self.decomposition._refine(maps, REFINEMENT_STEPS)
+        return self.decomposition._refine(maps, REFINEMENT_STEPS)
 
     def _search(
         self, change: Change, target: float, region: Any, n_samples: int

@@ -6,6 +6,7 @@ Floor 3: see :mod:`panda_sklearn.editing`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,19 @@ from torch import Tensor, nn
 from panda_sklearn.editing._changes import check_edits, total_change
 from panda_sklearn.editing._edit import Edit
 from panda_sklearn.editing._editor import LocalEditor
-from panda_sklearn.utils.borrowing import uncompiled
+from panda_sklearn.utils.arithmetic import in_full_precision
+from panda_sklearn.utils.arrays import promoted
+from panda_sklearn.utils.borrowing import run_eagerly
 from panda_sklearn.utils.hooks import replace
+from panda_sklearn.utils.undo import Undo
 
 __all__ = ["EditedGenerator"]
+
+
+def _saved_tensors_hooks() -> Any:
+    """Through what autograd saves tensors; checkpointing puts its own there."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return None if top is None else top(True)
 
 
 class EditedGenerator(nn.Module):
@@ -153,18 +163,35 @@ class EditedGenerator(nn.Module):
 
     def _run(self, latents: Tensor) -> Tensor:
         """One forward pass, with the edits hooked in for its length."""
-        with replace(self._tap, self._edit) as seen, uncompiled(self.generator):
-            if self._forward is None:
-                images = self.generator(latents)
-            else:
-                images = self._forward(self.generator, latents)
-        seen.check()
-        return images
+        differentiates, saving = torch.is_grad_enabled(), _saved_tensors_hooks()
 
+        def edit(features: Tensor) -> Tensor:
+            if differentiates and (
+                not torch.is_grad_enabled() or _saved_tensors_hooks() != saving
+            ):
+                raise RuntimeError(
+                    f"Layer {self._tap.name!r} runs under activation checkpointing, or "
+                    "without gradients, which the generator itself sees to. In the "
+                    "backward pass it would run again without the edit, and gradients "
+                    "would be wrong. Turn checkpointing off in the generator, or call "
+                    "this module under torch.no_grad()."
+                )
+            return self._edit(features)
+
+        def run() -> Tensor:
+            if self._forward is None:
+                return self.generator(latents)
+            return self._forward(self.generator, latents)
+
+        with Undo() as undo, undo:
+            run_eagerly(undo, self.generator)
+            return replace(self._tap, edit, run)
+
+    @in_full_precision
     def _edit(self, features: Tensor) -> Tensor:
         """Activations with the edits added."""
         layout = self._change.layout
-        maps = layout.to_maps(features)
+        maps = promoted(layout.to_maps(features))
         masks: Sequence[Tensor] = self.masks.unbind()
         if self._change.refine is not None:
             masks = self._change.masks(features.detach(), None)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from panda_sklearn.feature_extractor import GeneratorFeatureExtractor
-from panda_sklearn.utils.arrays import MapLayout
+from panda_sklearn.utils.arrays import MapLayout, promoted
 from panda_sklearn.utils.regions import change_inside, masked_norms, ratios
 from panda_sklearn.utils.resizing import resize
 
@@ -54,10 +54,11 @@ class PairTries:
         """Images of latents (n, ...) with appearances (n,) at parts (n,)."""
 
         def add(features: Tensor, rows: slice) -> Tensor:
-            vectors = self.vectors[appearances[rows]].to(features)
-            masks = self.masks[parts[rows]].to(features)
+            maps = promoted(self.layout.to_maps(features))
+            vectors = self.vectors[appearances[rows]].to(maps)
+            masks = self.masks[parts[rows]].to(maps)
             added = vectors[:, :, None] * masks[:, None]
-            return self.layout.from_maps(self.layout.to_maps(features) + added)
+            return self.layout.from_maps(maps + added)
 
         return self.extractor._generate(latents, add, verbose=0)
 
@@ -99,9 +100,9 @@ def rank(
     at_once = max(1, batch_size // len(chunks[0]))
     measured = []
     for some in _groups(pairs, at_once):
-        appearances, parts = torch.tensor(some).T  # (m,)
+        appearances, parts = torch.tensor(some, device="cpu").T  # (m,)
         outlines = tries.outlines(parts)
-        effect = torch.zeros(len(some), dtype=torch.float64)
+        effect = torch.zeros(len(some), dtype=torch.float64, device="cpu")
         ratio, directions = torch.zeros_like(effect), None
         count = torch.zeros_like(effect)
         for chunk in chunks:
@@ -113,7 +114,8 @@ def rank(
                 appearances.repeat_interleave(n),
                 parts.repeat_interleave(n),
             )
-            change = edited - plain.repeat(len(some), *[1] * (plain.ndim - 1))
+            before = promoted(plain).repeat(len(some), *[1] * (plain.ndim - 1))
+            change = promoted(edited) - before
             mask = outlines.repeat_interleave(n, dim=0)
             inside, outside = masked_norms(mask, change)
             effect += _sums(change_inside(mask, change), len(some))

@@ -51,14 +51,14 @@ def find_factors(
     changes : Tensor of shape (n_samples,), float64
         The changes at these factors.
     """
-    low = torch.zeros(n_samples, dtype=torch.float64)
+    low = torch.zeros(n_samples, dtype=torch.float64, device="cpu")
     low_miss = torch.full_like(low, -target)  # change - target at the lower end
     high = torch.full_like(low, torch.inf)
     high_miss = torch.full_like(low, torch.inf)
-    side = torch.zeros(n_samples, dtype=torch.int8)  # which end moved last
+    side = torch.zeros_like(low, dtype=torch.int8)  # which end moved last
     trial = torch.ones_like(low)
     best, best_change = torch.zeros_like(low), torch.zeros_like(low)
-    rows = torch.arange(n_samples)
+    rows = torch.arange(n_samples, device="cpu")
     for _ in range(MAX_EVALUATIONS):
         x = trial[rows]
         change = change_of(x, rows).to(low)

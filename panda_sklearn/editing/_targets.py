@@ -18,7 +18,7 @@ from tqdm import tqdm
 from panda_sklearn.editing._changes import Change
 from panda_sklearn.editing._strengths import TOLERANCE, find_factors
 from panda_sklearn.feature_extractor import GeneratorFeatureExtractor
-from panda_sklearn.utils.arrays import as_tensor
+from panda_sklearn.utils.arrays import as_tensor, promoted
 from panda_sklearn.utils.regions import change_inside
 from panda_sklearn.utils.resizing import resize
 
@@ -91,7 +91,7 @@ class TargetSearch:
         masks = self.change.masks(features, where)
         alphas = self.change.alphas(where)
         region = self._region(masks, where)
-        plain = self.extractor._generate(batch, None, verbose=0)
+        plain = promoted(self.extractor._generate(batch, None, verbose=0))
 
         def change_of(factors: Tensor, rows: Tensor) -> Tensor:
             some_masks = _some(masks, rows)
@@ -106,7 +106,7 @@ class TargetSearch:
 
             edited = self.extractor._generate(batch[rows], add, verbose=0)
             some_region = region if len(region) == 1 else region[rows]
-            return change_inside(some_region, edited - plain[rows]).cpu()
+            return change_inside(some_region, promoted(edited) - plain[rows]).cpu()
 
         factors, changes = find_factors(change_of, len(batch), self.target)
         return factors, changes, masks

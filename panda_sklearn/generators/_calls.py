@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from panda_sklearn.utils.arrays import ArrayLike
+from panda_sklearn.utils.arrays import ArrayLike, as_tensor, is_floating
 from panda_sklearn.utils.batches import is_out_of_memory
 from panda_sklearn.utils.borrowing import (
-    borrowed,
-    preserved_random_state,
+    borrow,
+    preserve_random_state,
     seed_noise,
 )
 from panda_sklearn.utils.hooks import TapTypeError
+from panda_sklearn.utils.undo import Undo
 
 __all__ = [
     "ConventionError",
@@ -68,19 +69,38 @@ def explained_failures(latents: Any, forward: Any) -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         advice = "Check their shape"
+        if not is_floating(latents):
+            advice += ", and pass floats unless they are classes or token numbers"
         if forward is None:
             advice += "; if the network is called in another way, pass forward"
-        shape = tuple(np.shape(latents))
+        kind = latents.dtype if isinstance(latents, Tensor) else np.array(latents).dtype
         raise ValueError(
-            f"The network could not be run on latents of shape {shape} "
-            f"({type(error).__name__}: {error}). {advice}."
+            "The network could not be run on latents of shape "
+            f"{tuple(np.shape(latents))} and type {kind} ({type(error).__name__}: "
+            f"{error}). {advice}."
         ) from error
 
 
 def device_of(generator: nn.Module) -> torch.device:
-    """The device of the network's first parameter or buffer; else the CPU."""
+    """Where the network wants its inputs.
+
+    The device of its first parameter or buffer, else the CPU; where weights are
+    offloaded by the hooks of accelerate, that on which those run the layers.
+    """
     tensors = itertools.chain(generator.parameters(), generator.buffers())
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+    device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+    if device.type != "meta":
+        return device
+    for module in generator.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for each in (hook, *getattr(hook, "hooks", ())):
+            where = getattr(each, "execution_device", None)
+            if where is not None:
+                return torch.empty(0, device=where).device
+    raise ValueError(
+        "The network's weights are on the device 'meta', where they have no values: "
+        "load them first."
+    )
 
 
 def dtype_of(generator: nn.Module, default: Any) -> Any:
@@ -89,16 +109,21 @@ def dtype_of(generator: nn.Module, default: Any) -> Any:
     return next(floating, default)
 
 
-@contextlib.contextmanager
 def running(
-    generator: nn.Module, forward: Forward | None, device: torch.device | None = None
-) -> Iterator[Run]:
+    undo: Undo,
+    generator: nn.Module,
+    forward: Forward | None,
+    device: torch.device | None = None,
+) -> Run:
     """Borrow a network for forward passes.
 
     Noise that it draws is the same in each pass.
 
     Parameters
     ----------
+    undo : Undo
+        Where to note how to give the network back.
+
     generator : Module
 
     forward : callable or None
@@ -107,8 +132,8 @@ def running(
     device : torch.device, default=None
         Where to run it; ``None`` is where it is.
 
-    Yields
-    ------
+    Returns
+    -------
     run : callable
         ``run(latents)`` makes a forward pass. Latents come to the device, floating ones
         in the dtype of the network's parameters; integers (class labels, token numbers)
@@ -118,14 +143,16 @@ def running(
     dtype = dtype_of(generator, None)
     if getattr(forward, "casts_latents", False):
         dtype = None
+    borrow(undo, generator, device)
+    preserve_random_state(undo, where)
 
     def run(latents: ArrayLike) -> Any:
-        if not isinstance(latents, Tensor):
-            latents = torch.from_numpy(np.array(latents, order="C"))
-        batch = latents.detach()
-        batch = batch.to(where, dtype if batch.is_floating_point() else None)
+        given = latents if isinstance(latents, Tensor) else np.asarray(latents)
+        batch = as_tensor(given, keep_type=True)
+        kind = dtype if dtype is not None and batch.is_floating_point() else batch.dtype
+        # A copy: the network may write into its inputs.
+        batch = batch.to(device=where, dtype=kind, copy=True)
         seed_noise(where)
         return generator(batch) if forward is None else forward(generator, batch)
 
-    with borrowed(generator, device), preserved_random_state(where):
-        yield run
+    return run

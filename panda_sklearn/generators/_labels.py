@@ -151,7 +151,9 @@ def split_labels(
                 f"label has {len(label)} weights, but the generator has {n_classes} "
                 "classes."
             )
-        weights = torch.tensor(label, device=latents.device).expand(n, -1)
+        weights = torch.tensor(
+            label, dtype=torch.float32, device=latents.device
+        ).expand(n, -1)
         return z, Labels(weights, None)
     if width == size:
         raise ValueError(

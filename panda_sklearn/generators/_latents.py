@@ -22,8 +22,9 @@ from panda_sklearn.generators._conventions import (
 )
 from panda_sklearn.generators._families import BigGAN, Family, ProGAN
 from panda_sklearn.generators._styles import StyleFamily, StyleGAN2
-from panda_sklearn.utils.borrowing import borrowed
+from panda_sklearn.utils.borrowing import borrow
 from panda_sklearn.utils.hooks import check_hookable
+from panda_sklearn.utils.undo import Undo
 from panda_sklearn.utils.validation import (
     check_count,
     check_index,
@@ -168,7 +169,8 @@ def _codes(
     family: StyleFamily, convention: Styled, generator: nn.Module, latents: torch.Tensor
 ) -> torch.Tensor:
     """Codes, of one layer or of all, that the mapping network makes of latents."""
-    with borrowed(generator, None):
+    with Undo() as undo, undo:
+        borrow(undo, generator)
         from_z = replace(family, latent_space="z")
         codes = from_z._codes(convention, generator, latents).float()
     if family.latent_space == "w+":

@@ -5,7 +5,6 @@ Floor 2: see :mod:`panda_sklearn.generators`.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import weakref
 from collections.abc import Callable, Iterable
@@ -20,7 +19,14 @@ from panda_sklearn.generators._calls import (
     explained_failures,
     running,
 )
-from panda_sklearn.utils.hooks import Tap, check_hookable, choices_of, watch
+from panda_sklearn.utils.hooks import (
+    Tap,
+    add_hook,
+    check_hookable,
+    choices_of,
+    watch,
+)
+from panda_sklearn.utils.undo import Undo
 
 __all__ = ["LayerInfo", "LayerTable", "list_layers"]
 
@@ -207,8 +213,8 @@ def list_layers(
     def note_read(layer, args, kwargs):
         _note_read(made, (*args, *kwargs.values()))
 
-    with contextlib.ExitStack() as stack:
-        run = stack.enter_context(running(generator, forward))
+    with Undo() as undo, undo:
+        run = running(undo, generator, forward)
         for name, layer in generator.named_modules():
             if not name or isinstance(layer, torch.jit.ScriptModule):
                 continue
@@ -219,9 +225,13 @@ def list_layers(
                     shapes[name, select] = tuple(tensor.shape)
                     _note_made(made, tensor, name, select)
 
-            stack.enter_context(watch(Tap(name, layer), note))
-            handle = layer.register_forward_pre_hook(note_read, with_kwargs=True)
-            stack.callback(handle.remove)
+            watch(undo, Tap(name, layer), note)
+            add_hook(
+                undo,
+                layer._forward_pre_hooks,
+                note_read,
+                with_kwargs=layer._forward_pre_hooks_with_kwargs,
+            )
         with explained_failures(latents, forward):
             images = run(latents)
     worth = _worth(made, calls, len(latents), images)

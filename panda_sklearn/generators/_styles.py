@@ -5,10 +5,8 @@ Floor 2: see :mod:`panda_sklearn.generators`.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,6 +18,7 @@ from panda_sklearn.generators._calls import dtype_of
 from panda_sklearn.generators._conventions import STYLED, Styled, get
 from panda_sklearn.generators._families import Family
 from panda_sklearn.generators._labels import Label, Numbers
+from panda_sklearn.utils.undo import Undo
 from panda_sklearn.utils.validation import (
     as_numeric,
     check_choice,
@@ -243,14 +242,13 @@ class StyleGAN3(StyleFamily):
 
     def __call__(self, generator: nn.Module, latents: Tensor) -> Any:
         """Images of latents, or of codes."""
-        with _lock_of(generator), self._transformed(generator):
+        with _lock_of(generator), Undo() as undo, undo:
+            self._set_transform(undo, generator)
             return super().__call__(generator, latents)
 
-    @contextlib.contextmanager
-    def _transformed(self, generator: nn.Module) -> Iterator[None]:
-        """The generator's transform set for the length of a block."""
+    def _set_transform(self, undo: Undo, generator: nn.Module) -> None:
+        """Set the generator's transform until it is put back."""
         if self.transform is None:
-            yield
             return
         source: Any = get(generator, "synthesis.input")
         own = getattr(source, "transform", None)
@@ -259,12 +257,9 @@ class StyleGAN3(StyleFamily):
                 "transform needs a generator with a synthesis.input.transform, which "
                 f"{type(generator).__name__} lacks: leave it at None."
             )
+        undo.note(lambda: setattr(source, "transform", own))
         # Another tensor rather than other values, which gradients may need still.
         source.transform = own.new_tensor(np.linalg.inv(self.transform).tolist())
-        try:
-            yield
-        finally:
-            source.transform = own
 
 
 _locks: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from panda_sklearn.utils.arrays import ArrayLike, as_tensor
-from panda_sklearn.utils.borrowing import borrowed
+from panda_sklearn.utils.borrowing import borrow
 from panda_sklearn.utils.regions import masked_norms, ratios
+from panda_sklearn.utils.undo import Undo
 from panda_sklearn.utils.validation import (
     check_count,
     check_finite,
@@ -177,9 +178,10 @@ def sliced_wasserstein_distance(X, Y, *, n_projections=500, random_state=None):
     random = check_random_state(random_state)
     directions = random.normal(size=(one.shape[1], n_projections))
     directions /= np.linalg.norm(directions, axis=0)
-    distance = ot.sliced_wasserstein_distance(
-        one, two, projections=torch.from_numpy(directions).to(one)
-    )
+    with one.device:  # whatever the process's default is
+        distance = ot.sliced_wasserstein_distance(
+            one, two, projections=torch.from_numpy(directions).to(one)
+        )
     return float(distance)
 
 
@@ -242,11 +244,12 @@ def frechet_distance(X, Y, *, network=None, batch_size=32):
         )
     given = nn.Identity()
     given.num_features = one.shape[1]
-    metric = fid.FrechetInceptionDistance(feature=given).to(one.device)
-    metric.update(one, real=True)
-    metric.update(two, real=False)
-    # Rounding may take a distance of 0 below it.
-    return max(float(metric.compute()), 0.0)
+    with one.device:  # whatever the process's default is
+        metric = fid.FrechetInceptionDistance(feature=given).to(one.device)
+        metric.update(one, real=True)
+        metric.update(two, real=False)
+        distance = float(metric.compute())
+    return max(distance, 0.0)  # rounding may take a distance of 0 below it
 
 
 def _features(samples: ArrayLike, network: Callable | None, batch_size: int) -> Tensor:
@@ -255,18 +258,19 @@ def _features(samples: ArrayLike, network: Callable | None, batch_size: int) -> 
     if network is None:
         return tensor.double()
     found = []
-    for batch in tensor.split(batch_size):
+    with Undo() as undo, undo:
+        home = tensor
         if isinstance(network, nn.Module):
-            home = next(iter([*network.parameters(), *network.buffers()]), batch)
-            with borrowed(network, None):
-                made = network(batch.to(home))
-        else:
-            made = network(batch)
-        if not isinstance(made, Tensor):
-            raise TypeError(
-                f"network must give a tensor of features, got a {type(made).__name__}."
-            )
-        found.append(made.detach().double())
+            borrow(undo, network)
+            home = next(iter([*network.parameters(), *network.buffers()]), tensor)
+        for batch in tensor.split(batch_size):
+            made = network(batch.to(home))
+            if not isinstance(made, Tensor):
+                raise TypeError(
+                    "network must give a tensor of features, got a "
+                    f"{type(made).__name__}."
+                )
+            found.append(made.detach().double())
     features = torch.cat(found)
     check_finite(features, "features")
     return features

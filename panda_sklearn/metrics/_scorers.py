@@ -15,7 +15,7 @@ import torch
 from sklearn.base import clone
 from torch import Tensor
 
-from panda_sklearn.core.objective import batches_of
+from panda_sklearn.core.objective import batches_of, cancels
 from panda_sklearn.decomposition import PartsAppearanceDecomposition
 from panda_sklearn.metrics._factors import (
     dead_parts,
@@ -23,6 +23,7 @@ from panda_sklearn.metrics._factors import (
     match_factors,
     parts_overlap,
 )
+from panda_sklearn.utils.arithmetic import own_arithmetic
 from panda_sklearn.utils.validation import check_is_fitted, check_random_state
 
 
@@ -52,7 +53,7 @@ def reconstruction(estimator, X, y=None):
     return panda.score(X)
 
 
-@torch.no_grad()
+@own_arithmetic
 def heldout_reconstruction(
     estimator, X, y=None, *, held_out="positions", n_folds=5, random_state=0
 ):
@@ -117,7 +118,7 @@ def heldout_reconstruction(
     if isinstance(n_folds, bool) or not isinstance(n_folds, Integral) or n_folds < 2:
         raise ValueError(f"n_folds must be an int of 2 or more, got {n_folds!r}.")
     panda, X = _find(estimator, X)
-    Z, _ = panda._check_maps(X)
+    Z, _ = panda._check_maps(X, squared=True)
     A, P = (factor.double() for factor in panda._factors(Z))
     random = check_random_state(random_state)
     positions = _predictors(P, n_folds, random, "parts", "positions")
@@ -133,8 +134,13 @@ def heldout_reconstruction(
         total = _sum_of_squares(batch)
         energy += total
         if whole_channels and basis is not None:
-            batch = basis.to(batch).T @ batch
-            error += total - _sum_of_squares(batch)
+            inside = basis.to(batch).T @ batch
+            outside = total - _sum_of_squares(inside)
+            if cancels(outside, total, batch):
+                wide = batch.double()
+                outside = _sum_of_squares(wide - basis @ (basis.T @ wide))
+            error += outside
+            batch = inside
         for h, o, right in positions:
             seen, wanted = batch[:, :, o] @ right.to(batch).T, batch[:, :, h]
             if whole_channels:

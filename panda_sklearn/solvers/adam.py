@@ -6,6 +6,8 @@ Floor 1: torch and :mod:`panda_sklearn.core` alone. Notation as in
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -64,6 +66,8 @@ def adam(
         rate = RATE_OF_UNIT_COLUMN / max(Z.shape[1:]) ** 0.5
     A, P = A.clone().requires_grad_(), P.clone().requires_grad_()
     optimiser = torch.optim.Adam([A, P], lr=rate)
+    # Its first step makes counters on the process's default device.
+    cpu = torch.device("cpu")
 
     def relative_objective(batch):
         unit = batch.energy.clamp(min=EPS)
@@ -76,7 +80,8 @@ def adam(
         for n_iter in range(1, max_iter + 1):
             optimiser.zero_grad()
             loss.backward()
-            optimiser.step()
+            with cpu if n_iter == 1 else contextlib.nullcontext():
+                optimiser.step()
             if nonnegative:
                 with torch.no_grad():
                     P.clamp_(min=0)

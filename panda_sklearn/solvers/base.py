@@ -80,7 +80,7 @@ def draw_batches(
         while True:
             yield everything
     while True:
-        order = torch.randperm(len(Z), generator=generator)
+        order = torch.randperm(len(Z), generator=generator, device="cpu")
         for chosen in order.split(batch_size):
             samples = Z[chosen.to(Z.device)]
             yield Batch(samples, sample_energies(samples).sum())

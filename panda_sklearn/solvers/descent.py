@@ -78,7 +78,7 @@ def descend(
     """
     K = len(X)
     unit = 1 / torch.where(energy > 0, energy, 1).to(X.dtype)[:, None, None]
-    lengths = 2 ** (-torch.arange(N_LENGTHS, device=X.device) / 4).to(X.dtype)
+    lengths = 2 ** (-torch.arange(N_LENGTHS, dtype=X.dtype, device=X.device) / 4)
     powers = torch.stack([lengths**k for k in (1, 2, 3, 4)])
     active = torch.arange(K, device=X.device)
     finished = torch.zeros(K, dtype=torch.bool, device=X.device)

@@ -28,7 +28,12 @@ from panda_sklearn.core.moments import (
     is_cheaper_factored,
     part_moments,
 )
-from panda_sklearn.core.objective import accumulator_dtype, sample_energies
+from panda_sklearn.core.objective import (
+    accumulator_dtype,
+    cancels,
+    sample_energies,
+    total_objective,
+)
 from panda_sklearn.core.starts import grown_parts, random_parts, revived
 from panda_sklearn.solvers.base import Callback, SolverResult
 from panda_sklearn.solvers.descent import descend, leading_factor, relative_objective
@@ -97,15 +102,20 @@ def spg(
     dtype = accumulator_dtype(Z.device)
     A, P = A.to(dtype), P.to(dtype)
     energy = sample_energies(Z).sum()
+    products = Z.dtype
     if not energy > 0:
         A, P = torch.zeros_like(A), P.new_zeros(P.shape[-2:])
         reason = "the data are all zero"
         return SolverResult(A.to(Z), P.to(Z), 1, [0.0], True, reason)
     if P.ndim == 3:
-        P = _best_start(Z, A, P, energy, batch_size, nonnegative, generator, grow)
+        draws = P, generator, grow
+        P, f = _best_start(Z, A, *draws, energy, batch_size, nonnegative, products)
+        if cancels(f, 1.0, Z):
+            products = dtype
+            P, _ = _best_start(Z, A, *draws, energy, batch_size, nonnegative, products)
     P = revived(P, generator)
 
-    fit = _Alternation(Z, A, P, energy, batch_size, nonnegative)
+    fit = _Alternation(Z, A, P, energy, batch_size, nonnegative, products)
     history: list[float] = []
     converged, reason = False, "max_iter was reached"
     for n_iter in range(1, max_iter + 1):
@@ -122,8 +132,10 @@ def spg(
             break
         if converged:
             break
-    A, P = fit.canonical()
-    return SolverResult(A.to(Z), P.to(Z), len(history), history, converged, reason)
+    A, P = (factor.to(Z) for factor in fit.canonical())
+    if cancels(fit.f, 1.0, Z):  # that of the factors as they are rounded
+        history[-1] = max(float(total_objective(Z, A, P)), 0.0) / len(Z)
+    return SolverResult(A, P, len(history), history, converged, reason)
 
 
 class _Alternation:
@@ -135,6 +147,9 @@ class _Alternation:
 
     f : float
         The objective as a share of the energy; infinite before the first iteration.
+
+    products : torch.dtype
+        Type of the products over samples, the widest once f asks for it.
     """
 
     def __init__(
@@ -145,9 +160,11 @@ class _Alternation:
         energy: Tensor,
         batch_size: int | None,
         nonnegative: bool,
+        products: torch.dtype,
     ) -> None:
         self.Z, self.A, self.P = Z, A, P
         self.energy, self.batch_size = energy, batch_size
+        self.products = products
         self.nonnegative = nonnegative
         shape = *Z.shape[1:], A.shape[1], P.shape[1]
         self.factored = nonnegative and is_cheaper_factored(*shape)
@@ -163,10 +180,15 @@ class _Alternation:
         can.
         """
         form = factored_part_moments if self.factored else part_moments
-        of_parts = form(self.Z, self.A, energy=self.energy, batch_size=self.batch_size)
+        of_parts = form(self.Z, self.A, **self._options())
         tol = max(EXACT, EXACT_RELATIVE * self.fall)
         solution, f_solution = solve_parts(of_parts, self.P, self.nonnegative, tol)
         P, of_appearances, A, f = self._extrapolate(solution, f_solution)
+        if self.products == self.Z.dtype and cancels(f, 1.0, self.Z):
+            self.products = accumulator_dtype(self.Z.device)
+            self.f, self.solution = float("inf"), None  # what came before is no measure
+            self.advance()
+            return
         if not f < self.f:
             return
         self.fall = min(self.f - f, 1.0)
@@ -192,17 +214,21 @@ class _Alternation:
         return self._with_appearances(solution)
 
     def _with_appearances(self, P: Tensor) -> tuple[Tensor, Moments, Tensor, float]:
-        moments = appearance_moments(
-            self.Z, P, energy=self.energy, batch_size=self.batch_size
-        )
+        moments = appearance_moments(self.Z, P, **self._options())
         return P, moments, *solve_appearances(moments, self.A)
+
+    def _options(self) -> dict[str, Any]:
+        """Arguments of the functions that take moments."""
+        return {
+            "energy": self.energy,
+            "batch_size": self.batch_size,
+            "dtype": self.products,
+        }
 
     def canonical(self) -> tuple[Tensor, Tensor]:
         """A and P in canonical form."""
         if not self.nonnegative:  # rotated by what they hold: exactly at A
-            moments = part_moments(
-                self.Z, self.A, energy=self.energy, batch_size=self.batch_size
-            )
+            moments = part_moments(self.Z, self.A, **self._options())
             M1P, M2P = moments.products(self.P[None])
             self.part_products = M1P[0], M2P[0]
         A, P, _ = canonical(
@@ -219,17 +245,21 @@ def _best_start(
     Z: Tensor,
     A: Tensor,
     P: Tensor,
+    generator: torch.Generator,
+    grow: bool,
     energy: Tensor,
     batch_size: int | None,
     nonnegative: bool,
-    generator: torch.Generator,
-    grow: bool,
-) -> Tensor:
-    """The best of the starts, and of one grown from the data, once descended from."""
+    dtype: torch.dtype,
+) -> tuple[Tensor, float]:
+    """The best of the starts, and of one grown from the data, once descended from.
+
+    Also its share of the energy.
+    """
     _, S, R_S = P.shape
     if not nonnegative:  # the parts' problem is solved without a start
-        return P.new_ones(S, R_S)
-    given: dict[str, Any] = {"energy": energy, "batch_size": batch_size}
+        return P.new_ones(S, R_S), 1.0
+    given: dict[str, Any] = {"batch_size": batch_size, "dtype": dtype, "energy": energy}
     moments: Moments | FactoredMoments
     if S <= LARGEST_FORMED:
         formed = moments = part_moments(Z, A, **given)
@@ -245,7 +275,7 @@ def _best_start(
         moments = factored_part_moments(some, A, **given)
     P, f = _descend(moments, P, True, COMPARISON)
     P, f = _descend(moments, P[f.argsort()[:FINALISTS]], True, FINAL)
-    return P[f.argmin()]
+    return P[f.argmin()], float(f.min())
 
 
 def solve_parts(

@@ -91,9 +91,10 @@ def best_fit(
     leading = None
     if init == "hosvd":
         # With all appearances, their space has no start to choose.
-        leading = (
-            torch.eye(C) if chooses and R_C == C else hosvd(Z, R_C, scatter=scatter)
-        )
+        if chooses and R_C == C:
+            leading = torch.eye(C, dtype=Z.dtype, device=Z.device)
+        else:
+            leading = hosvd(Z, R_C, scatter=scatter)
 
     def draw() -> tuple[Tensor, Tensor]:
         if given is not None:

@@ -12,13 +12,18 @@ Floor 1: torch and :mod:`panda_sklearn.core` alone. Notation as in
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from panda_sklearn.core.canonical import canonical
 from panda_sklearn.core.moments import Moments, appearance_moments, part_moments
-from panda_sklearn.core.objective import accumulator_dtype, sample_energies
+from panda_sklearn.core.objective import (
+    accumulator_dtype,
+    cancels,
+    sample_energies,
+)
 from panda_sklearn.core.starts import hosvd, revived
 from panda_sklearn.solvers.spg import solve_appearances, solve_parts
 
@@ -94,17 +99,22 @@ def learn(
     if not A.any():
         A = hosvd(Z, A.shape[1]).to(P)
     f = float("inf")
-    for _ in range(max_iter):
-        of_parts = part_moments(Z, A, energy=energy, batch_size=batch_size)
+    given: dict[str, Any] = {"energy": energy, "batch_size": batch_size}
+    n_left = max_iter
+    while n_left:
+        n_left -= 1
+        of_parts = part_moments(Z, A, **given)
         if past is not None:
             of_parts = past.of_parts + of_parts
         P, _ = solve_parts(of_parts, P, nonnegative)
-        of_appearances = appearance_moments(Z, P, energy=energy, batch_size=batch_size)
+        of_appearances = appearance_moments(Z, P, **given)
         if past is not None:
             of_appearances = past.of_appearances + of_appearances
         before = f
         A, f = solve_appearances(of_appearances, A)
-        if before - f < tol:
+        if "dtype" not in given and cancels(f, 1.0, Z):
+            given["dtype"], f, n_left = A.dtype, float("inf"), max_iter
+        elif before - f < tol:
             break
     M1P, M2P = of_parts.products(P[None])
     A, P, c = canonical(A, P, (M1P[0], M2P[0]), of_appearances, nonnegative=nonnegative)

@@ -7,17 +7,27 @@ are acceptable is the business of :mod:`panda_sklearn.utils.validation`.
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["ArrayLike", "MapLayout", "Origin", "as_tensor", "randomness"]
+__all__ = [
+    "ArrayLike",
+    "MapLayout",
+    "Origin",
+    "as_tensor",
+    "is_floating",
+    "promoted",
+    "randomness",
+]
 
 #: What users hand in and get back.
 ArrayLike = np.ndarray | Tensor
+
+# Types that torch can hold, but hardly computes with.
+UNSIGNED = {torch.uint16, torch.uint32, torch.uint64}
 
 
 @dataclass(frozen=True)
@@ -45,24 +55,60 @@ class Origin:
         return (result.float() if result.dtype == torch.bfloat16 else result).numpy()
 
 
-def as_tensor(X: ArrayLike, device: str | torch.device | None = None) -> Tensor:
-    """A tensor that shares X's memory where it can.
+def as_tensor(
+    X: ArrayLike,
+    device: str | torch.device | None = None,
+    *,
+    keep_type: bool = False,
+) -> Tensor:
+    """A tensor that shares X's memory where it can, of single or double precision.
 
-    Half precision and integers become float32. Numpy arrays go to ``device``; tensors
-    stay where they are.
+    Numpy arrays go to ``device``; tensors stay where they are. With ``keep_type`` half
+    precision, integers and booleans stay so; of the types that torch holds but does not
+    compute with, floats become float32 and integers int64.
     """
+    T = X.detach() if isinstance(X, Tensor) else _shared(X)
+    if device is not None and not isinstance(X, Tensor):
+        T = T.to(device)
+    if not keep_type:
+        return promoted(T)
+    if T.dtype in UNSIGNED:
+        return T.to(torch.int64)
+    return promoted(T) if T.is_floating_point() and T.dtype.itemsize == 1 else T
+
+
+def is_floating(X: object) -> bool:
+    """Whether an array or tensor holds floating-point numbers."""
     if isinstance(X, Tensor):
-        T = X.detach()
-    else:
-        if not X.dtype.isnative or any(stride < 0 for stride in X.strides):
-            X = np.array(X, dtype=X.dtype.newbyteorder("="), order="C")
-        with warnings.catch_warnings():
-            # Read-only memory is shared too: nothing here writes into it.
-            warnings.filterwarnings("ignore", "The given NumPy array is not writ")
-            T = torch.from_numpy(X)
-        if device is not None:
-            T = T.to(device)
+        return X.is_floating_point()
+    return np.asarray(X).dtype.kind == "f"
+
+
+def promoted(T: Tensor) -> Tensor:
+    """Half precision and integers as float32; others as they are."""
     return T if T.dtype in (torch.float32, torch.float64) else T.to(torch.float32)
+
+
+def _shared(X: np.ndarray) -> Tensor:
+    """A tensor on the CPU that shares an array's memory where it can."""
+    if X.dtype == np.longdouble:
+        X = X.astype(np.float64)
+    if not X.dtype.isnative or any(stride < 0 for stride in X.strides):
+        X = np.array(X, dtype=X.dtype.newbyteorder("="), order="C")
+    if not X.flags.writeable:
+        # Read-only memory is shared too, since nothing here writes into it; torch warns
+        # of that, and the filters of warnings belong to all threads.
+        X = np.asarray(_Writeable(X))
+    return torch.from_numpy(X)
+
+
+class _Writeable:
+    """Says of an array's memory that it may be written to; keeps it alive."""
+
+    def __init__(self, X: np.ndarray) -> None:
+        self.owner = X
+        address, _ = X.__array_interface__["data"]
+        self.__array_interface__ = {**X.__array_interface__, "data": (address, False)}
 
 
 def randomness(random_state: np.random.RandomState) -> torch.Generator:

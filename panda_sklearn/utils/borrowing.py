@@ -1,155 +1,285 @@
 """Running somebody else's network, and leaving it and the process as they were.
 
-Floor 2: torch alone. :func:`borrowed` puts a network into the state in which it may be
-run, and back; :func:`preserved_random_state` keeps torch's global random numbers, which
-:func:`seed_noise` sets before a pass. Several threads may use them at a time.
+Floor 2: torch alone. :func:`borrow` puts a network into the state in which it may be
+run; :func:`preserve_random_state` keeps torch's global random numbers, which
+:func:`seed_noise` sets before a pass. Both note in an
+:class:`~panda_sklearn.utils.undo.Undo` how to put back what they change. Several
+threads may use them at a time, on one network or on networks that share submodules.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import threading
-import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from panda_sklearn.utils.undo import Undo
 
 __all__ = [
-    "borrowed",
-    "preserved_random_state",
+    "borrow",
+    "preserve_random_state",
+    "run_eagerly",
     "seed_noise",
-    "uncompiled",
 ]
-
-# Networks now in use by `borrowed`: how many blocks use each, and what to restore.
-_loans: weakref.WeakKeyDictionary[nn.Module, _Loan] = weakref.WeakKeyDictionary()
-_loans_lock = threading.Lock()
 
 # Seed of whatever noise a network draws during a borrowed forward pass.
 NOISE_SEED = 0
 
 
 @dataclass
-class _Loan:
-    device: torch.device | None
-    modes: list[tuple[nn.Module, bool]]
-    home: torch.device | None  # where to bring the network back to
-    users: int = 0
+class _Use:
+    """A module in use: by which loans, and what it is to be put back to."""
+
+    module: nn.Module
+    training: bool
+    loans: set[_Loan] = field(default_factory=set)
+    asked: bool = False  # to change modes by a method of its own
 
 
-@contextlib.contextmanager
-def borrowed(model: nn.Module, device: torch.device | None) -> Iterator[None]:
-    """Run a network in evaluation mode, on a device, without gradients.
+@dataclass
+class _Move:
+    """A network that was moved, and where it is to be brought back to."""
 
-    ``device=None`` leaves it on its device, or devices. On exit each submodule's own
-    mode and the network's device are as they were. Any number of threads may borrow a
-    network at a time, with the same ``device``; the last to leave restores it.
+    model: nn.Module
+    home: torch.device
+
+
+# All modules in use, by their id, and all networks that are not at home. A thread that
+# is interrupted may come back for its own loans while it has the lock.
+_uses: dict[int, _Use] = {}
+_moves: list[_Move] = []
+_lock = threading.RLock()
+
+
+def borrow(undo: Undo, model: nn.Module, device: torch.device | None = None) -> None:
+    """Have a network in evaluation mode, on a device, and gradients off.
+
+    ``device=None`` leaves it on its device, or devices. At the end each submodule's own
+    mode, the network's device and the mode of gradients are as they were. Modules that
+    several calls use at a time are put back when the last of these ends; such calls
+    must agree on the device.
+
+    Raises
+    ------
+    RuntimeError
+        If a module is in use on another device.
+    ValueError
+        If the network is to be moved, and cannot.
     """
-    with _loans_lock:
-        loan = _loans.get(model)
-        if loan is None:
-            loan = _loans[model] = _lend(model, device)
-        elif loan.device != device:
-            raise RuntimeError(
-                f"The network is in use with device={loan.device} by another thread, "
-                f"and cannot be used with device={device} now. Give both the same."
-            )
-        loan.users += 1
-    try:
-        with torch.no_grad(), uncompiled(model):
-            yield
-    finally:
-        with _loans_lock:
-            loan.users -= 1
-            if loan.users == 0:
-                del _loans[model]
-                for module, training in loan.modes:
-                    module.training = training
-                if loan.home is not None:
-                    model.to(loan.home)
+    gradients = torch.is_grad_enabled()
+    undo.note(lambda: torch.set_grad_enabled(gradients))
+    torch.set_grad_enabled(False)
+    run_eagerly(undo, model)
+    loan = _Loan(model, device)
+    undo.note(loan.end)
+    loan.begin()
 
 
-def _lend(model: nn.Module, device: torch.device | None) -> _Loan:
-    """Put the network into evaluation mode on the device, or leave it as it is."""
-    homes = set()
-    if device is not None:
-        homes = {t.device for t in (*model.parameters(), *model.buffers())}
-    home = None
-    if homes and homes != {device}:
+class _Loan:
+    """One call's use of a network."""
+
+    def __init__(self, model: nn.Module, device: torch.device | None) -> None:
+        self.model = model
+        self.device = device
+        self.thread = threading.get_ident()
+        self.modules = list(model.modules())
+
+    def begin(self) -> None:
+        """Count the network's modules as in use, move them and set their mode."""
+        with _lock:
+            home = self._home()
+            for module in self.modules:
+                use = _uses.get(id(module))
+                if use is None:
+                    use = _uses[id(module)] = _Use(module, module.training)
+                use.loans.add(self)
+            if home is not None:
+                _moves.append(_Move(self.model, home))
+                self.model.to(self.device)
+            # Inner modules first: an outer one's own method may set them too.
+            for module in reversed(self.modules):
+                if module.training:
+                    _set_mode(_uses[id(module)], False)
+
+    def end(self) -> None:
+        """Put back the modules that no other call uses.
+
+        May be called again after it was interrupted.
+        """
+        with _lock:
+            for module in self.modules:
+                use = _uses.get(id(module))
+                if use is not None:
+                    use.loans.discard(self)
+            _put_back()
+
+    def _home(self) -> torch.device | None:
+        """Where to bring the network back to, if it has to be moved."""
+        homes = set()
+        if self.device is not None:
+            homes = {t.device for t in _tensors(self.modules)}
+        moves = bool(homes) and homes != {self.device}
+        away = {id(m) for move in _moves for m in move.model.modules()}
+        for module in self.modules:
+            use = _uses.get(id(module))
+            for other in use.loans if use is not None else ():
+                joins = self.device is None and other.thread == self.thread
+                moved = id(module) in away
+                if other.device != self.device and (moves or moved) and not joins:
+                    raise RuntimeError(
+                        f"The network is in use with device={other.device} by another "
+                        f"call, and cannot be used with device={self.device} now. Give "
+                        "both the same."
+                    )
+        if not moves:
+            return None
         if len(homes) > 1:
             raise ValueError(
                 "The network is spread over several devices "
                 f"({', '.join(sorted(map(str, homes)))}): leave device at None."
             )
-        (home,) = homes
+        if homes == {torch.device("meta")}:
+            raise ValueError(
+                "The network's weights are offloaded or not loaded: they are on the "
+                f"device 'meta', without values, and cannot be moved to {self.device}. "
+                "Leave device at None; weights that are not loaded, load first."
+            )
+        return homes.pop()
+
+
+def _put_back() -> None:
+    """Put back all modules that are not in use any more, and networks with none."""
+    problems: list[Exception] = []
+    for use in reversed(list(_uses.values())):
+        if use.loans or (use.asked and any(map(_is_in_use, use.module.modules()))):
+            continue
         try:
-            model.to(device)
-        except BaseException:
-            model.to(home)
-            raise
-    modes = [(module, module.training) for module in model.modules()]
-    if any(training for _, training in modes):
-        model.eval()
-    return _Loan(device, modes, home)
+            _set_mode(use, use.training)
+        except Exception as problem:
+            problems.append(problem)
+        use.module.training = use.training
+        _uses.pop(id(use.module), None)
+    for move in list(_moves):
+        if not any(map(_is_in_use, move.model.modules())):
+            try:
+                move.model.to(move.home)
+            except Exception as problem:
+                problems.append(problem)
+            if move in _moves:
+                _moves.remove(move)
+    if problems:
+        raise problems[0]
+
+
+def _is_in_use(module: nn.Module) -> bool:
+    use = _uses.get(id(module))
+    return use is not None and bool(use.loans)
+
+
+def _set_mode(use: _Use, training: bool) -> None:
+    """Set the mode of one module.
+
+    Most are a flag. Some do more in ``train`` or ``eval`` of their own, such as adding
+    low-rank weights to the others: these are asked, and what they do to the modes of
+    their submodules is taken back.
+    """
+    module = use.module
+    if not _has_own_methods(module):
+        module.training = training
+        return
+    if training == module.training and not use.asked:
+        return
+    use.asked = True
+    inner = [(each, each.training) for each in module.modules() if each is not module]
+    try:
+        if training:
+            module.train()
+        else:
+            module.eval()
+    except NotImplementedError:
+        pass  # an exported module, which has no modes
+    finally:
+        for each, was in reversed(inner):
+            if each.training != was:
+                _set_mode(_Use(each, was), was)
+
+
+def _has_own_methods(module: nn.Module) -> bool:
+    return any(
+        getattr(getattr(module, name), "__func__", None) is not plain
+        for name, plain in (("train", nn.Module.train), ("eval", nn.Module.eval))
+    )
+
+
+def _tensors(modules: Iterable[nn.Module]) -> Iterable[Tensor]:
+    """Parameters and buffers of modules, without those of their submodules."""
+    for module in modules:
+        yield from module.parameters(recurse=False)
+        yield from module.buffers(recurse=False)
 
 
 class _Shared:
-    """A context of the whole process that several threads may be in at once.
+    """A state of the whole process that several calls may change at a time.
 
-    The first to come enters it and the last to go leaves it.
+    The first to come notes it, and the last to go puts it back.
     """
 
-    def __init__(self, make: Callable[[], contextlib.AbstractContextManager]) -> None:
-        self.make = make
-        self.users = 0
-        self.lock = threading.Lock()
+    def __init__(self, note: Callable[[], Any], put_back: Callable[[Any], Any]) -> None:
+        self.note = note
+        self.put_back = put_back
+        self.before: Any = None
+        self.users: set[object] = set()
+        self.lock = threading.RLock()
 
-    @contextlib.contextmanager
-    def joined(self) -> Iterator[None]:
+    def join(self, undo: Undo) -> None:
+        """Begin to use it."""
+        user = object()
+        undo.note(functools.partial(self.leave, user))
         with self.lock:
-            if self.users == 0:
-                self.context = self.make()
-                self.context.__enter__()
-            self.users += 1
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.users -= 1
-                if self.users == 0:
-                    self.context.__exit__(None, None, None)
+            if not self.users:
+                self.before = self.note()
+            self.users.add(user)
+
+    def leave(self, user: object) -> None:
+        """Use it no more; may be called again after it was interrupted."""
+        with self.lock:
+            if self.users == {user}:
+                self.put_back(self.before)
+            self.users.discard(user)
 
 
-_eager = _Shared(lambda: torch.compiler.set_stance("force_eager"))
+_eager = _Shared(
+    lambda: torch.compiler.set_stance("force_eager"),
+    lambda stance: stance.__exit__(None, None, None),
+)
 
 
-def uncompiled(model: nn.Module) -> contextlib.AbstractContextManager:
-    """Context in which compiled parts of a network run as plain Python.
+def run_eagerly(undo: Undo, model: nn.Module) -> None:
+    """Run compiled parts of a network as plain Python.
 
     Code compiled by ``torch.compile`` ignores hooks that were added later.
     """
-    compiled = any(
+    if any(
         getattr(module, "_compiled_call_impl", None) is not None
         or hasattr(module, "_orig_mod")
         for module in model.modules()
-    )
-    return _eager.joined() if compiled else contextlib.nullcontext()
+    ):
+        _eager.join(undo)
 
 
-@contextlib.contextmanager
-def preserved_random_state(device: torch.device) -> Iterator[None]:
-    """Context after which torch's random numbers go on as they were before.
+def preserve_random_state(undo: Undo, device: torch.device) -> None:
+    """Have torch's random numbers go on at the end as they were before.
 
     The global numbers are one stream: threads that draw noise at the same time get
-    parts of it in any order, but the state is restored when the last is done.
+    parts of it in any order, but the state is put back when the last is done.
     """
-    with contextlib.ExitStack() as stack:
-        for generator in _random_generators(device):
-            stack.enter_context(_preserved(generator).joined())
-        yield
+    for generator in _random_generators(device):
+        _state_of(generator).join(undo)
 
 
 def seed_noise(device: torch.device) -> None:
@@ -168,15 +298,6 @@ def _random_generators(device: torch.device) -> list[torch.Generator]:
 
 
 @functools.cache
-def _preserved(generator: torch.Generator) -> _Shared:
-    """Context after which a generator is as it was."""
-
-    @contextlib.contextmanager
-    def preserved():
-        before = generator.get_state()
-        try:
-            yield
-        finally:
-            generator.set_state(before)
-
-    return _Shared(preserved)
+def _state_of(generator: torch.Generator) -> _Shared:
+    """The state of a global generator."""
+    return _Shared(generator.get_state, generator.set_state)

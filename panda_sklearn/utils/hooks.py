@@ -2,27 +2,33 @@
 
 Floor 2: torch alone. A :class:`Tap` says which tensor of a network is meant, and how
 maps lie in it; :func:`capture` and :func:`replace` attach to it for the length of a
-``with`` block, for the calling thread only.
+forward pass, for the calling thread only.
 """
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import difflib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.utils.hooks import RemovableHandle
 
 from panda_sklearn.utils.layouts import CHANNELS_FIRST, FeatureLayout
+from panda_sklearn.utils.undo import Undo
 
 __all__ = [
     "StopForward",
     "Tap",
     "TapTypeError",
+    "add_hook",
+    "can_be_stopped",
     "capture",
     "check_hookable",
     "choices_of",
@@ -36,7 +42,16 @@ class StopForward(BaseException):
     """Ends a forward pass once the tapped tensor is known.
 
     Not an ``Exception``: networks that catch those must not catch this.
+
+    Parameters
+    ----------
+    seen : Seen
+        What :func:`capture` waits for; others let it pass.
     """
+
+    def __init__(self, seen: Seen) -> None:
+        super().__init__()
+        self.seen = seen
 
 
 class TapTypeError(TypeError):
@@ -108,15 +123,35 @@ class Tap:
         """``value`` with its picked tensor replaced, in a container of its type."""
         if isinstance(value, Tensor):
             return tensor
-        if isinstance(value, dict):
-            changed = type(value)(value)
-            changed[self.select] = tensor
-            return changed
-        items = list(value)
-        items[self.select] = tensor  # type: ignore[index]
-        if hasattr(value, "_fields"):  # a named tuple
-            return type(value)(*items)
-        return type(value)(items)
+        try:
+            return _with_item(value, self.select, tensor)
+        except Exception as error:
+            raise TapTypeError(
+                f"The {self.where} of layer {self.name!r} is of type "
+                f"{type(value).__name__}, of which no copy can be made to hold the "
+                f"replacement ({type(error).__name__}: {error}). Tap another layer."
+            ) from error
+
+
+def _with_item(container: Any, key: Any, item: Any) -> Any:
+    """A shallow copy of a container with one item replaced.
+
+    Constructors are the classes' own business, so none is called if that can be.
+    """
+    if not isinstance(container, tuple):
+        changed = copy.copy(container)
+        changed[key] = item
+        return changed
+    items = list(container)
+    items[key] = item
+    cls = type(container)
+    try:
+        changed = tuple.__new__(cls, items)
+    except TypeError:  # a type of torch's, written in C
+        return cls(items)
+    if hasattr(container, "__dict__"):
+        vars(changed).update(vars(container))
+    return changed
 
 
 def choices_of(value: Any) -> list | None:
@@ -129,7 +164,12 @@ def choices_of(value: Any) -> list | None:
 
 
 def check_hookable(model: nn.Module) -> None:
-    """Raise TypeError for a scripted, traced or replicated network."""
+    """Raise TypeError for what is no network, or cannot be hooked."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            "generator must be a torch.nn.Module, got one of type "
+            f"{type(model).__name__}."
+        )
     if isinstance(model, nn.DataParallel):
         raise TypeError(
             "The network is wrapped in DataParallel, which runs copies of it that "
@@ -139,6 +179,11 @@ def check_hookable(model: nn.Module) -> None:
         raise TypeError(
             "The network is scripted or traced (torch.jit), and its layers cannot be "
             "hooked. Use the Python module it was made from."
+        )
+    if isinstance(model, torch.fx.GraphModule) and "eval" in vars(model):
+        raise TypeError(
+            "The network is exported (torch.export): it is one graph, in which there "
+            "are no layers to hook. Use the Python module it was made from."
         )
 
 
@@ -178,6 +223,7 @@ class Seen:
     tap: Tap
     n_calls: int = 0
     tensor: Tensor | None = field(default=None, repr=False)
+    result: Any = field(default=None, repr=False)
 
     def is_at_tap(self) -> bool:
         """Count a call of the layer; whether it is the tapped one."""
@@ -211,23 +257,27 @@ class Seen:
         return self.tensor
 
 
-@contextlib.contextmanager
-def capture(tap: Tap, *, stop: bool = False) -> Iterator[Seen]:
-    """Keep the tapped maps of a forward pass made inside the ``with`` block.
+def capture(tap: Tap, run: Callable[[], Any], *, stop: bool = False) -> Seen:
+    """Keep the tapped maps of a forward pass.
 
     Parameters
     ----------
     tap : Tap
         Which tensor.
 
-    stop : bool, default=False
-        Whether to end the forward pass, and the block, as soon as it is known.
+    run : callable
+        Makes the forward pass.
 
-    Yields
-    ------
+    stop : bool, default=False
+        Whether to end the pass as soon as the tensor is known; see
+        :func:`can_be_stopped`.
+
+    Returns
+    -------
     seen : Seen
         Its ``tensor`` is a detached copy, since later layers may write in place;
-        with ``stop``, when there are none, the maps themselves.
+        with ``stop``, when there are none, the maps themselves. Its ``result`` is what
+        ``run`` returned, if it did.
     """
     seen = Seen(tap)
 
@@ -235,24 +285,37 @@ def capture(tap: Tap, *, stop: bool = False) -> Iterator[Seen]:
         if seen.is_at_tap():
             seen.tensor = tap.layout.take(tap.pick(value)).detach()
             if stop:
-                raise StopForward
+                raise StopForward(seen)
             seen.tensor = seen.tensor.clone()
 
-    with watch(tap, look), contextlib.suppress(*([StopForward] if stop else [])):
-        yield seen
+    try:
+        with Undo() as undo, undo:
+            watch(undo, tap, look)
+            seen.result = run()
+    except StopForward as end:
+        if end.seen is not seen:
+            raise
+    return seen
 
 
-@contextlib.contextmanager
-def replace(tap: Tap, change: Callable[[Tensor], Tensor]) -> Iterator[Seen]:
-    """Put ``change(maps)`` in the place of the tapped maps of a forward pass.
+def replace(
+    tap: Tap, change: Callable[[Tensor], Tensor], run: Callable[[], Any]
+) -> Any:
+    """Make a forward pass with ``change(maps)`` in the place of the tapped maps.
 
     The replacement is given the original's dtype, device and memory layout. Replacing
     an output reaches every consumer of it; replacing an input the one layer alone.
     Gradients flow through ``change`` where they are on.
 
-    Yields
+    Returns
+    -------
+    result : object
+        What ``run`` returned.
+
+    Raises
     ------
-    seen : Seen
+    TypeError, ValueError
+        If ``change`` gives no tensor of the same shape, or as :meth:`Seen.check`.
     """
     seen = Seen(tap)
 
@@ -262,6 +325,13 @@ def replace(tap: Tap, change: Callable[[Tensor], Tensor]) -> Iterator[Seen]:
         original = tap.pick(value)
         maps = tap.layout.take(original)
         changed = change(maps)
+        if not isinstance(changed, Tensor):
+            raise TypeError(
+                f"The replacement for layer {tap.name!r} must be a tensor of shape "
+                f"{tuple(maps.shape)}, got one of type {type(changed).__name__}. A "
+                "function that changes activations must return them, also if it "
+                "writes in place."
+            )
         if changed.shape != maps.shape:
             raise ValueError(
                 f"The replacement for layer {tap.name!r} must be of shape "
@@ -272,12 +342,14 @@ def replace(tap: Tap, change: Callable[[Tensor], Tensor]) -> Iterator[Seen]:
             changed = torch.empty_like(original).copy_(changed)
         return tap.put(value, changed)
 
-    with watch(tap, swap):
-        yield seen
+    with Undo() as undo, undo:
+        watch(undo, tap, swap)
+        result = run()
+    seen.check()
+    return result
 
 
-@contextlib.contextmanager
-def watch(tap: Tap, act: Callable[[Any], Any]) -> Iterator[None]:
+def watch(undo: Undo, tap: Tap, act: Callable[[Any], Any]) -> None:
     """Call ``act`` with the output (or first input) of each call of the tapped layer.
 
     What it returns, if not ``None``, takes the place of that value. Calls made by
@@ -300,10 +372,34 @@ def watch(tap: Tap, act: Callable[[Any], Any]) -> Iterator[None]:
         return None if changed is None else (changed, *args[1:])
 
     if tap.where == "output":
-        handle = tap.layer.register_forward_hook(on_output)
+        add_hook(undo, tap.layer._forward_hooks, on_output)
     else:
-        handle = tap.layer.register_forward_pre_hook(on_input)
-    try:
-        yield
-    finally:
-        handle.remove()
+        add_hook(undo, tap.layer._forward_pre_hooks, on_input)
+
+
+def add_hook(undo: Undo, hooks: Any, hook: Callable, **options: dict) -> None:
+    """Add a hook to one of a module's dicts of hooks.
+
+    As ``register_forward_hook`` and the like do, of which the handle is known only
+    once they are done, and lost if they are interrupted before.
+
+    ``options`` are those dicts in which torch notes of which kind a hook is.
+    """
+    handle = RemovableHandle(hooks, extra_dict=list(options.values()))
+    undo.note(handle.remove)
+    for option in options.values():
+        option[handle.id] = True
+    hooks[handle.id] = hook
+
+
+def can_be_stopped(model: nn.Module) -> bool:
+    """Whether a forward pass may be ended by :class:`StopForward`.
+
+    Not if somebody's hooks are registered with ``always_call=True``: torch calls these
+    after an ``Exception``, but not after others, and hooks that come in pairs would be
+    left one half.
+    """
+    everywhere = torch_module._global_forward_hooks_always_called
+    return not everywhere and not any(
+        module._forward_hooks_always_called for module in model.modules()
+    )

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from panda_sklearn.core.moments import Moments
+from panda_sklearn.core.moments import ChannelMoments, Moments
 from panda_sklearn.solvers import Past
 from panda_sklearn.utils.arrays import as_tensor
 from panda_sklearn.utils.statefile import (
@@ -54,8 +54,7 @@ ATTRIBUTES = {
     "saliency_mean_",
 }
 OPTIONAL = {
-    "_channel_mean",
-    "_channel_scatter",
+    "_channels",
     "_past",
     "feature_names_in_",
     "layer_",
@@ -66,6 +65,7 @@ OPTIONAL = {
 OF_STREAM = OPTIONAL - {"feature_names_in_", "layer_"}
 
 KINDS = {
+    "_channels": ChannelMoments,
     "_flattened": bool,
     "_past": Past,
     "layer_": str,
@@ -89,7 +89,7 @@ ROUNDING = 1e-3
 # Rows of a matrix that are checked at a time, so that it takes little memory.
 STRIP = 256
 
-RECORDS = {record.__name__: record for record in (Moments, Past)}
+RECORDS = {record.__name__: record for record in (ChannelMoments, Moments, Past)}
 
 
 def to_plain(value: Any) -> Any:
@@ -238,10 +238,11 @@ def _misfit(attributes: dict) -> str:
     }
     arrays: dict[str, Any] = {name: attributes[name] for name in expected}
     if past := attributes.get("_past"):
-        expected["_channel_mean"] = (Tensor, (C,))
-        expected["_channel_scatter"] = (Tensor, (C, C))
-        for name in ("_channel_mean", "_channel_scatter"):
-            arrays[name] = attributes[name]
+        channels = attributes["_channels"]
+        expected["mean of channels"] = (Tensor, (C,))
+        expected["scatter of channels"] = (Tensor, (C, C))
+        arrays["mean of channels"] = channels.mean
+        arrays["scatter of channels"] = channels.scatter
         for name, moments, n in (
             ("parts", past.of_parts, S),
             ("appearances", past.of_appearances, C),
@@ -289,9 +290,12 @@ def _bad_values(attributes: dict) -> str:
     if past := attributes.get("_past"):
         if not attributes["n_samples_seen_"] == past.n_samples > 0:
             return f"n_samples_seen_ is not {reprlib.repr(past.n_samples)}"
-        mean, scatter = attributes["_channel_mean"], attributes["_channel_scatter"]
-        about_mean = scatter - torch.outer(mean, mean)
-        seconds.append(("_channel_scatter", about_mean, _largest(mean)))
+        channels = attributes["_channels"]
+        n = past.n_samples * math.prod(attributes["map_shape_"][1:])
+        if channels.n != n:
+            return f"the number of vectors is {reprlib.repr(channels.n)}, expected {n}"
+        offset = math.sqrt(n) * _largest(channels.mean)
+        seconds.append(("scatter of channels", channels.scatter, offset))
         for name in ("of_parts", "of_appearances"):
             moments = getattr(past, name)
             if not (isinstance(moments.eps, float) and 0 < moments.eps < 1):

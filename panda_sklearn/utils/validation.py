@@ -31,6 +31,7 @@ __all__ = [
     "check_choice",
     "check_count",
     "check_device",
+    "check_factor_scale",
     "check_feature_names_in",
     "check_finite",
     "check_index",
@@ -118,6 +119,13 @@ def _check_tensor(X: torch.Tensor) -> None:
             f"Sparse input is not supported, got a tensor of layout {X.layout}. Use "
             "X.to_dense()."
         )
+    for is_so, kind, remedy in (
+        (X.is_quantized, "quantized", "Use X.dequantize()."),
+        (X.is_nested, "nested", "Pass samples of one shape, as one dense tensor."),
+        (X.device.type == "meta", "without values (on 'meta')", "Load them first."),
+    ):
+        if is_so:
+            raise TypeError(f"Expected a dense tensor, got one {kind}. {remedy}")
     if X.is_complex():
         raise ValueError(
             "Complex data not supported. Pass real and imaginary parts as channels."
@@ -141,15 +149,15 @@ def check_finite(X: ArrayLike, name: str) -> None:
             return
     elif X.dtype.kind != "f":
         return
-    namespace: Any = torch if isinstance(X, torch.Tensor) else np
     for start, batch in _batches(X):  # noqa: B007, used after the loop
-        bad = ~namespace.isfinite(batch)
-        if bool(bad.any()):
+        T = as_tensor(batch, keep_type=True)
+        # Both are NaN if any value is; made in one pass, which isfinite is not.
+        if T.numel() and not all(map(math.isfinite, map(float, torch.aminmax(T)))):
             break
     else:
         return
-    first = np.argwhere(bad if namespace is np else bad.cpu().numpy())[0]
-    where = (start + int(first[0]), *(int(i) for i in first[1:]))
+    first = (~T.isfinite()).nonzero()[0].tolist()
+    where = (start + first[0], *first[1:])
     kind = "NaN" if math.isnan(float(X[where])) else "infinity"
     raise ValueError(
         f"Input {name} contains {kind}, first at {name}[{', '.join(map(str, where))}]. "
@@ -230,9 +238,12 @@ def is_numeric(array: ArrayLike) -> bool:
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """The device, with its index; ValueError if there is none such."""
+    """The device, with its index; ValueError if there is none such, or no values."""
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device).device
+        if found.type != "meta":
+            return found
+        raise RuntimeError("tensors there have no values")
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
@@ -241,15 +252,33 @@ def check_device(device: str | torch.device) -> torch.device:
         ) from error
 
 
-def check_scale(Z: torch.Tensor) -> None:
-    """Raise ValueError if squares of the values leave the range of their dtype."""
-    largest = max(abs(float(edge)) for edge in torch.aminmax(Z))
-    limit = torch.finfo(Z.dtype).max ** 0.4
-    if largest > limit or 0 < largest < 1 / limit:
+def check_scale(Z: torch.Tensor, *, squared: bool = True) -> None:
+    """Raise ValueError if sums of the values, or of powers, leave their dtype's range.
+
+    ``squared`` says that powers are taken.
+    """
+    most = torch.finfo(Z.dtype).max ** (0.4 if squared else 0.9)
+    _check_range(Z, "X", Z.dtype, 1 / most if squared else 0.0, most)
+
+
+def check_factor_scale(factor: torch.Tensor, name: str, dtype: torch.dtype) -> None:
+    """Raise ValueError for a factor too large or small for data of a type.
+
+    The objective holds the fourth power of each.
+    """
+    limit = torch.finfo(dtype).max ** 0.125
+    _check_range(factor, name, dtype, 1 / limit, limit)
+
+
+def _check_range(
+    T: torch.Tensor, name: str, dtype: torch.dtype, least: float, most: float
+) -> None:
+    largest = max(abs(float(edge)) for edge in torch.aminmax(T))
+    if largest > most or 0 < largest < least:
         raise ValueError(
-            f"The largest magnitude in X is {largest:.3g}, whose powers do not fit in "
-            f"{Z.dtype}: it must be between {1 / limit:.0e} and {limit:.0e}. Divide X "
-            "by its largest magnitude."
+            f"The largest magnitude in {name} is {largest:.3g}, too large or small to "
+            f"compute with in {dtype}: it must be between {least:.0e} and {most:.0e}. "
+            f"Divide {name} by its largest magnitude."
         )
 
 

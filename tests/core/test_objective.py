@@ -277,7 +277,8 @@ def test_multiplications_against_the_dearest_term_in_its_best_order(sizes, most)
     sizes_of_axes = [N, C, C, S, S, R_C, R_C, R_S, R_S]
     shapes = dict(zip("ncdstrqkl", sizes_of_axes, strict=True))
     Z, A, P = (
-        torch.zeros(shape, device="meta") for shape in ((N, C, S), (C, R_C), (S, R_S))
+        torch.zeros(shape, dtype=torch.float64, device="meta")
+        for shape in ((N, C, S), (C, R_C), (S, R_S))
     )
     for function, terms in TERMS.items():
         dearest = max(best_order(term, shapes) for term in terms)

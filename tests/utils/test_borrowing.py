@@ -6,12 +6,9 @@ import threading
 import pytest
 import torch
 
-from panda_sklearn.utils.borrowing import (
-    borrowed,
-    preserved_random_state,
-    seed_noise,
-)
-from tests.networks import TinyGenerator
+from panda_sklearn.utils.borrowing import preserve_random_state, seed_noise
+from panda_sklearn.utils.undo import Undo
+from tests.networks import TinyGenerator, borrowed
 
 CPU = torch.device("cpu")
 
@@ -19,7 +16,8 @@ CPU = torch.device("cpu")
 @contextlib.contextmanager
 def fixed_noise(device):
     """As for one pass of a borrowed network."""
-    with preserved_random_state(device):
+    with Undo() as undo, undo:
+        preserve_random_state(undo, device)
         seed_noise(device)
         yield
 

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from panda_sklearn.generators import list_layers, sample_latents
-from panda_sklearn.utils.borrowing import borrowed
 from panda_sklearn.utils.hooks import Tap, capture, find_layer, replace
-from tests.networks import Containers, TinyTransformer
+from tests.networks import Containers, TinyTransformer, borrowed
 
 CPU = torch.device("cpu")
 
@@ -37,11 +36,9 @@ def test_layers_are_found_under_every_name(network):
 
 
 def test_captures_outputs_and_inputs(network, z):
-    with capture(tap(network, "block2")) as seen, torch.no_grad():
-        network(z)
+    seen = capture(tap(network, "block2"), lambda: network(z))
     features = seen.tensor
-    with capture(tap(network, "to_rgb2", where="input")) as seen, torch.no_grad():
-        network(z)
+    seen = capture(tap(network, "to_rgb2", where="input"), lambda: network(z))
     torch.testing.assert_close(seen.tensor, features.relu())
     # The network overwrote block2's output in place after the hook saw it.
     assert features.min() < 0 and n_hooks(network) == 0
@@ -52,8 +49,7 @@ def test_stops_early(network, z):
         raise AssertionError("ran on")
 
     network.to_rgb1.register_forward_pre_hook(never)
-    with capture(tap(network, "block1"), stop=True) as seen:
-        network(z)
+    seen = capture(tap(network, "block1"), lambda: network(z), stop=True)
     assert seen.tensor.shape == (4, 5, 4, 4)
     assert n_hooks(network) == 1  # its own
 
@@ -71,34 +67,28 @@ def test_early_stop_is_not_caught_by_the_network(network, z):
                 raise AssertionError("caught") from None
 
     careful = Careful()
-    with capture(tap(careful, "inner.block1"), stop=True) as seen:
-        careful(z)
+    seen = capture(tap(careful, "inner.block1"), lambda: careful(z), stop=True)
     assert seen.tensor is not None
 
 
 def test_calls_are_counted_and_told_apart(network, z):
     first, second = [], []
-    with capture(tap(network, "norm", call=0)) as seen:
-        network(z)
+    seen = capture(tap(network, "norm", call=0), lambda: network(z))
     assert seen.n_calls == 2
     first = seen.tensor
-    with capture(tap(network, "norm", call=1)) as seen:
-        network(z)
+    seen = capture(tap(network, "norm", call=1), lambda: network(z))
     second = seen.tensor
     assert first.shape == (4, 5, 2, 2) and second.shape == (4, 5, 4, 4)
-    with capture(tap(network, "norm")) as seen:
-        network(z)
+    seen = capture(tap(network, "norm"), lambda: network(z))
     with pytest.raises(ValueError, match=r"ran 2 times .* say which with call"):
         seen.check()
-    with capture(tap(network, "norm", call=2)) as seen:
-        network(z)
+    seen = capture(tap(network, "norm", call=2), lambda: network(z))
     with pytest.raises(ValueError, match=r"call=2.* ran 2 times"):
         seen.check()
 
 
 def test_a_layer_that_never_runs(network, z):
-    with capture(tap(network, "unused")) as seen:
-        network(z)
+    seen = capture(tap(network, "unused"), lambda: network(z))
     with pytest.raises(ValueError, match="'unused' never ran"):
         seen.check()
 
@@ -109,24 +99,21 @@ def test_no_hook_is_left_after_an_exception(network, z, error):
         raise error
 
     handle = network.to_rgb1.register_forward_hook(fail)
-    for attached in (
-        capture(tap(network, "block1")),
-        replace(tap(network, "block1", where="input"), lambda x: x),
-    ):
-        with pytest.raises(error), attached:
-            network(z)
+    with pytest.raises(error):
+        capture(tap(network, "block1"), lambda: network(z))
+    with pytest.raises(error):
+        replace(tap(network, "block1", where="input"), lambda x: x, lambda: network(z))
     handle.remove()
     assert n_hooks(network) == 0
 
 
 def test_replacing_an_output_reaches_every_consumer(network, z):
-    with replace(tap(network, "block1"), lambda x: 2 * x), torch.no_grad():
-        edited = network(z)
+    edited = replace(tap(network, "block1"), lambda x: 2 * x, lambda: network(z))
     expected = network.by_hand(z, lambda x: 2 * x)[1]
     torch.testing.assert_close(edited, expected)
     # The input of to_rgb1 alone leaves the path through block2 as it was.
-    with replace(tap(network, "to_rgb1", where="input"), lambda x: 2 * x):
-        other = network(z)
+    own_input = tap(network, "to_rgb1", where="input")
+    other = replace(own_input, lambda x: 2 * x, lambda: network(z))
     assert not torch.allclose(other, expected)
     assert not torch.allclose(other, network(z))
 
@@ -141,18 +128,14 @@ def test_replacement_takes_dtype_and_layout_of_the_original(network, z):
     network.to(memory_format=torch.channels_last)
     network.to_rgb1.register_forward_pre_hook(lambda m, a: seen.update(got=a[0]))
     original = torch.empty(4, 5, 4, 4).to(memory_format=torch.channels_last)
-    with replace(tap(network, "block1"), change):
-        network(z)
+    replace(tap(network, "block1"), change, lambda: network(z))
     assert seen["got"].dtype == torch.float32
     assert seen["got"].stride() == seen["strides"] == original.stride()
 
 
 def test_replacement_of_another_shape(network, z):
-    with (
-        pytest.raises(ValueError, match=r"\(4, 5, 4, 4\), got \(4, 5, 4, 3\)"),
-        replace(tap(network, "block1"), lambda x: x[..., 1:]),
-    ):
-        network(z)
+    with pytest.raises(ValueError, match=r"\(4, 5, 4, 4\), got \(4, 5, 4, 3\)"):
+        replace(tap(network, "block1"), lambda x: x[..., 1:], lambda: network(z))
     assert n_hooks(network) == 0
 
 
@@ -164,12 +147,11 @@ def test_containers(z):
         ("named", "maps", 4 * x),
         ("pieces", 0, 3 * x),
     ):
-        with capture(tap(network, name, select=select)) as seen:
-            network(z)
+        seen = capture(tap(network, name, select=select), lambda: network(z))
         torch.testing.assert_close(seen.tensor, expected)
         plain = network(z)
-        with replace(tap(network, name, select=select), lambda x: x + 1):
-            moved = network(z)
+        chosen = tap(network, name, select=select)
+        moved = replace(chosen, lambda x: x + 1, lambda: network(z))
         assert (moved - plain).min() > 0.5  # the other entries still arrive
 
 
@@ -187,11 +169,8 @@ def test_containers(z):
 )
 def test_unclear_taps(z, name, options, kind, match):
     network = Containers()
-    with (
-        pytest.raises(kind, match=match),
-        capture(tap(network, name, **options)),
-    ):
-        network(z)
+    with pytest.raises(kind, match=match):
+        capture(tap(network, name, **options), lambda: network(z))
     assert n_hooks(network) == 0
 
 
@@ -207,11 +186,10 @@ def test_threads_see_their_own_activations(network):
     def work(i):
         barrier.wait()
         for _ in range(30):
-            with (
-                borrowed(network, CPU),
-                capture(tap(network, "block1"), stop=True) as seen,
-            ):
-                network(latents[i])
+            with borrowed(network, CPU):
+                seen = capture(
+                    tap(network, "block1"), lambda: network(latents[i]), stop=True
+                )
             if not torch.allclose(seen.tensor, expected[i], atol=1e-6):
                 wrong.append(i)
 
@@ -254,24 +232,21 @@ def test_compiled_networks_are_hooked(network, z, whole):
         compiled = network
     with torch.no_grad():
         compiled(z)
-    with borrowed(compiled, CPU), capture(tap(compiled, "block1"), stop=True) as seen:
-        compiled(z)
+    with borrowed(compiled, CPU):
+        seen = capture(tap(compiled, "block1"), lambda: compiled(z), stop=True)
     torch.testing.assert_close(seen.tensor, expected)
 
 
 def test_attention_gives_its_tokens_and_none():
     network = TinyTransformer()
     pictures = torch.randn(2, 3, 4, 6)
-    with capture(tap(network, "mix", select=0)) as seen, torch.no_grad():
-        scores = network(pictures)
+    tokens = tap(network, "mix", select=0)
+    seen = capture(tokens, lambda: network(pictures))
     assert seen.tensor.shape == (2, 8, 8)
-    with replace(tap(network, "mix", select=0), lambda x: x), torch.no_grad():
-        assert torch.equal(network(pictures), scores)
-    with (
-        pytest.raises(TypeError, match="select=1 of layer 'mix' is of type NoneType"),
-        capture(tap(network, "mix", select=1)),
-    ):
-        network(pictures)
+    same = replace(tokens, lambda x: x, lambda: network(pictures))
+    assert torch.equal(same, seen.result)
+    with pytest.raises(TypeError, match="select=1 of layer 'mix' is of type NoneType"):
+        capture(tap(network, "mix", select=1), lambda: network(pictures))
 
 
 def test_a_named_tuple_stays_one():
@@ -282,8 +257,8 @@ def test_a_named_tuple_stays_one():
             return Pair(x, 2 * x)
 
     network = nn.Sequential(Named())
-    with replace(tap(network, "0", select=1), lambda x: x + 1):
-        out = network(torch.ones(1, 1))
+    second = tap(network, "0", select=1)
+    out = replace(second, lambda x: x + 1, lambda: network(torch.ones(1, 1)))
     assert isinstance(out, Pair) and out.second.item() == 3 and out.first.item() == 1
 
 
@@ -300,8 +275,7 @@ def test_containers_and_direct_calls_never_run(z):
 
     network = Direct()
     for name in ("layers", "fused"):
-        with capture(tap(network, name)) as seen:
-            network(z)
+        seen = capture(tap(network, name), lambda: network(z))
         with pytest.raises(ValueError, match=f"{name!r} never ran"):
             seen.check()
     assert list(dict.fromkeys(layer.name for layer in list_layers(network, z))) == [
@@ -314,16 +288,22 @@ def test_other_people_s_hooks_stay_and_see_the_replacement(network, z):
     before = network.block1.register_forward_hook(
         lambda layer, args, output: seen.append(("before", output.mean().item()))
     )
-    with replace(tap(network, "block1"), lambda x: 0 * x + 7), torch.no_grad():
-        after = network.block1.register_forward_hook(
-            lambda layer, args, output: seen.append(("after", output.mean().item()))
+    handles = []
+
+    def run():
+        handles.append(
+            network.block1.register_forward_hook(
+                lambda layer, args, output: seen.append(("after", output.mean().item()))
+            )
         )
-        network(z)
+        return network(z)
+
+    replace(tap(network, "block1"), lambda x: 0 * x + 7, run)
     assert [name for name, _ in seen] == ["before", "after"]
     assert seen[0][1] != 7 and seen[1][1] == 7
     assert n_hooks(network) == 2
     before.remove()
-    after.remove()
+    handles.pop().remove()
 
 
 def test_spectral_norm_by_hooks_goes_on(z):
@@ -334,18 +314,20 @@ def test_spectral_norm_by_hooks_goes_on(z):
     network = nn.Sequential(normed, nn.ReLU()).train()
     own = dict(normed._forward_pre_hooks)
     u = normed.weight_u.clone()
-    with borrowed(network, CPU), capture(tap(network, "0", where="input")) as seen:
-        expected = network(z)
+    inputs = tap(network, "0", where="input")
+    with borrowed(network, CPU):
+        seen = capture(inputs, lambda: network(z))
+    expected = seen.result
     assert torch.equal(seen.tensor, z)
-    with borrowed(network, CPU), replace(tap(network, "0", where="input"), lambda x: x):
-        assert torch.equal(network(z), expected)
+    with borrowed(network, CPU):
+        assert torch.equal(replace(inputs, lambda x: x, lambda: network(z)), expected)
     assert torch.equal(normed.weight_u, u)  # no power iteration in evaluation mode
     assert dict(normed._forward_pre_hooks) == own and network.training
 
 
 def test_what_is_captured_can_be_used_with_autograd(network, z):
-    with borrowed(network, CPU), capture(tap(network, "block1"), stop=True) as seen:
-        network(z)
+    with borrowed(network, CPU):
+        seen = capture(tap(network, "block1"), lambda: network(z), stop=True)
     weight = torch.ones(5, requires_grad=True)
     (seen.tensor * weight[:, None, None]).sum().backward()
     assert weight.grad.shape == (5,)
@@ -357,10 +339,11 @@ def test_reshaped_outputs_that_are_not_contiguous(z):
             return x.reshape(-1, 2, 3).transpose(1, 2)
 
     network = nn.Sequential(Turned(), nn.Identity())
-    with capture(tap(network, "0")) as seen:
-        original = network(z)
+    seen = capture(tap(network, "0"), lambda: network(z))
+    original = seen.result
     assert not original.is_contiguous() and torch.equal(seen.tensor, original)
-    with replace(tap(network, "0"), lambda x: x.contiguous() + 1):
-        edited = network(z)
+    edited = replace(
+        tap(network, "0"), lambda x: x.contiguous() + 1, lambda: network(z)
+    )
     assert edited.stride() == original.stride()
     torch.testing.assert_close(edited, original + 1)
