@@ -8,6 +8,7 @@ nothing of networks.
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterator
 from numbers import Integral, Real
@@ -38,7 +39,7 @@ from panda_sklearn.utils.arrays import (
     randomness,
 )
 from panda_sklearn.utils.persistence import (
-    check_saved,
+    check_attributes,
     from_plain,
     read_state,
     to_plain,
@@ -485,7 +486,18 @@ class PartsAppearanceDecomposition(
         else:
             layout = self._layout
             check_same_layout(self, X, layout)
-        start = self._check_start(layout, as_tensor(X[:1]).dtype)
+        start = self._check_options(layout, as_tensor(X[:1]).dtype, reset=reset)
+        if self.device is not None:
+            check_device(self.device)
+        Z = layout.to_maps(as_tensor(X, self.device))
+        check_scale(Z)
+        return Z, layout, Origin.of(X), start
+
+    def _check_options(
+        self, layout: MapLayout, dtype: torch.dtype, *, reset: bool
+    ) -> Start:
+        """The start, of parameters that go together and, unless reset, with the fit."""
+        start = self._check_start(layout, dtype)
         if not reset and start[:2] != (len(self.appearances_), len(self.parts_)):
             raise ValueError(
                 f"The parameters ask for {start[0]} appearances and {start[1]} parts, "
@@ -498,11 +510,7 @@ class PartsAppearanceDecomposition(
                 f"{self.learning_rate!r}. Leave it at None, or choose the solver 'pgd' "
                 "or 'adam'."
             )
-        if self.device is not None:
-            check_device(self.device)
-        Z = layout.to_maps(as_tensor(X, self.device))
-        check_scale(Z)
-        return Z, layout, Origin.of(X), start
+        return start
 
     def _check_start(self, layout: MapLayout, dtype: torch.dtype) -> Start:
         """Ranks, and the start if one is given: A (C, R_C) and P (S, R_S)."""
@@ -765,8 +773,14 @@ class PartsAppearanceDecomposition(
         ------
         NotFittedError
             If there is nothing to save yet.
+        FileNotFoundError
+            If there is no such folder.
         TypeError
-            If a parameter is of a type that cannot be written without code.
+            If ``path`` is no path, or a parameter is of a type that cannot be written
+            without code.
+        ValueError
+            If parameters were set, since ``fit``, that do not go with the factors: what
+            is saved can be loaded.
         """
         check_is_fitted(self)
         check_parameters(self)  # what is saved can be loaded
@@ -781,7 +795,10 @@ class PartsAppearanceDecomposition(
             state.pop(name, None)
         if layer is not None:
             state["layer_"] = layer
-        write_state(path, KIND, params=params, attributes=state)
+        # What load would refuse is refused here, while it can still be mended.
+        self._check_kept()
+        check_attributes({name: vars(self).get(name, layer) for name in state})
+        write_state(path, KIND, params, state)
 
     @classmethod
     def load(cls, path):
@@ -796,23 +813,42 @@ class PartsAppearanceDecomposition(
         -------
         panda : PartsAppearanceDecomposition
             The fitted estimator. Tensors are on the device that they were on, or on
-            the CPU if there is no such device here.
+            the CPU if there is no such device here; the parameter ``device`` is then
+            ``None``.
 
         Raises
         ------
         FileNotFoundError
             If there is no such file.
         ValueError
-            If the file is cut off, holds something else, arrays of shapes that do not
-            fit together, or is of a later format.
+            If the file is cut off, holds something else, or what makes no estimator
+            that works, or is of a later format.
         """
-        state = read_state(path, KIND)
-        panda = cls()
-        params, attributes = state.get("params", {}), state.get("attributes", {})
-        check_saved(path, params, attributes, panda.get_params(deep=False))
-        panda.__setstate__({**vars(panda), **params, **attributes})
-        panda._validate_params()
+        params, attributes = read_state(path, KIND, cls._get_param_names())
+        panda = cls(**params)
+        vars(panda).update(attributes)
+        try:
+            panda._check_kept()
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"The parameters in {os.fspath(path)!r} do not go with its arrays: "
+                f"{error} Save the estimator again."
+            ) from error
         return panda
+
+    def _check_kept(self) -> None:
+        """Raise ValueError unless parameters and fitted attributes go together."""
+        self._validate_params()
+        if self.map_shape is not None:
+            expected = tuple(self.map_shape)
+        else:
+            expected = (1, self.n_features_in_) if self._flattened else self.map_shape_
+        if self.map_shape_ != expected:
+            raise ValueError(f"map_shape={self.map_shape!r}, not {self.map_shape_}.")
+        dtype = as_tensor(self.parts_[:1]).dtype
+        self._check_options(self._layout, dtype, reset=False)
+        if self.nonnegative and bool((self.parts_ < 0).any()):
+            raise ValueError("nonnegative=True, but parts_ has negative values.")
 
     def __getstate__(self) -> dict:
         return to_plain(super().__getstate__())

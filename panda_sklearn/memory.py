@@ -3,6 +3,10 @@
 joblib's own cache never does: its hash of a tensor depends on where the tensor is in
 memory, so that a clone or another process has another one.
 
+Results are files in folders that joblib would make, so that joblib can keep their size
+within limits. Anything may delete or damage them at any time: what is not found whole
+is computed again.
+
 Floor 2: joblib. What calls have in common is the business of
 :mod:`panda_sklearn.utils.hashing`, how results are stored of
 :mod:`panda_sklearn.utils.packing`.
@@ -10,22 +14,29 @@ Floor 2: joblib. What calls have in common is the business of
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import inspect
+import logging
 import os
 import shutil
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 import joblib
 from filelock import FileLock
 
+from panda_sklearn.utils.files import as_path
 from panda_sklearn.utils.hashing import call_key, call_structure, fingerprints
-from panda_sklearn.utils.packing import Packed, pack, unpack
+from panda_sklearn.utils.packing import Packed, pack, read_packed, unpack, write_packed
 
 __all__ = ["TensorMemory"]
+
+# Something done in a folder is tried so often, while others delete the folder.
+ATTEMPTS = 100
+
+Result = TypeVar("Result")
 
 
 class TensorMemory:
@@ -53,7 +64,7 @@ class TensorMemory:
 
     See Also
     --------
-    joblib.Memory : The cache that this one writes through, for numpy arrays.
+    joblib.Memory : A cache for numpy arrays.
 
     Notes
     -----
@@ -68,7 +79,8 @@ class TensorMemory:
     What a call changes itself in a network or a function's closure, a count of its
     calls for example, does not tell calls apart.
 
-    One process computes a result while others that ask for it wait.
+    One process computes a result while others that ask for it wait. A result that was
+    damaged, or deleted by any of them, is computed again.
 
     Examples
     --------
@@ -117,11 +129,25 @@ class TensorMemory:
 
         Raises
         ------
+        TypeError
+            If ``ignore`` is no list of strings, or ``location`` no path.
         ValueError
             If ``ignore`` names something that is no argument.
         """
+        if isinstance(ignore, str) or not (
+            ignore is None
+            or (
+                isinstance(ignore, list | tuple | set | frozenset)
+                and all(isinstance(name, str) for name in ignore)
+            )
+        ):
+            raise TypeError(
+                "ignore must be a list of names of arguments, as ignore=['verbose'], "
+                f"got {ignore!r} of type {type(ignore).__name__}."
+            )
         if self.location is None:
             return func
+        folder = self._folder()
         signature = inspect.signature(func)
         ignored = set(ignore or ())
         if not ignored <= set(signature.parameters):
@@ -130,25 +156,31 @@ class TensorMemory:
                 f"{list(signature.parameters)}, got {sorted(ignored)}."
             )
 
+        def compute(key, shared, structure, roots, args, kwargs):
+            if self.verbose:
+                print(f"[{type(self).__name__}] calling {func.__qualname__}")
+            before = fingerprints(shared)
+            result = func(*args, **kwargs)
+            if self._note_volatile(before, fingerprints(shared)):
+                key, shared = call_key(structure, roots, self._volatile())
+            packed = pack(result, shared)
+            _keep(folder, key, packed)
+            return unpack(*packed, shared)
+
         def cached(*args, **kwargs):
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             counting = {k: v for k, v in bound.arguments.items() if k not in ignored}
             structure, roots = call_structure(func, counting)
             key, shared = call_key(structure, roots, self._volatile())
-            keep = _keeper(os.fspath(self.location))
-            with self._alone(key):
-                if keep.check_call_in_cache(key, None):
-                    packed = keep(key, None)
-                else:
-                    if self.verbose:
-                        print(f"[{type(self).__name__}] calling {func.__qualname__}")
-                    before = fingerprints(shared)
-                    result = func(*args, **kwargs)
-                    if self._note_volatile(before, fingerprints(shared)):
-                        key, shared = call_key(structure, roots, self._volatile())
-                    packed = keep(key, pack(result, shared))
-            result = unpack(*packed, shared)
+            found = _recall(folder, key, shared)
+            if not found:
+                with self._alone(key):
+                    # Another may have computed it meanwhile.
+                    found = _recall(folder, key, shared)
+                    if not found:
+                        found = [compute(key, shared, structure, roots, args, kwargs)]
+            (result,) = found
             self._lend(result)
             return result
 
@@ -164,10 +196,13 @@ class TensorMemory:
         warn : bool, default=True
             Whether to say so.
         """
-        if self.location is not None:
-            self._store().clear(warn=warn)
-            for folder in ("locks", "volatile"):
-                shutil.rmtree(Path(self.location) / folder, ignore_errors=True)
+        if self.location is None:
+            return
+        location = self._folder()
+        if warn:
+            logging.getLogger(__name__).warning("%s: deleting what is cached", self)
+        for folder in ("joblib", "locks", "volatile"):
+            shutil.rmtree(location / folder, ignore_errors=True)
 
     def reduce_size(self, bytes_limit=None, items_limit=None, age_limit=None):
         """Delete the results that were used least recently.
@@ -184,19 +219,20 @@ class TensorMemory:
             Results older than this are deleted.
         """
         if self.location is not None:
-            self._store().reduce_size(
+            joblib.Memory(self._folder(), verbose=0).reduce_size(
                 bytes_limit=bytes_limit, items_limit=items_limit, age_limit=age_limit
             )
 
-    def _store(self) -> joblib.Memory:
-        return joblib.Memory(os.fspath(self.location), verbose=0)
+    def _folder(self) -> Path:
+        """The location, which must be a path; ``None`` is not asked for."""
+        return as_path(self.location, "location")
 
     def _volatile(self) -> set[str]:
         """Names of what the calls so far have changed in networks and functions."""
-        folder = Path(self.location) / "volatile"
-        return (
-            {unquote(name) for name in os.listdir(folder)} if folder.exists() else set()
-        )
+        try:
+            return {unquote(name) for name in os.listdir(self._folder() / "volatile")}
+        except FileNotFoundError:
+            return set()
 
     def _note_volatile(self, before: dict, after: dict) -> bool:
         """Remember what differs for all processes; whether something does.
@@ -208,17 +244,15 @@ class TensorMemory:
             for place_and_name in before.keys() | after.keys()
             if before.get(place_and_name) != after.get(place_and_name)
         }
-        folder = Path(self.location) / "volatile"
+        folder = self._folder() / "volatile"
         for name in names:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / quote(name, safe="")).touch()
+            _in_folder(folder, (folder / quote(name, safe="")).touch)
         return bool(names)
 
-    def _alone(self, key: str) -> contextlib.AbstractContextManager:
+    def _alone(self, key: str) -> Any:
         """Keep other processes and threads from computing the same result."""
-        folder = Path(self.location) / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / f"{key}.lock")
+        folder = self._folder() / "locks"
+        return _in_folder(folder, FileLock(folder / f"{key}.lock").acquire)
 
     def _lend(self, result: Any) -> None:
         """Give this cache to the transformers in a result that make use of one."""
@@ -229,12 +263,38 @@ class TensorMemory:
                     estimator._memory = self
 
 
-@functools.lru_cache
-def _keeper(location: str) -> Any:
-    """:func:`_keep` in joblib's cache; making it reads this file, so only once."""
-    return joblib.Memory(location, verbose=0).cache(_keep, ignore=["packed"])
+def _entry(location: Path, key: str) -> Path:
+    """The file of a result: joblib's name, in a folder named as joblib names them."""
+    return location / "joblib" / __name__ / key / "output.pkl"
 
 
-def _keep(key: str, packed: Packed) -> Packed:
-    """What joblib stores under the key: a packed result."""
-    return packed
+def _recall(location: Path, key: str, shared: list) -> list:
+    """The result of a call in a list, which is empty if there is none to be read."""
+    try:
+        return [unpack(*read_packed(_entry(location, key)), shared)]
+    except Exception:  # of any kind: what pickle raises depends on what it reads
+        return []
+
+
+def _keep(location: Path, key: str, packed: Packed) -> None:
+    """Store a packed result; warn if that cannot be, since the result is there."""
+    path = _entry(location, key)
+    try:
+        _in_folder(path.parent, lambda: write_packed(path, packed))
+    except OSError as error:
+        warnings.warn(
+            f"A result could not be kept in the cache {str(location)!r}: {error}.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def _in_folder(folder: Path, act: Callable[[], Result]) -> Result:
+    """Do something in a folder, again if others delete the folder meanwhile."""
+    for _ in range(ATTEMPTS):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return act()
+        except (FileNotFoundError, FileExistsError) as error:
+            last = error
+    raise last

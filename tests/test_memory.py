@@ -17,6 +17,7 @@ from torch import nn
 
 from panda_sklearn import GeneratorFeatureExtractor, PartsAppearanceDecomposition
 from panda_sklearn.memory import TensorMemory
+from panda_sklearn.utils.packing import write_packed
 from tests.nearness import assert_near
 from tests.networks import TinyGenerator
 
@@ -201,6 +202,7 @@ def test_a_new_process_finds_the_same_key(tmp_path):
 import torch
 from panda_sklearn import GeneratorFeatureExtractor
 from panda_sklearn.memory import TensorMemory
+from panda_sklearn.utils.packing import write_packed
 from panda_sklearn.datasets import load_face_generator
 def f(x, estimator, network):
     print("computed")
@@ -510,3 +512,116 @@ def test_what_cannot_be_hashed_is_said(calls):
 def test_ignored_arguments_must_exist(memory):
     with pytest.raises(ValueError, match="ignore must name arguments"):
         memory.cache(lambda x: x, ignore=["y"])
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def lengthened(path):
+    path.write_bytes(path.read_bytes() + b"x")
+
+
+def no_pickle(path):
+    write_packed(path, (b"no pickle", []))
+
+
+def a_pickle_that_raises(path):
+    write_packed(path, (b"cpanda_sklearn\nnothing\n.", []))
+
+
+def deleted(path):
+    path.unlink()
+    path.parent.rmdir()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [cut_off, emptied, lengthened, no_pickle, a_pickle_that_raises, deleted],
+)
+def test_a_damaged_result_is_computed_again(calls, memory, damage):
+    noted, cached = calls
+    x = torch.randn(10, generator=torch.Generator().manual_seed(0))
+    cached(x)
+    (path,) = memory.location.glob("joblib/**/output.pkl")
+    whole = path.read_bytes()
+    damage(path)
+    for _ in range(2):
+        assert torch.equal(cached(x), 2 * x)
+    assert len(noted) == 2
+    assert path.read_bytes() == whole
+
+
+def test_a_flipped_bit_is_seen(calls, memory):
+    noted, cached = calls
+    x = torch.randn(10, generator=torch.Generator().manual_seed(0))
+    cached(x)
+    (path,) = memory.location.glob("joblib/**/output.pkl")
+    whole = path.read_bytes()
+    for place in range(0, 8 * len(whole), 37):
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        noted.clear()
+        assert torch.equal(cached(x), 2 * x)
+        assert len(noted) == 1
+
+
+def test_results_deleted_at_any_time(memory):
+    cached, errors, started = memory.cache(double), [], threading.Barrier(4)
+
+    def call(i):
+        assert cached(i % 3) == i % 3
+
+    def work(act):
+        started.wait()
+        try:
+            for i in range(100):
+                act(i)
+        except Exception as error:
+            errors.append(error)
+
+    def clear(i):
+        memory.clear(warn=False)
+
+    def reduce_size(i):
+        memory.reduce_size(items_limit=0)
+
+    threads = [
+        threading.Thread(target=work, args=(act,))
+        for act in (call, call, clear, reduce_size)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_a_result_that_cannot_be_kept_is_returned(calls, monkeypatch):
+    _, cached = calls
+
+    def fail(path, packed):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("panda_sklearn.memory.write_packed", fail)
+    with pytest.warns(RuntimeWarning, match="could not be kept.*No space left"):
+        assert cached(3) == 3
+
+
+@pytest.mark.parametrize("ignore", ["x", 3, [3], [["x"]]], ids=repr)
+def test_ignored_arguments_are_a_list_of_names(memory, ignore):
+    with pytest.raises(TypeError, match=r"ignore must be a list.*ignore=\['"):
+        memory.cache(lambda x: x, ignore=ignore)
+
+
+@pytest.mark.parametrize("location", [3, True, ["a"], b"a"], ids=repr)
+def test_locations_of_other_types(location):
+    memory = TensorMemory(location)
+    for use in (lambda: memory.cache(double), memory.clear, memory.reduce_size):
+        with pytest.raises(TypeError, match="location must be"):
+            use()
