@@ -860,8 +860,8 @@ class PartsAppearanceDecomposition(
 
     @property
     def _batch_size(self) -> int | None:
-        """The parameter as torch wants it, who takes no integers of numpy."""
-        return None if self.batch_size is None else int(self.batch_size)
+        """The parameter as an int that torch takes: not numpy's, nor too long."""
+        return None if self.batch_size is None else min(int(self.batch_size), 2**62)
 
     @property
     def _layout(self) -> MapLayout:

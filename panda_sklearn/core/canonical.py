@@ -10,6 +10,7 @@ orthogonal, nor when parts change places. The canonical pair of all these has
   ones. The last appearances are zero if together they hold no more energy than
   rounding may have put there, as those beyond the rank of the data;
 - order: parts by the energy that each contributes, sum_i ||A l_ik p_k'||^2, falling;
+  of those whose energies differ by rounding alone, the one that peaks first;
 - signs: the entry of largest magnitude of each appearance is positive.
 
 Where parts may be negative they have the freedom of the appearances, and are
@@ -26,6 +27,10 @@ from torch import Tensor
 from panda_sklearn.core.moments import Moments
 
 __all__ = ["canonical", "signed"]
+
+# Energies that differ by less than this share are the same up to rounding, which a fit
+# magnifies.
+SAME = 1e-6
 
 
 def canonical(
@@ -64,13 +69,22 @@ def canonical(
     M1P, M2P = part_products
     if nonnegative:
         energies = (P * M2P).sum(dim=0) * P.square().sum(dim=0)
-        P = P[:, energies.argsort(descending=True, stable=True)]
+        P = P[:, _falling(energies, P.argmax(dim=0))]
     else:
         P = signed(P @ _falling_eigenvectors(P.T @ M1P))
     g = torch.linalg.eigvalsh(A.T @ A)
     total, squares = float(g.sum()), float(g.square().sum())
     scale = (total / squares) ** 0.5 if squares > 0 else 1.0
     return scale * A, P / scale, scale
+
+
+def _falling(energies: Tensor, places: Tensor) -> Tensor:
+    """Indices by falling energy; of all but equal ones by rising place."""
+    order = energies.argsort(descending=True, stable=True)
+    falls = energies[order].diff().neg()
+    new = falls > SAME * energies[order[:-1]]
+    group = torch.cat([new.new_zeros(1), new]).cumsum(0)
+    return order[(group * (places.max() + 1) + places[order]).argsort(stable=True)]
 
 
 def _rotated(A: Tensor, B: Tensor, eps: float) -> Tensor:

@@ -37,6 +37,8 @@ class Batches:
     """
 
     def __init__(self, n_samples: int, size: int) -> None:
+        if size < 1:  # as scikit-learn's skip_parameter_validation lets through
+            raise ValueError(f"batch_size must be at least 1, got {size}.")
         self.n_samples = n_samples
         self.size = self._first = min(size, n_samples)
 

@@ -45,6 +45,7 @@ from panda_sklearn.utils.scalars import (
     is_bool,
     shown,
 )
+from panda_sklearn.utils.undo import Undo
 
 __all__ = [
     "LARGEST",
@@ -130,13 +131,18 @@ def fit_method(fit: Callable) -> Callable:
 
     @functools.wraps(fit)
     def keep_state(self, *args, **kwargs):
-        before = dict(vars(self))
-        try:
-            return fit(self, *args, **kwargs)
-        except BaseException:
-            vars(self).clear()
-            vars(self).update(before)
-            raise
+        state, before = vars(self), dict(vars(self))
+
+        def put_back() -> None:
+            state.update(before)
+            for name in state.keys() - before.keys():
+                state.pop(name, None)
+
+        with Undo() as undo, undo:
+            undo.note(put_back)
+            result = fit(self, *args, **kwargs)
+            undo.forget()
+        return result
 
     checked = _fit_context(prefer_skip_nested_validation=True)(keep_state)
     if fit.__name__ != "partial_fit":
@@ -244,13 +250,6 @@ def _validated(estimator: Any, X: Any, reset: bool, keep_dtype: bool) -> ArrayLi
 
 def _check_tensor(X: torch.Tensor) -> None:
     """What check_array checks, for a tensor; in scikit-learn's words."""
-    for is_so, kind, remedy in (
-        (X.is_quantized, "quantized", "Use X.dequantize()."),
-        (X.is_nested, "nested", "Pass samples of one shape, as one dense tensor."),
-        (X.device.type == "meta", "without values (on 'meta')", "Load them first."),
-    ):
-        if is_so:
-            raise TypeError(f"Expected a dense tensor, got one {kind}. {remedy}")
     if X.layout != torch.strided:
         raise TypeError(
             f"Sparse input is not supported, got a tensor of layout {X.layout}. Use "
@@ -315,11 +314,19 @@ def check_array_like(values: Any, name: str, expected: str) -> None:
         If it is complex, or a masked array of which something is masked.
     """
     wanted = f"{name} must be {expected}, got"
-    if isinstance(values, torch.Tensor) and values.layout != torch.strided:
-        raise TypeError(
-            f"Sparse input is not supported: {wanted} a tensor of layout "
-            f"{values.layout}. Use {name}.to_dense()."
-        )
+    if isinstance(values, torch.Tensor):
+        for unfit, found, remedy in (
+            (values.is_quantized, "a quantized tensor", f"Use {name}.dequantize()."),
+            (values.is_nested, "a nested tensor", "Give all samples one shape."),
+            (values.is_meta, "a tensor without values, on 'meta'", "Load it first."),
+        ):
+            if unfit:
+                raise TypeError(f"{wanted} {found}. {remedy}")
+        if values.layout != torch.strided:
+            raise TypeError(
+                f"Sparse input is not supported: {wanted} a tensor of layout "
+                f"{values.layout}. Use {name}.to_dense()."
+            )
     if scipy.sparse.issparse(values):
         raise TypeError(
             f"Sparse input is not supported: {wanted} a {type(values).__name__}. Use "
@@ -464,7 +471,7 @@ def check_device(device: str | torch.device) -> torch.device:
         if found.type != "meta":
             return found
         raise RuntimeError("tensors there have no values")
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
             f"device={str(device)!r} cannot be used here ({reason}). "
