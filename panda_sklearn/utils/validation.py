@@ -222,10 +222,14 @@ def _named(name: str) -> Iterator[None]:
 
 def _validated(estimator: Any, X: Any, reset: bool, keep_dtype: bool) -> ArrayLike:
     """What scikit-learn checks, in its words, but for the values."""
-    if isinstance(X, torch.Tensor):
-        _check_tensor(X)
+    if isinstance(X, torch.Tensor) or (isinstance(X, np.ndarray) and is_numeric(X)):
+        # Not check_array: it would bring tensors to the host, and for arrays it changes
+        # the filters of warnings, which belong to all threads.
+        _check_axes(X)
         if X.ndim == 2:
             validate_data(estimator, X, reset=reset, skip_check_array=True)
+        if isinstance(X, np.ndarray):
+            X = np.asarray(X, order="C")
     else:
         options = {
             "dtype": "numeric",
@@ -237,9 +241,9 @@ def _validated(estimator: Any, X: Any, reset: bool, keep_dtype: bool) -> ArrayLi
             X = check_array(X, **options, estimator=estimator)
         else:
             X = validate_data(estimator, X, reset=reset, **options)
-        if not keep_dtype:
-            double = X.dtype.kind == "f" and X.dtype.itemsize >= 8
-            X = X.astype(np.float64 if double else np.float32, copy=False)
+    if isinstance(X, np.ndarray) and not keep_dtype:
+        double = X.dtype.kind == "f" and X.dtype.itemsize >= 8
+        X = X.astype(np.float64 if double else np.float32, copy=False)
     if 0 in X.shape:
         raise ValueError(
             f"Found array with 0 feature(s) (shape={tuple(X.shape)}) while a minimum "
@@ -248,14 +252,9 @@ def _validated(estimator: Any, X: Any, reset: bool, keep_dtype: bool) -> ArrayLi
     return X
 
 
-def _check_tensor(X: torch.Tensor) -> None:
-    """What check_array checks, for a tensor; in scikit-learn's words."""
-    if X.layout != torch.strided:
-        raise TypeError(
-            f"Sparse input is not supported, got a tensor of layout {X.layout}. Use "
-            "X.to_dense()."
-        )
-    if X.is_complex():
+def _check_axes(X: ArrayLike) -> None:
+    """What check_array checks, but for the values; in scikit-learn's words."""
+    if isinstance(X, torch.Tensor) and X.is_complex():
         raise ValueError(
             "Complex data not supported. Pass real and imaginary parts as channels."
         )
