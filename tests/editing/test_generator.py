@@ -1,5 +1,6 @@
 """A generator with edits built in."""
 
+import contextlib
 import copy
 import io
 import pickle
@@ -7,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from panda_sklearn import (
     Edit,
@@ -184,3 +186,62 @@ def test_bad_input(editor, z):
         EditedGenerator(editor, Edit(0, 0, torch.ones(9)))
     with pytest.raises(ValueError, match="the same for all samples"):
         EditedGenerator(editor, Edit(0, torch.ones(9, 4, 4)))
+
+
+class Checkpointed(nn.Module):
+    """Latents (N, 6) -> images (N, 3, 4, 4), of which a part may run under a context."""
+
+    def __init__(self, context):
+        super().__init__()
+        self.context = context
+        self.dense = nn.Linear(6, 5 * 16)
+        self.maps, self.to_rgb = nn.Conv2d(5, 5, 1), nn.Conv2d(5, 3, 1)
+
+    def block(self, x):
+        return torch.tanh(self.to_rgb(torch.tanh(self.maps(x))))
+
+    def forward(self, z):
+        return self.context(self.block, self.dense(z).reshape(-1, 5, 4, 4))
+
+
+def without_gradients(function, x):
+    with torch.no_grad():
+        return function(x)
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        lambda function, x: checkpoint(function, x, use_reentrant=True),
+        lambda function, x: checkpoint(function, x, use_reentrant=False),
+        lambda function, x: checkpoint_sequential(
+            [function], 1, x, use_reentrant=False
+        ),
+        without_gradients,
+    ],
+)
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+def test_layers_that_run_again_in_the_backward_pass(context, z):
+    """The edit would be missing there, and gradients silently wrong."""
+    network = Checkpointed(context)
+    extractor = GeneratorFeatureExtractor(network, "maps").fit(z)
+    panda = PartsAppearanceDecomposition(2, 3, max_iter=5, tol=0, random_state=0)
+    editor = LocalEditor(extractor, panda.fit(extractor.transform(z)))
+    edited = EditedGenerator(editor, Edit(1, 0, 2.0), learn_strengths=True)
+    latents = z.clone().requires_grad_()
+    with pytest.raises(RuntimeError, match="'maps' runs under activation checkpoint"):
+        edited(latents)
+    assert not network.maps._forward_hooks
+    with torch.no_grad():
+        torch.testing.assert_close(edited(z), editor.edit(z, Edit(1, 0, 2.0)))
+
+
+def test_the_user_s_own_saved_tensors_hooks_are_no_checkpointing(precise, z):
+    edited = EditedGenerator(precise, EDITS, learn_strengths=True)
+    gradients = []
+    for context in (contextlib.nullcontext(), torch.autograd.graph.save_on_cpu()):
+        edited.strengths.grad = None
+        with context:
+            edited(z.double()).sum().backward()
+        gradients.append(edited.strengths.grad)
+    torch.testing.assert_close(*gradients)

@@ -167,3 +167,43 @@ def test_everything_is_left_as_it_was(case, network, latents):
 def test_layers_worth_decomposing(case, network, latents):
     layers = list_layers(network, latents[:2], case.forward)
     assert tuple(layer.name for layer in layers.recommended) == case.recommended
+
+
+def small():
+    return torch.nn.Sequential(
+        torch.nn.Linear(4, 48),
+        torch.nn.Unflatten(1, (3, 4, 4)),
+        torch.nn.Conv2d(3, 5, 1),
+    )
+
+
+def test_low_rank_layers_that_merge_in_evaluation_mode():
+    loralib = pytest.importorskip("loralib")
+    network = small()
+    network[0] = loralib.Linear(4, 48, r=2)
+    torch.nn.init.normal_(network[0].lora_B)
+    network.train()
+    before, z = network[0].weight.detach().clone(), torch.randn(5, 4)
+    for act in (
+        GeneratorFeatureExtractor(network, "2").fit,
+        lambda z: list_layers(network, z),
+    ):
+        act(z)
+        assert network[0].training and not network[0].merged
+        torch.testing.assert_close(network[0].weight, before)  # merged, unmerged
+        network.zero_grad()
+        network(z).sum().backward()
+        assert network[0].lora_A.grad is not None
+
+
+def test_networks_offloaded_by_accelerate():
+    accelerate = pytest.importorskip("accelerate")
+    network, z = small(), torch.randn(6, 4)
+    expected = network(z).detach()
+    accelerate.cpu_offload(network, execution_device="cpu")
+    extractor = GeneratorFeatureExtractor(network, "2").fit(z)
+    torch.testing.assert_close(extractor.transform(z), expected)
+    torch.testing.assert_close(extractor.generate(z, lambda x: x + 1), expected + 1)
+    assert network[0].weight.device.type == "meta"
+    with pytest.raises(ValueError, match="offloaded"):
+        extractor.set_params(device="cpu").fit(z)

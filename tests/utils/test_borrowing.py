@@ -2,10 +2,14 @@
 
 import contextlib
 import threading
+import types
 
 import pytest
 import torch
+from torch import nn
 
+from panda_sklearn import GeneratorFeatureExtractor
+from panda_sklearn.utils import borrowing
 from panda_sklearn.utils.borrowing import preserve_random_state, seed_noise
 from panda_sklearn.utils.undo import Undo
 from tests.networks import TinyGenerator, borrowed
@@ -152,3 +156,193 @@ def test_a_network_that_cannot_be_moved_is_left_alone(network, monkeypatch):
         pass
     assert all(m.training for m in network.modules())
     assert next(network.parameters()).device == CPU
+
+
+class Merging(nn.Linear):
+    """A layer that adds its low-rank weights to the others in evaluation mode."""
+
+    def __init__(self, n_in, n_out):
+        super().__init__(n_in, n_out)
+        self.low = nn.Parameter(torch.randn(n_out, n_in))
+        self.merged = False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.merged == mode:
+            self.weight.data += -self.low if mode else self.low
+            self.merged = not mode
+        return self
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y if self.merged else y + x @ self.low.T
+
+
+class Frozen(nn.Sequential):
+    """A network that keeps a layer of it in evaluation mode."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+class Averaged(nn.Module):
+    """Swaps its weights for averaged ones in ``eval``, and back in ``train``."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.swapped, self.n_swaps = network, False, 0
+
+    def eval(self):
+        if not self.swapped:
+            self.swapped, self.n_swaps = True, self.n_swaps + 1
+        return super().eval()
+
+    def train(self, mode=True):
+        if mode and self.swapped:
+            self.swapped = False
+        return super().train(mode)
+
+    def forward(self, x):
+        return self.network(x) + self.swapped
+
+
+def test_modules_that_change_weights_with_their_mode():
+    network = nn.Sequential(Merging(4, 3), nn.ReLU(), nn.Sequential(Merging(3, 3)))
+    network.train()[2].eval()  # merged already
+    weights = [p.detach().clone() for p in network.parameters()]
+    z = torch.ones(2, 4)
+    expected = network(z)
+    for _ in range(2):
+        with borrowed(network):
+            assert all(layer.merged for layer in (network[0], network[2][0]))
+            torch.testing.assert_close(network(z), expected)
+        assert [m.training for m in network.modules()] == [True] * 3 + [False] * 2
+        assert (network[0].merged, network[2][0].merged) == (False, True)
+        for now, before in zip(network.parameters(), weights, strict=True):
+            torch.testing.assert_close(now, before)  # merged and unmerged: rounded
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_parent_s_own_method_leaves_its_children_s_modes(own):
+    network = Frozen(nn.Dropout(), nn.Dropout(), nn.Dropout()).train()
+    network[2].eval()
+    if own:  # as exported modules and some wrappers have them
+        network.train = types.MethodType(Frozen.train, network)
+    modes = [m.training for m in network.modules()]
+    averaged = Averaged(network).train()
+    modes_too = [m.training for m in averaged.modules()]
+    for each, expected in ((network, modes), (averaged, modes_too)):
+        for m, mode in zip(each.modules(), expected, strict=True):
+            m.training = mode
+        with borrowed(each):
+            assert not any(m.training for m in each.modules())
+            assert each is network or each.swapped
+        assert [m.training for m in each.modules()] == expected
+    assert not averaged.swapped and averaged.n_swaps == 1
+
+
+def test_a_method_that_raises_leaves_nothing_behind():
+    class Fixed(nn.Identity):
+        def train(self, mode=True):
+            raise ArithmeticError("mode is fixed")
+
+    network = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), Fixed(), nn.Dropout())
+    with pytest.raises(ArithmeticError, match="fixed"), borrowed(network):
+        pass
+    assert all(m.training for m in network.modules()) and torch.is_grad_enabled()
+    assert not borrowing._uses
+
+    class Refuses(nn.Identity):
+        def train(self, mode=True):
+            if mode:
+                raise ArithmeticError("not back again")
+            return super().train(mode)
+
+    network = nn.Sequential(nn.Dropout(), Refuses(), nn.Dropout())
+    with pytest.raises(ArithmeticError, match="not back"), borrowed(network):
+        assert not any(m.training for m in network.modules())
+    assert all(m.training for m in network.modules()) and not borrowing._uses
+
+
+def test_networks_that_share_modules_are_put_back_by_the_last():
+    shared = nn.Sequential(nn.Dropout(), Merging(3, 3))
+    one, two = nn.Sequential(shared, nn.Dropout()), Averaged(shared)
+    for network in (one, two):
+        network.train()
+    shared[0].eval()
+    modes = [m.training for network in (one, two) for m in network.modules()]
+    first, second = Undo(), Undo()
+    borrowing.borrow(first, one)
+    borrowing.borrow(second, two)
+    second.__exit__(None, None, None)  # its own train() would reach into what is in use
+    assert not any(m.training for m in one.modules()) and shared[1].merged
+    first.__exit__(None, None, None)
+    after = [m.training for network in (one, two) for m in network.modules()]
+    assert after == modes and not shared[1].merged and not two.swapped
+    assert not borrowing._uses
+
+
+def test_threads_on_networks_that_share_modules():
+    class Wrapped(nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network, self.last = network, nn.Dropout(0.5)
+
+        def train(self, mode=True):
+            return super().train(mode)
+
+        def forward(self, z):
+            return self.last(self.network(z))
+
+    inner = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5))
+    networks = [
+        inner.train(),
+        Wrapped(inner).train(),
+        nn.Sequential(inner[1], inner[2]),
+    ]
+    inputs = [torch.randn(5, 4), torch.randn(5, 4), torch.randn(5, 6)]
+    with torch.no_grad():
+        for network in networks:
+            network.eval()
+        expected = [n(z) for n, z in zip(networks, inputs, strict=True)]
+        for network in networks:
+            network.train()
+    mean, wrong = inner[1].running_mean.clone(), []
+
+    def work(i):
+        for _ in range(100):
+            with borrowed(networks[i]):
+                found = networks[i](inputs[i])
+            if not torch.allclose(found, expected[i], atol=1e-5):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in (0, 1, 2, 0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and torch.equal(inner[1].running_mean, mean)
+    assert all(m.training for n in networks for m in n.modules())
+    assert not borrowing._uses
+
+
+def test_networks_that_share_modules_must_agree_on_a_move(network):
+    other = nn.Sequential(network)
+    message = "in use with device=cpu by another call"
+    with borrowed(network, CPU), pytest.raises(RuntimeError, match=message):
+        borrowing.borrow(Undo(), other, torch.device("cuda", 0))
+    with borrowed(network, CPU), borrowed(other):
+        pass  # nothing is moved
+
+
+def test_weights_without_values():
+    network = nn.Sequential(nn.Linear(4, 3)).to("meta")
+    for device in (None, "cpu"):
+        with pytest.raises(ValueError, match=r"'meta'.*load"):
+            GeneratorFeatureExtractor(network, "0", device=device).fit(torch.ones(2, 4))
+    real = nn.Sequential(nn.Linear(4, 3))
+    with pytest.raises(ValueError, match="device='meta' cannot be used"):
+        GeneratorFeatureExtractor(real, "0", device="meta").fit(torch.ones(2, 4))
+    assert real[0].weight.device == CPU

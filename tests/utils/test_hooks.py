@@ -2,12 +2,13 @@
 
 import threading
 import warnings
-from collections import namedtuple
+from collections import OrderedDict, defaultdict, namedtuple
 
 import pytest
 import torch
 from torch import nn
 
+from panda_sklearn import GeneratorFeatureExtractor
 from panda_sklearn.generators import list_layers, sample_latents
 from panda_sklearn.utils.hooks import Tap, capture, find_layer, replace
 from tests.networks import Containers, TinyTransformer, borrowed
@@ -347,3 +348,128 @@ def test_reshaped_outputs_that_are_not_contiguous(z):
     )
     assert edited.stride() == original.stride()
     torch.testing.assert_close(edited, original + 1)
+
+
+class Boxed(tuple):
+    """A tuple with a constructor of its own, and an attribute."""
+
+    def __new__(cls, maps, *, note):
+        box = super().__new__(cls, (maps, "kept"))
+        box.note = note
+        return box
+
+
+def as_defaultdict(x):
+    found = defaultdict(list)
+    found["maps"] = x
+    return found
+
+
+Output = namedtuple("Output", "maps note", defaults=("kept",))
+
+
+@pytest.mark.parametrize(
+    ("make", "select"),
+    [
+        (as_defaultdict, "maps"),
+        (lambda x: OrderedDict(first=1, maps=x), "maps"),
+        (lambda x: Boxed(x, note="kept"), 0),
+        (Output, 0),
+        (lambda x: torch.max(x, dim=1), 0),
+    ],
+)
+def test_containers_with_constructors_of_their_own(make, select, z):
+    given = []
+
+    class Layer(nn.Module):
+        def forward(self, x):
+            return make(x)
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = Layer()
+
+        def forward(self, x):
+            given.append(self.layer(x))
+            return given[-1][select]
+
+    network = Network()
+    chosen = tap(network, "layer", select=select)
+    seen = capture(chosen, lambda: network(z))
+    changed = replace(chosen, lambda x: x + 1, lambda: network(z))
+    assert torch.equal(changed, seen.tensor + 1)
+    before, after = given
+    assert type(after) is type(before) and len(after) == len(before)
+    assert getattr(after, "note", "kept") == "kept"
+    if isinstance(after, defaultdict):
+        assert after["other"] == []
+
+
+def test_containers_that_cannot_be_copied(z):
+    class Locked(dict):
+        def __setitem__(self, key, value):
+            raise AttributeError("locked")
+
+    class Layer(nn.Module):
+        def forward(self, x):
+            return Locked(maps=x)
+
+    network = nn.Sequential(Layer())
+    with pytest.raises(TypeError, match=r"of type Locked, of which no copy"):
+        replace(tap(network, "0", select="maps"), lambda x: x, lambda: network(z))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: None, lambda x: x.numpy(), lambda x: (x,)]
+)
+def test_replacements_that_are_no_tensors(network, z, change):
+    network.requires_grad_(False)
+    with pytest.raises(TypeError, match=r"'block1' must be a tensor of shape \(4, 5,"):
+        replace(tap(network, "block1"), change, lambda: network(z))
+    assert n_hooks(network) == 0
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_a_pass_is_not_cut_short_where_hooks_must_be_called(network, z, everywhere):
+    """Such hooks come in pairs: one before a layer, one after it whatever happens."""
+    depth, deepest = [0], []
+
+    def enter(*args):
+        depth[0] += 1
+        deepest.append(depth[0])
+
+    def leave(*args):
+        depth[0] -= 1
+
+    if everywhere:
+        handles = [
+            nn.modules.module.register_module_forward_pre_hook(enter),
+            nn.modules.module.register_module_forward_hook(leave, always_call=True),
+        ]
+    else:
+        handles = [
+            network.register_forward_pre_hook(enter),
+            network.register_forward_hook(leave, always_call=True),
+        ]
+    try:
+        extractor = GeneratorFeatureExtractor(network, "block1").fit(z)
+        features = extractor.transform(z)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert depth == [0] and deepest
+    torch.testing.assert_close(extractor.transform(z), features)
+
+
+def test_exported_networks_are_refused_and_leave_others_alone():
+    network = nn.Sequential(nn.Linear(4, 6), nn.ReLU()).eval()
+    z = torch.ones(3, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exported = torch.export.export(network, (z,)).module()
+    with pytest.raises(TypeError, match=r"exported \(torch.export\)"):
+        find_layer(exported, "0")
+    outer = nn.Sequential(exported, nn.Linear(6, 2))
+    features = GeneratorFeatureExtractor(outer, "1", batch_size=3).fit_transform(z)
+    assert features.shape == (3, 2) and outer.training
