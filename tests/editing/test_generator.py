@@ -189,7 +189,7 @@ def test_bad_input(editor, z):
 
 
 class Checkpointed(nn.Module):
-    """Latents (N, 6) -> images (N, 3, 4, 4), of which a part may run under a context."""
+    """Latents (N, 6) -> images (N, 3, 4, 4), part of it under a context."""
 
     def __init__(self, context):
         super().__init__()
@@ -215,7 +215,7 @@ def without_gradients(function, x):
         lambda function, x: checkpoint(function, x, use_reentrant=True),
         lambda function, x: checkpoint(function, x, use_reentrant=False),
         lambda function, x: checkpoint_sequential(
-            [function], 1, x, use_reentrant=False
+            [function, torch.relu], 2, x, use_reentrant=False
         ),
         without_gradients,
     ],
