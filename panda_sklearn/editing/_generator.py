@@ -69,6 +69,9 @@ class EditedGenerator(nn.Module):
     ------
     TypeError, ValueError
         As ``LocalEditor.edit``; also if a mask or strengths are of single samples.
+    RuntimeError
+        When called with gradients on, if the generator runs the edited layer under
+        activation checkpointing: in the backward pass it would run again, unedited.
 
     See Also
     --------
