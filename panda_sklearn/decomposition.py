@@ -264,9 +264,9 @@ class PartsAppearanceDecomposition(
     orthonormal columns as a factor can bring it; coefficients of different appearances
     uncorrelated over samples and parts, and appearances by their falling energy, zero
     beyond the rank of the data; parts by the energy that each contributes, falling,
-    and of equal ones that first which peaks first; the entry of largest magnitude of each appearance positive. "pgd" and "adam" leave
-    scale and rotation as they end up. The objective has local minima: fits from
-    different starts can differ.
+    and of equal ones that first which peaks first; the entry of largest magnitude of
+    each appearance positive. "pgd" and "adam" leave scale and rotation as they end up.
+    The objective has local minima: fits from different starts can differ.
 
     References
     ----------
