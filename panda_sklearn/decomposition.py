@@ -824,7 +824,7 @@ class PartsAppearanceDecomposition(
             If the file is cut off, holds something else, or what makes no estimator
             that works, or is of a later format.
         """
-        params, attributes = read_state(path, KIND, cls._get_param_names())
+        params, attributes = read_state(path, KIND, cls().get_params(deep=False))
         panda = cls(**params)
         vars(panda).update(attributes)
         try:
