@@ -117,6 +117,15 @@ def learn(
         elif before - f < tol:
             break
     M1P, M2P = of_parts.products(P[None])
-    A, P, c = canonical(A, P, (M1P[0], M2P[0]), of_appearances, nonnegative=nonnegative)
+    products = M1P[0], M2P[0]
+    found = canonical(A, P, products, of_appearances, nonnegative=nonnegative)
+    if Z.dtype != A.dtype and "dtype" not in given and not bool(found[0].any(0).all()):
+        # Beyond the rank of the data, or of their products in single precision?
+        of_appearances = appearance_moments(Z, P, dtype=A.dtype, **given)
+        if past is not None:
+            of_appearances = past.of_appearances + of_appearances
+        A, f = solve_appearances(of_appearances, A)
+        found = canonical(A, P, products, of_appearances, nonnegative=nonnegative)
+    A, P, c = found
     past = Past(of_parts.rescaled(c), of_appearances.rescaled(1 / c), n_samples)
     return A, P, past, max(f, 0.0) * float(of_appearances.energy) / n_samples
