@@ -398,10 +398,10 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         if features is None:
             change = None
         elif callable(features):
-            change = lambda original, where: features(original)  # noqa: E731
+            change = lambda original, where: _own(features(original), original)  # noqa: E731
         else:
             rows = self._check_features(features, len(latents))
-            change = lambda original, where: rows[where]  # noqa: E731
+            change = lambda original, where: _own(rows[where], original)  # noqa: E731
         return origin.give(self._generate(latents, change))
 
     def _generate(
@@ -618,3 +618,10 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         if hasattr(self, "_metadata_request"):  # as scikit-learn's own clone does
             twin._metadata_request = copy.deepcopy(self._metadata_request)
         return twin
+
+
+def _own(features: Any, original: Tensor) -> Any:
+    """Features in memory of their own: the network may write into them."""
+    if isinstance(features, Tensor) and features is not original:
+        return features.clone()
+    return features

@@ -95,6 +95,15 @@ def test_single_precision_finds_what_double_precision_does(make, size):
     assert abs(single.appearances_).max(axis=1).all()  # none is beyond the rank
 
 
+@pytest.mark.parametrize("size", [1e3, 1e4])
+def test_a_stream_that_moves_away_from_zero(size):
+    X = BASE + size * (np.arange(40) >= 20)[:, None, None, None]
+    single, double = (fitted("stream", X.astype(t)) for t in (np.float32, np.float64))
+    assert abs(single.appearances_).max(axis=1).all()
+    errors = (p.reconstruction_errors(X[20:]).mean() for p in (single, double))
+    assert next(errors) < 1.05 * next(errors)
+
+
 @pytest.mark.parametrize("size", [0, 1e3, 1e4])
 def test_held_out_positions_of_data_far_from_zero(size):
     X = with_a_constant_channel(size).astype(np.float32)

@@ -78,12 +78,11 @@ class Moments:
     eps: float
 
     def __add__(self, other: Moments) -> Moments:
-        return Moments(
-            self.M1 + other.M1,
-            self.M2 + other.M2,
-            self.energy + other.energy,
-            max(self.eps, other.eps),
-        )
+        energy = self.energy + other.energy
+        # Each is off by its own share of its own energy.
+        off = float(self.eps * self.energy + other.eps * other.energy)
+        eps = off / float(energy) if float(energy) > 0 else max(self.eps, other.eps)
+        return Moments(self.M1 + other.M1, self.M2 + other.M2, energy, eps)
 
     def to(self, device: torch.device) -> Moments:
         """The same, on a device."""

@@ -192,7 +192,8 @@ class FaceGenerator(nn.Module):
             RGB, black is -1 and white is 1; values a little outside that range
             occur.
         """
-        w = self.style_mean.lerp(self.styles(latents), truncation)
+        styles = self.styles(latents)
+        w = self.style_mean.to(styles).lerp(styles, truncation)
         return self.synthesize([w] * len(CHANNELS))
 
     def synthesize(self, styles):

@@ -139,7 +139,7 @@ class EditedGenerator(nn.Module):
         like = change.terms[0].vector.to(extractor._device())
         self.strengths = nn.Parameter(
             torch.stack([term.strength.to(like) for term in change.terms]),
-            requires_grad=learn_strengths,
+            requires_grad=bool(learn_strengths),
         )
         self.register_buffer(
             "scales", like.new_tensor([term.scale for term in change.terms])
@@ -179,18 +179,21 @@ class EditedGenerator(nn.Module):
 
     def _run(self, latents: Tensor) -> Tensor:
         """One forward pass, with the edits hooked in for its length."""
-        differentiates, saving = torch.is_grad_enabled(), _saved_tensors_hooks()
+        saving = _saved_tensors_hooks()
+        given = (latents, self.strengths, *self.generator.parameters())
+        differentiates = torch.is_grad_enabled() and any(T.requires_grad for T in given)
 
         def edit(features: Tensor) -> Tensor:
             if differentiates and (
                 not torch.is_grad_enabled() or _saved_tensors_hooks() != saving
             ):
                 raise RuntimeError(
-                    f"Layer {self._tap.name!r} runs under activation checkpointing, or "
-                    "without gradients, which the generator itself sees to. In the "
-                    "backward pass it would run again without the edit, and gradients "
-                    "would be wrong. Turn checkpointing off in the generator, or call "
-                    "this module under torch.no_grad()."
+                    f"Layer {self._tap.name!r} runs under activation checkpointing, "
+                    "other hooks of saved tensors, or without gradients, which the "
+                    "generator itself sees to. In the backward pass it would run "
+                    "again without the edit, and gradients would be wrong. Turn "
+                    "checkpointing off in the generator, or call this module under "
+                    "torch.no_grad()."
                 )
             return self._edit(features)
 

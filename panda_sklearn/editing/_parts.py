@@ -167,7 +167,7 @@ def split_part(part: ArrayLike, *, threshold: float = 0.5) -> list[ArrayLike]:
     >>> right[0], left[0]
     (array([0.  , 0.  , 0.  , 1.  , 0.75]), array([0. , 0.5, 0. , 0. , 0. ]))
     """
-    check_number("threshold", threshold, above=0, at_most=1)
+    threshold = check_number("threshold", threshold, above=0, at_most=1)
     values, origin = _check_part(part, "part")
     values = scaled(values, "part")
     labels, n_found = ndimage.label((values >= threshold).cpu().numpy())

@@ -25,6 +25,8 @@ from panda_sklearn.utils.hooks import TapTypeError, check_hookable
 from panda_sklearn.utils.undo import Undo
 from panda_sklearn.utils.validation import check_function, check_kind
 
+CPU = torch.device("cpu")
+
 __all__ = [
     "ConventionError",
     "Run",
@@ -85,14 +87,14 @@ def explained_failures(latents: Any, forward: Any) -> Iterator[None]:
         ) from error
 
 
-def device_of(generator: nn.Module) -> torch.device:
+def device_of(generator: nn.Module, default: torch.device = CPU) -> torch.device:
     """Where the network wants its inputs.
 
-    The device of its first parameter or buffer, else the CPU; where weights are
+    The device of its first parameter or buffer, else the default; where weights are
     offloaded by the hooks of accelerate, that on which those run the layers.
     """
     tensors = itertools.chain(generator.parameters(), generator.buffers())
-    device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+    device = next((tensor.device for tensor in tensors), default)
     if device.type != "meta":
         return device
     for module in generator.modules():

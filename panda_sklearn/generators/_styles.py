@@ -279,5 +279,5 @@ _locks_lock = threading.Lock()
 
 def _lock_of(generator: nn.Module) -> Any:
     """The lock of a generator, which a thread may take more than once."""
-    with _locks_lock:
-        return _locks.setdefault(generator, threading.RLock())
+    # One line, between which and the release no interrupt can come.
+    with _locks_lock: return _locks.setdefault(generator, threading.RLock())  # noqa: E701  # fmt: skip

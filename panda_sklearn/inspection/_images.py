@@ -191,7 +191,7 @@ def enlarge(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def as_array(array: ArrayLike) -> np.ndarray:
     """A float array on the host."""
     if isinstance(array, Tensor):
-        array = array.detach().cpu().double().numpy()
+        array = array.detach().cpu().double().resolve_neg().numpy()
     return np.asarray(array, dtype=float)
 
 

@@ -152,7 +152,7 @@ def _rows(factors: Any, name: str) -> np.ndarray:
     """Factors as rows of double precision on the host."""
     shape = "(n_parts, *spatial)" if name == "parts" else "(n_factors, ...)"
     tensor = as_tensor(check_values(factors, name, shape)).double().flatten(1)
-    return tensor.cpu().numpy()
+    return tensor.cpu().resolve_neg().numpy()
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

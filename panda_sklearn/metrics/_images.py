@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from panda_sklearn.generators._calls import device_of, dtype_of
 from panda_sklearn.utils.arrays import ArrayLike, as_tensor
 from panda_sklearn.utils.borrowing import borrow
 from panda_sklearn.utils.regions import masked_norms, ratios
@@ -266,18 +267,19 @@ def _features(samples: ArrayLike, network: Callable | None, batch_size: int) -> 
         return tensor.double()
     found = []
     with Undo() as undo, undo:
-        home = tensor
+        device, dtype = tensor.device, tensor.dtype
         if isinstance(network, nn.Module):
+            device, dtype = device_of(network, device), dtype_of(network, dtype)
             borrow(undo, network)
-            home = next(iter([*network.parameters(), *network.buffers()]), tensor)
         for batch in tensor.split(batch_size):
-            made = network(batch.to(home))
+            # A copy: the network may write into its inputs.
+            made = network(batch.to(device=device, dtype=dtype, copy=True))
             if not isinstance(made, Tensor):
                 raise TypeError(
                     "network must give a tensor of features, got a "
                     f"{type(made).__name__}."
                 )
-            found.append(made.detach().double())
+            found.append(made.detach().to(torch.float64, copy=True))
     features = torch.cat(found)
     check_finite(features, "features")
     return features

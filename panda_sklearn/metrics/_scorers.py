@@ -123,6 +123,7 @@ def heldout_reconstruction(
     check_choice("held_out", held_out, ("positions", "both"))
     if is_bool(n_folds) or not isinstance(n_folds, Integral) or n_folds < 2:
         raise ValueError(f"n_folds must be an int of 2 or more, got {shown(n_folds)}.")
+    n_folds = int(n_folds)
     random = check_random_state(random_state)
     panda = _steps(estimator)[1]
     whole_channels = held_out == "positions"

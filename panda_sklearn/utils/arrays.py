@@ -91,7 +91,7 @@ def promoted(T: Tensor) -> Tensor:
 
 def _shared(X: np.ndarray) -> Tensor:
     """A tensor on the CPU that shares an array's memory where it can."""
-    if X.dtype == np.longdouble:
+    if X.dtype.kind == "f" and X.dtype.itemsize > 8:  # long double, of either order
         X = X.astype(np.float64)
     if not X.dtype.isnative or any(stride < 0 for stride in X.strides):
         X = np.array(X, dtype=X.dtype.newbyteorder("="), order="C")

@@ -9,6 +9,7 @@ threads may use them at a time, on one network or on networks that share submodu
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterable
@@ -50,7 +51,8 @@ class _Move:
 
 
 # All modules in use, by their id, and all networks that are not at home. A thread that
-# is interrupted may come back for its own loans while it has the lock.
+# is interrupted may come back for its own loans while it has the lock. What is done
+# under a lock is one line with it: between two, an interrupt would leave it locked.
 _uses: dict[int, _Use] = {}
 _moves: list[_Move] = []
 _lock = threading.RLock()
@@ -91,32 +93,37 @@ class _Loan:
 
     def begin(self) -> None:
         """Count the network's modules as in use, move them and set their mode."""
-        with _lock:
-            home = self._home()
+        with _lock: self._begin()  # noqa: E701  # fmt: skip
+
+    def _begin(self) -> None:
+        home = self._home()
+        for module in self.modules:
+            use = _uses.get(id(module))
+            if use is None:
+                use = _uses[id(module)] = _Use(module, module.training)
+            use.loans.add(self)
+        if home is not None:
+            _moves.append(_Move(self.model, home))
+            self.model.to(self.device)
+        if any(module.training for module in self.modules):
             for module in self.modules:
-                use = _uses.get(id(module))
-                if use is None:
-                    use = _uses[id(module)] = _Use(module, module.training)
-                use.loans.add(self)
-            if home is not None:
-                _moves.append(_Move(self.model, home))
-                self.model.to(self.device)
-            # Inner modules first: an outer one's own method may set them too.
-            for module in reversed(self.modules):
-                if module.training:
-                    _set_mode(_uses[id(module)], False)
+                if _has_own_methods(module):
+                    _uses[id(module)].asked = True
+            _evaluate(self.model)
 
     def end(self) -> None:
         """Put back the modules that no other call uses.
 
         May be called again after it was interrupted.
         """
-        with _lock:
-            for module in self.modules:
-                use = _uses.get(id(module))
-                if use is not None:
-                    use.loans.discard(self)
-            _put_back()
+        with _lock: self._end()  # noqa: E701  # fmt: skip
+
+    def _end(self) -> None:
+        for module in self.modules:
+            use = _uses.get(id(module))
+            if use is not None:
+                use.loans.discard(self)
+        _put_back()
 
     def _home(self) -> torch.device | None:
         """Where to bring the network back to, if it has to be moved."""
@@ -155,14 +162,24 @@ class _Loan:
 def _put_back() -> None:
     """Put back all modules that are not in use any more, and networks with none."""
     problems: list[Exception] = []
-    for use in reversed(list(_uses.values())):
-        if use.loans or (use.asked and any(map(_is_in_use, use.module.modules()))):
-            continue
+    for use in list(_uses.values()):  # what a parent's method does to others counts
+        if use.asked and not any(map(_is_in_use, use.module.modules())):
+            for module in use.module.modules():
+                _uses.setdefault(id(module), _Use(module, module.training))
+    ready = [
+        use
+        for use in _uses.values()
+        if not (use.loans or (use.asked and any(map(_is_in_use, use.module.modules()))))
+    ]
+    # Parents first, whose methods set their children too.
+    for use in sorted(ready, key=lambda use: -sum(1 for _ in use.module.modules())):
         try:
-            _set_mode(use, use.training)
+            _set_mode(use)
         except Exception as problem:
             problems.append(problem)
+    for use in ready:
         use.module.training = use.training
+    for use in ready:
         _uses.pop(id(use.module), None)
     for move in list(_moves):
         if not any(map(_is_in_use, move.model.modules())):
@@ -181,32 +198,28 @@ def _is_in_use(module: nn.Module) -> bool:
     return use is not None and bool(use.loans)
 
 
-def _set_mode(use: _Use, training: bool) -> None:
-    """Set the mode of one module.
+def _evaluate(model: nn.Module) -> None:
+    """Put a network into evaluation mode as it does itself."""
+    try:
+        model.eval()
+    except NotImplementedError:  # a part is exported, and has no modes
+        for module in model.modules():
+            if not _has_own_methods(module):
+                module.training = False
+
+
+def _set_mode(use: _Use) -> None:
+    """Put back the mode of one module.
 
     Most are a flag. Some do more in ``train`` or ``eval`` of their own, such as adding
-    low-rank weights to the others: these are asked, and what they do to the modes of
-    their submodules is taken back.
+    low-rank weights to the others: those are asked.
     """
     module = use.module
     if not _has_own_methods(module):
-        module.training = training
-        return
-    if training == module.training and not use.asked:
-        return
-    use.asked = True
-    inner = [(each, each.training) for each in module.modules() if each is not module]
-    try:
-        if training:
-            module.train()
-        else:
-            module.eval()
-    except NotImplementedError:
-        pass  # an exported module, which has no modes
-    finally:
-        for each, was in reversed(inner):
-            if each.training != was:
-                _set_mode(_Use(each, was), was)
+        module.training = use.training
+    elif use.training != module.training or (use.asked and use.training):
+        with contextlib.suppress(NotImplementedError):  # exported: it has no modes
+            module.train(use.training)
 
 
 def _has_own_methods(module: nn.Module) -> bool:
@@ -240,17 +253,23 @@ class _Shared:
         """Begin to use it."""
         user = object()
         undo.note(functools.partial(self.leave, user))
-        with self.lock:
-            if not self.users:
-                self.before = self.note()
-            self.users.add(user)
+        with self.lock: self._enter(user)  # noqa: E701  # fmt: skip
+
+    def _enter(self, user: object) -> None:
+        first = not self.users
+        self.users.add(user)
+        if first:
+            self.before = self.note()
 
     def leave(self, user: object) -> None:
         """Use it no more; may be called again after it was interrupted."""
-        with self.lock:
-            if self.users == {user}:
-                self.put_back(self.before)
-            self.users.discard(user)
+        with self.lock: self._leave(user)  # noqa: E701  # fmt: skip
+
+    def _leave(self, user: object) -> None:
+        if self.users == {user} and self.before is not None:
+            self.put_back(self.before)
+            self.before = None
+        self.users.discard(user)
 
 
 _eager = _Shared(

@@ -138,10 +138,11 @@ def _with_item(container: Any, key: Any, item: Any) -> Any:
 
     Constructors are the classes' own business, so none is called if that can be.
     """
+    old = container[key]
     if not isinstance(container, tuple):
         changed = copy.copy(container)
         changed[key] = item
-        return changed
+        return _with_attributes(changed, old, item)
     items = list(container)
     items[key] = item
     cls = type(container)
@@ -151,7 +152,22 @@ def _with_item(container: Any, key: Any, item: Any) -> Any:
         return cls(items)
     if hasattr(container, "__dict__"):
         vars(changed).update(vars(container))
-    return changed
+    return _with_attributes(changed, old, item)
+
+
+def _with_attributes(container: Any, old: Any, item: Any) -> Any:
+    """The container, with attributes that hold the old item holding the new one."""
+    slots = (getattr(cls, "__slots__", ()) for cls in type(container).__mro__)
+    names = [
+        name for some in slots for name in ([some] if isinstance(some, str) else some)
+    ]
+    for name in (*getattr(container, "__dict__", ()), *names):
+        if (
+            name not in ("__dict__", "__weakref__")
+            and getattr(container, name, None) is old
+        ):
+            object.__setattr__(container, name, item)
+    return container
 
 
 def choices_of(value: Any) -> list | None:
@@ -397,9 +413,10 @@ def can_be_stopped(model: nn.Module) -> bool:
 
     Not if somebody's hooks are registered with ``always_call=True``: torch calls these
     after an ``Exception``, but not after others, and hooks that come in pairs would be
-    left one half.
+    left one half. Nor where accelerate takes weights off the device after a layer.
     """
     everywhere = torch_module._global_forward_hooks_always_called
     return not everywhere and not any(
-        module._forward_hooks_always_called for module in model.modules()
+        module._forward_hooks_always_called or hasattr(module, "_hf_hook")
+        for module in model.modules()
     )

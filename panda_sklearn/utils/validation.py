@@ -241,6 +241,8 @@ def _validated(estimator: Any, X: Any, reset: bool, keep_dtype: bool) -> ArrayLi
             X = check_array(X, **options, estimator=estimator)
         else:
             X = validate_data(estimator, X, reset=reset, **options)
+        if X.dtype.kind == "O":  # as of a list of things that are no floats
+            X = as_numeric(X, "X")
     if isinstance(X, np.ndarray) and not keep_dtype:
         double = X.dtype.kind == "f" and X.dtype.itemsize >= 8
         X = X.astype(np.float64 if double else np.float32, copy=False)
@@ -446,7 +448,7 @@ def as_numeric(
         array = np.asarray(values)
         if array.dtype.kind == "O":
             array = array.astype(np.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         # Rows of several lengths, or things that are no numbers.
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{name} must be {expected}, got {shown(values)}: {error}") from None
