@@ -515,3 +515,33 @@ def test_tokens_that_do_not_fit(transformer, pictures, options, match):
     extractor = make_extractor(transformer, "block", channel_axis=-1, **options)
     with pytest.raises(ValueError, match=match):
         extractor.fit(pictures)
+
+
+class Mirrored(dict):
+    """A dict whose items are attributes, too."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.__dict__ = self
+
+
+def test_features_stay_and_reach_whoever_reads_an_attribute():
+    class Block(nn.Conv2d):
+        def forward(self, x):
+            return Mirrored(maps=super().forward(x))
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = Block(3, 5, 1)
+
+        def forward(self, x):
+            return self.block(x).maps.relu_()  # writes into what it was given
+
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    extractor = GeneratorFeatureExtractor(Network(), "block", select="maps").fit(x)
+    features = -torch.ones_like(extractor.transform(x))
+    assert not extractor.generate(x, features).any()
+    assert (features == -1).all()
+    assert not extractor.generate(x, lambda maps: features).any()
+    assert (features == -1).all()

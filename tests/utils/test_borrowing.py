@@ -346,3 +346,33 @@ def test_weights_without_values():
     with pytest.raises(ValueError, match="device='meta' cannot be used"):
         GeneratorFeatureExtractor(real, "0", device="meta").fit(torch.ones(2, 4))
     assert real[0].weight.device == CPU
+
+
+class BatchStatistics(nn.Sequential):
+    """Always uses the statistics of its batch."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self[0].train()
+        return self
+
+
+class Fuses(nn.Linear):
+    """Changes its weights in ``eval``, which torch asks of the outermost alone."""
+
+    def eval(self):
+        raise AssertionError("asked")
+
+
+def test_the_mode_is_the_one_that_the_network_s_own_eval_makes():
+    norm = nn.BatchNorm1d(8, affine=False)
+    network = nn.Sequential(Fuses(4, 8), BatchStatistics(norm), nn.Dropout())
+    for training in (True, False):
+        network.train(training)
+        modes = [m.training for m in network.modules()]
+        with borrowed(network):
+            assert [m.training for m in network.modules()] == [False] * 3 + [
+                True,
+                False,
+            ]
+        assert [m.training for m in network.modules()] == modes
