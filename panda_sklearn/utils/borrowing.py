@@ -171,10 +171,11 @@ def _put_back() -> None:
         for use in _uses.values()
         if not (use.loans or (use.asked and any(map(_is_in_use, use.module.modules()))))
     ]
+    own = [use for use in ready if _has_own_methods(use.module)]
     # Parents first, whose methods set their children too.
-    for use in sorted(ready, key=lambda use: -sum(1 for _ in use.module.modules())):
+    for use in sorted(own, key=lambda use: -len(list(use.module.modules()))):
         try:
-            _set_mode(use)
+            _ask(use)
         except Exception as problem:
             problems.append(problem)
     for use in ready:
@@ -208,21 +209,15 @@ def _evaluate(model: nn.Module) -> None:
                 module.training = False
 
 
-def _set_mode(use: _Use) -> None:
-    """Put back the mode of one module.
-
-    Most are a flag. Some do more in ``train`` or ``eval`` of their own, such as adding
-    low-rank weights to the others: those are asked.
-    """
-    module = use.module
-    if not _has_own_methods(module):
-        module.training = use.training
-    elif use.training != module.training or (use.asked and use.training):
+def _ask(use: _Use) -> None:
+    """Ask a module with a method of its own to go back to its mode."""
+    if use.training != use.module.training or (use.asked and use.training):
         with contextlib.suppress(NotImplementedError):  # exported: it has no modes
-            module.train(use.training)
+            use.module.train(use.training)
 
 
 def _has_own_methods(module: nn.Module) -> bool:
+    """Whether a mode is more than a flag, as where low-rank weights are merged."""
     return any(
         getattr(getattr(module, name), "__func__", None) is not plain
         for name, plain in (("train", nn.Module.train), ("eval", nn.Module.eval))
