@@ -1,0 +1,169 @@
+"""What a fit knows of its data, wherever they are: a shape, and sums over samples.
+
+Samples are gone through in passes, batch by batch, and nobody but a kind of samples
+loops over batches: what is asked of all of them is a sum that a function adds to, or
+something of each one. So data may be in memory, on disk, made anew in each pass or,
+since sums add, on many machines. Kinds other than "in memory" are in
+:mod:`panda_sklearn.sources`.
+
+Floor 0: torch only. Notation as in :mod:`panda_sklearn.core.objective`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+__all__ = ["InMemory", "Samples"]
+
+# Numbers in a batch, so few that its products stay in the cache; and the number of
+# batches that a pass takes at least, so that products need little memory beside data
+# that are in memory, unless batches have fewer numbers than the last.
+BATCH_ELEMENTS = 2**21
+BATCHES_AT_LEAST = 16
+SMALLEST_BATCH = 2**16
+
+
+class Samples(ABC):
+    """Samples Z_i (C, S) that can be gone through again and again, in one order.
+
+    Attributes
+    ----------
+    n_samples : int or None
+        N; ``None`` until a pass has told it.
+
+    n_channels, n_positions : int
+        C and S.
+
+    dtype : torch.dtype
+        Type of the batches: float32 or float64.
+
+    device : torch.device
+        Where batches, and so all sums, are.
+
+    n_passes : int
+        How often the samples were gone through so far.
+    """
+
+    def __init__(
+        self,
+        n_channels: int,
+        n_positions: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        n_samples: int | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        self.n_channels, self.n_positions = n_channels, n_positions
+        self.dtype, self.device = dtype, device
+        self.n_samples = n_samples
+        self.batch_size = batch_size
+        self.n_passes = 0
+
+    @abstractmethod
+    def _read(self) -> Iterator[Tensor]:
+        """All samples in order, as tensors (n, C, S) with any n of 1 or more."""
+
+    def _check_pass(self, n_samples: int) -> None:
+        """What there is to check, or to say, at the end of a pass over so many."""
+        self.n_samples = n_samples
+
+    def accumulate(
+        self, add: Callable[..., None], *totals: Tensor, size: int | None = None
+    ) -> tuple[Tensor, ...]:
+        """Add something of each batch to totals, in one pass.
+
+        Parameters
+        ----------
+        add : callable
+            ``add(batch, *totals)`` adds in place; batches are of shape (n, C, S).
+
+        *totals : Tensor
+            What to add to: on ``device``, and zero.
+
+        size : int, default=None
+            Number of samples in a batch. ``None`` takes one that is fast.
+
+        Returns
+        -------
+        totals : tuple of Tensor
+            The sums over all samples.
+        """
+        for batch in self._pass(size):
+            add(batch, *totals)
+        return totals
+
+    def map(
+        self, function: Callable[[Tensor], Tensor], *, size: int | None = None
+    ) -> Iterator[Tensor]:
+        """What a function makes of each batch, in the order of the samples."""
+        for batch in self._pass(size):
+            yield function(batch)
+
+    def _pass(self, size: int | None) -> Iterator[Tensor]:
+        """Batches of one pass, of ``size`` samples but for the last."""
+        if size is None:
+            size = self.batch_size or self._size()
+        self.n_passes += 1
+        n_samples = 0
+        with contextlib.closing(self._in_batches(size)) as batches:
+            for batch in batches:
+                n_samples += len(batch)
+                yield batch
+        self._check_pass(n_samples)
+
+    def _in_batches(self, size: int) -> Iterator[Tensor]:
+        """What is read, cut and joined: the same for all ways to read the same data."""
+        waiting: list[Tensor] = []
+        n_waiting = 0
+        with contextlib.closing(self._read()) as reading:  # type: ignore[type-var]
+            for read in reading:
+                if n_waiting:
+                    rest, read = read[: size - n_waiting], read[size - n_waiting :]
+                    waiting.append(rest)
+                    n_waiting += len(rest)
+                    if n_waiting < size:
+                        continue
+                    yield torch.cat(waiting)
+                    waiting, n_waiting = [], 0
+                whole = len(read) - len(read) % size
+                yield from read[:whole].split(size) if whole else ()
+                if whole < len(read):
+                    waiting, n_waiting = [read[whole:]], len(read) - whole
+        if waiting:
+            yield torch.cat(waiting)
+
+    def _size(self) -> int:
+        """Number of samples in a batch."""
+        return max(1, BATCH_ELEMENTS // (self.n_channels * self.n_positions))
+
+
+class InMemory(Samples):
+    """Samples that are a tensor Z (N, C, S), which is not copied."""
+
+    def __init__(self, Z: Tensor, *, batch_size: int | None = None) -> None:
+        super().__init__(
+            *Z.shape[1:],
+            dtype=Z.dtype,
+            device=Z.device,
+            n_samples=len(Z),
+            batch_size=batch_size,
+        )
+        self.Z = Z
+
+    def _read(self) -> Iterator[Tensor]:
+        yield self.Z
+
+    def _in_batches(self, size: int) -> Iterator[Tensor]:
+        yield from self.Z.split(size)
+
+    def _size(self) -> int:
+        small = max(
+            len(self.Z) // BATCHES_AT_LEAST, SMALLEST_BATCH // self.Z[0].numel()
+        )
+        return max(1, min(super()._size(), small))
