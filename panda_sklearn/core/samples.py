@@ -14,11 +14,12 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["InMemory", "Samples"]
+__all__ = ["Check", "InMemory", "Samples"]
 
 # Numbers in a batch, so few that its products stay in the cache; and the number of
 # batches that a pass takes at least, so that products need little memory beside data
@@ -26,6 +27,16 @@ __all__ = ["InMemory", "Samples"]
 BATCH_ELEMENTS = 2**21
 BATCHES_AT_LEAST = 16
 SMALLEST_BATCH = 2**16
+
+
+class Check(Protocol):
+    """What looks at all values once, in the first pass, before anything is done."""
+
+    def see(self, batch: Tensor, start: int) -> None:
+        """Raise if something is wrong with samples (n, C, S), from ``start`` on."""
+
+    def finish(self) -> None:
+        """Raise if something is wrong with all samples together."""
 
 
 class Samples(ABC):
@@ -47,6 +58,9 @@ class Samples(ABC):
 
     n_passes : int
         How often the samples were gone through so far.
+
+    check : Check or None
+        What is still to be asked of the values, in the next pass.
     """
 
     def __init__(
@@ -58,11 +72,13 @@ class Samples(ABC):
         device: torch.device,
         n_samples: int | None = None,
         batch_size: int | None = None,
+        check: Check | None = None,
     ) -> None:
         self.n_channels, self.n_positions = n_channels, n_positions
         self.dtype, self.device = dtype, device
         self.n_samples = n_samples
         self.batch_size = batch_size
+        self.check = check
         self.n_passes = 0
 
     @abstractmethod
@@ -113,9 +129,14 @@ class Samples(ABC):
         n_samples = 0
         with contextlib.closing(self._in_batches(size)) as batches:
             for batch in batches:
+                if self.check is not None:
+                    self.check.see(batch, n_samples)
                 n_samples += len(batch)
                 yield batch
         self._check_pass(n_samples)
+        if self.check is not None:
+            self.check.finish()
+            self.check = None
 
     def _in_batches(self, size: int) -> Iterator[Tensor]:
         """What is read, cut and joined: the same for all ways to read the same data."""
@@ -146,13 +167,16 @@ class Samples(ABC):
 class InMemory(Samples):
     """Samples that are a tensor Z (N, C, S), which is not copied."""
 
-    def __init__(self, Z: Tensor, *, batch_size: int | None = None) -> None:
+    def __init__(
+        self, Z: Tensor, *, batch_size: int | None = None, check: Check | None = None
+    ) -> None:
         super().__init__(
             *Z.shape[1:],
             dtype=Z.dtype,
             device=Z.device,
             n_samples=len(Z),
             batch_size=batch_size,
+            check=check,
         )
         self.Z = Z
 
