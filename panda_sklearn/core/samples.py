@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Protocol
 
 import torch
@@ -82,7 +82,7 @@ class Samples(ABC):
         self.n_passes = 0
 
     @abstractmethod
-    def _read(self) -> Iterator[Tensor]:
+    def _read(self) -> Generator[Tensor, None, None]:
         """All samples in order, as tensors (n, C, S) with any n of 1 or more."""
 
     def _check_pass(self, n_samples: int) -> None:
@@ -121,7 +121,7 @@ class Samples(ABC):
         for batch in self._pass(size):
             yield function(batch)
 
-    def _pass(self, size: int | None) -> Iterator[Tensor]:
+    def _pass(self, size: int | None) -> Generator[Tensor, None, None]:
         """Batches of one pass, of ``size`` samples but for the last."""
         if size is None:
             size = self.batch_size or self._size()
@@ -138,11 +138,11 @@ class Samples(ABC):
             self.check.finish()
             self.check = None
 
-    def _in_batches(self, size: int) -> Iterator[Tensor]:
+    def _in_batches(self, size: int) -> Generator[Tensor, None, None]:
         """What is read, cut and joined: the same for all ways to read the same data."""
         waiting: list[Tensor] = []
         n_waiting = 0
-        with contextlib.closing(self._read()) as reading:  # type: ignore[type-var]
+        with contextlib.closing(self._read()) as reading:
             for read in reading:
                 if n_waiting:
                     rest, read = read[: size - n_waiting], read[size - n_waiting :]
@@ -180,10 +180,10 @@ class InMemory(Samples):
         )
         self.Z = Z
 
-    def _read(self) -> Iterator[Tensor]:
+    def _read(self) -> Generator[Tensor, None, None]:
         yield self.Z
 
-    def _in_batches(self, size: int) -> Iterator[Tensor]:
+    def _in_batches(self, size: int) -> Generator[Tensor, None, None]:
         yield from self.Z.split(size)
 
     def _size(self) -> int:
