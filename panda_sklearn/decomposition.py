@@ -22,7 +22,8 @@ from sklearn.utils.metaestimators import available_if
 from torch import Tensor
 from tqdm import tqdm
 
-from panda_sklearn.core.moments import ChannelMoments
+from panda_sklearn.core.channels import ChannelMoments
+from panda_sklearn.core.samples import InMemory, Samples
 from panda_sklearn.core.objective import (
     accumulator_dtype,
     sample_energies,
@@ -83,7 +84,7 @@ STEPS_PER_BATCH = 10
 
 def _learns_from_streams(panda: PartsAppearanceDecomposition) -> bool:
     """Whether the solver can; else the estimator has no ``partial_fit``."""
-    if panda.solver != "spg":
+    if not SOLVERS[panda.solver].learns_from_streams:
         raise AttributeError(
             f"partial_fit needs solver='spg', got solver={panda.solver!r}. Fit all "
             "samples at once instead."
@@ -383,9 +384,8 @@ class PartsAppearanceDecomposition(
         """
         Z, layout, origin, start = self._check_fit(X)
         with torch.inference_mode(False):
-            channels = ChannelMoments.of_data(Z) if _is_hosvd(self.init) else None
-            result = self._best_fit(Z, start, channels)
-            A = result.A
+            result = self._best_fit(InMemory(Z), start)
+            A, channels = result.A, result.channels
             if channels is not None and channels.tells(A, torch.finfo(Z.dtype).eps):
                 saliencies = channels.turned(A)
             else:
@@ -442,7 +442,7 @@ class PartsAppearanceDecomposition(
         past = getattr(self, "_past", None)
         with torch.inference_mode(False):
             if first:
-                result = self._best_fit(Z, start, None)
+                result = self._best_fit(InMemory(Z), start)
                 A, P = result.A, result.P
             else:
                 A, P = self._factors(Z)
@@ -454,7 +454,6 @@ class PartsAppearanceDecomposition(
                 max_iter=STEPS_PER_BATCH,
                 tol=self.tol,
                 nonnegative=self.nonnegative,
-                batch_size=self._batch_size,
                 generator=randomness(check_random_state(self.random_state)),
             )
             seen = past.n_samples - len(Z)
@@ -563,26 +562,27 @@ class PartsAppearanceDecomposition(
         check_rank("n_parts", P.shape[1], S, S, "positions")
         return A.shape[1], P.shape[1], (A, P)
 
-    def _best_fit(
-        self, Z: Tensor, start: Start, channels: ChannelMoments | None
-    ) -> SolverResult:
+    def _best_fit(self, samples: Samples, start: Start) -> SolverResult:
         """The best result of all starts."""
         R_C, R_S, given = start
+        solver = SOLVERS[self.solver]
+        options = {}
+        if solver.takes_rate:
+            options["learning_rate"] = self.learning_rate
+            options["batch_size"] = self._batch_size
         return best_fit(
-            Z,
+            samples,
             R_C,
             R_S,
-            solver=self.solver,
+            solver=solver,
             init=self.init if given is None else given,
             n_init=None if self.n_init == "auto" else self.n_init,
             generator=randomness(check_random_state(self.random_state)),
             watched=self._watched,
-            scatter=None if channels is None else channels.about_zero(),
-            learning_rate=self.learning_rate,
             max_iter=self.max_iter,
             tol=self.tol,
-            batch_size=self._batch_size,
             nonnegative=self.nonnegative,
+            **options,
         )
 
     @contextlib.contextmanager

@@ -23,31 +23,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from panda_sklearn.core.objective import (
-    accumulator_dtype,
-    batches_of,
-    sum_over_rows,
-)
+from panda_sklearn.core.grams import add_gram, mirror
+from panda_sklearn.core.objective import accumulator_dtype, sum_over_rows
+from panda_sklearn.core.samples import Samples, as_samples
 
 __all__ = [
-    "ChannelMoments",
     "FactoredMoments",
     "Moments",
-    "add_gram",
     "appearance_moments",
     "diagonalised",
     "factored_part_moments",
     "is_cheaper_factored",
-    "mirror",
     "part_moments",
+    "thin_products",
 ]
 
-# Numbers of Z in a batch, so few that its products stay in the cache; and the number
-# of batches that a pass takes at least, so that they need little memory beside Z,
-# unless they have fewer numbers than the last.
-BATCH_ELEMENTS = 2**21
-BATCHES_AT_LEAST = 16
-SMALLEST_BATCH = 2**16
 # Measured on two cores: a descent takes about this many products, and one product of
 # FactoredMoments takes this many times longer than its multiplications say.
 PRODUCTS = 30
@@ -150,30 +140,31 @@ def diagonalised(X: Tensor) -> tuple[Tensor, Tensor]:
 
     The objective does not change when a factor is rotated so.
     """
-    g, R = torch.linalg.eigh(X.T @ X)
+    G = X.T @ X
+    g = G.diagonal()
+    if not bool((G - g.diag()).abs().max() > torch.finfo(G.dtype).eps * len(G) * g.max()):
+        return X, g.clone()
+    g, R = torch.linalg.eigh(G)
     return X @ R, g.clamp(min=0)
 
 
 def part_moments(
-    Z: Tensor,
+    Z: Samples | Tensor,
     A: Tensor,
     *,
     energy: Tensor,
-    batch_size: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> Moments:
     """Moments of the problem of the parts, at given appearances.
 
     Parameters
     ----------
-    Z, A : Tensor
-        Shapes (N, C, S) and (C, R_C).
+    Z : Samples, or Tensor of shape (N, C, S)
+
+    A : Tensor of shape (C, R_C)
 
     energy : scalar Tensor
         sum ||Z_i||^2.
-
-    batch_size : int, default=None
-        Number of samples whose products are formed at a time.
 
     dtype : torch.dtype, default=None
         Type of the products; ``None`` is that of Z.
@@ -183,23 +174,24 @@ def part_moments(
     moments : Moments
         Of size n = S.
     """
-    _, C, S = Z.shape
-    dtype = dtype or Z.dtype
+    samples = as_samples(Z)
+    C, S = samples.n_channels, samples.n_positions
+    dtype = dtype or samples.dtype
     A, g = diagonalised(A)
-    eps = _rounding(Z, dtype)
+    eps = _rounding(samples, dtype)
     orthonormal = bool(torch.allclose(g, torch.ones_like(g), rtol=0, atol=8 * eps))
     identity = orthonormal and len(g) == C
-    M1 = torch.zeros(S, S, dtype=accumulator_dtype(Z.device), device=Z.device)
-    M2 = torch.zeros_like(M1)
-    roots = g.sqrt()[:, None].to(dtype)
-    for batch in Z.split(batch_size or _samples_of_a_batch(Z, len(g), S)):
-        Y = batch.to(dtype) if identity else A.T.to(dtype) @ batch.to(dtype)
+    columns, roots = A.T.to(dtype), g.sqrt()[:, None].to(dtype)
+
+    def add(batch: Tensor, M1: Tensor, M2: Tensor) -> None:
+        Y = batch.to(dtype) if identity else columns @ batch.to(dtype)
         add_gram(M1, Y.flatten(0, 1))
         if not orthonormal:
             add_gram(M2, (roots * Y).flatten(0, 1))
+
+    M1, M2 = samples.accumulate(add, *_zeros(samples, S), size=S // len(g))
     M1 = mirror(M1)
-    M2 = M1 if orthonormal else mirror(M2)
-    return Moments(M1, M2, energy, eps)
+    return Moments(M1, M1 if orthonormal else mirror(M2), energy, eps)
 
 
 def factored_part_moments(
@@ -207,19 +199,18 @@ def factored_part_moments(
     A: Tensor,
     *,
     energy: Tensor,
-    batch_size: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> FactoredMoments:
     """The same as :func:`part_moments`, with the S x S matrices left unformed.
 
-    A'Z is kept where that takes little memory beside Z; else each product goes through
-    Z itself.
+    Of samples in memory. A'Z is kept where that takes little memory beside Z; else each
+    product goes through Z itself.
     """
     N, C, S = Z.shape
     dtype = dtype or Z.dtype
     A, g = diagonalised(A)
     R_C = len(g)
-    size = batch_size or _samples_of_a_batch(Z, R_C, S)
+    size = max(1, 2**21 // (C * S))
     if R_C > SHARE_TO_KEEP * C:
         B = A @ A.T
         return FactoredMoments(Z, B, B @ B, energy, size, dtype)
@@ -231,150 +222,102 @@ def factored_part_moments(
 
 
 def appearance_moments(
-    Z: Tensor,
+    Z: Samples | Tensor,
     P: Tensor,
     *,
     energy: Tensor,
-    batch_size: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> Moments:
-    """Moments of the problem of the appearances, at given parts.
+    """Moments of the problem of the appearances, at given parts (S, R_S).
 
-    Parameters
-    ----------
-    Z, P : Tensor
-        Shapes (N, C, S) and (S, R_S).
+    Parameters and answer are as of :func:`part_moments`, of size n = C.
+    """
+    samples = as_samples(Z)
+    rows = _Rows(samples, P, dtype)
+    M1, M2 = samples.accumulate(
+        rows.add, *_zeros(samples, samples.n_channels), size=rows.size
+    )
+    return Moments(mirror(M1), mirror(M2), energy, _rounding(samples, rows.dtype))
 
-    energy, batch_size, dtype
-        As in :func:`part_moments`.
+
+def thin_products(
+    Z: Samples | Tensor,
+    A: Tensor,
+    P: Tensor,
+    *,
+    energy: Tensor,
+    dtype: torch.dtype | None = None,
+) -> tuple[Moments, tuple[Tensor, Tensor]]:
+    """What one pass tells at a pair of factors without an S x S product.
 
     Returns
     -------
-    moments : Moments
-        Of size n = C.
+    of_appearances : Moments
+        Those of :func:`appearance_moments` at P.
+
+    part_products : tuple of Tensor of shape (S, R_S)
+        M1 P and M2 P for the moments of :func:`part_moments` at A.
     """
-    C = Z.shape[1]
-    dtype = dtype or Z.dtype
-    P, g = diagonalised(P)
-    roots = g.sqrt().to(dtype)
-    M1 = torch.zeros(C, C, dtype=accumulator_dtype(Z.device), device=Z.device)
-    M2 = torch.zeros_like(M1)
-    for batch in Z.split(batch_size or _samples_of_a_batch(Z, P.shape[1], C)):
-        W = batch.flatten(0, 1).to(dtype) @ P.to(dtype)
-        W = W.reshape(len(batch), C, -1)
-        add_gram(M1, W.transpose(0, 1).reshape(C, -1).T)
-        add_gram(M2, (W * roots).transpose(0, 1).reshape(C, -1).T)
-    return Moments(mirror(M1), mirror(M2), energy, _rounding(Z, dtype))
+    samples = as_samples(Z)
+    rows = _Rows(samples, P, dtype)
+    C, R_C = A.shape
+    first, last = (A @ A.T, None) if 2 * R_C > C else (A, A.T)
+    first = first.to(rows.dtype)
+    last = None if last is None else last.to(rows.dtype)
+    metric = (A.T @ A).to(rows.dtype)
+
+    def add(batch: Tensor, M1: Tensor, M2: Tensor, products: Tensor) -> None:
+        W = rows.add(batch, M1, M2)  # (R_S n, C): rows of W_i', part by part
+        if last is None:
+            one = W @ first
+            two = one @ first
+        else:
+            L = W @ first
+            one, two = L @ last, (L @ metric) @ last
+        both = torch.cat([one, two]).view(2 * P.shape[1], -1)
+        products += both @ batch.flatten(0, 1).to(rows.dtype)
+
+    products = torch.zeros(
+        2 * P.shape[1],
+        samples.n_positions,
+        dtype=accumulator_dtype(samples.device),
+        device=samples.device,
+    )
+    M1, M2, products = samples.accumulate(
+        add, *_zeros(samples, C), products, size=rows.size
+    )
+    moments = Moments(mirror(M1), mirror(M2), energy, _rounding(samples, rows.dtype))
+    M1P, M2P = (rows.back @ products.view(2, P.shape[1], -1)).mT
+    return moments, (M1P, M2P)
 
 
-@dataclass(frozen=True)
-class ChannelMoments:
-    """Mean and scatter of the vectors that channels form, over samples and positions.
+class _Rows:
+    """The rows of all W_i' = P'Z_i' and their sums of outer products.
 
-    About the mean: of data far from zero the scatter about zero is nearly all offset,
-    and in single precision nothing is left of the rest.
-
-    Attributes
-    ----------
-    n : int
-        Number of vectors.
-
-    mean : Tensor of shape (C,)
-
-    scatter : Tensor of shape (C, C)
-        Sum of (z - mean)(z - mean)'; both in double precision.
+    With P turned so that P'P is diagonal; ``back`` turns what is linear in it back.
     """
 
-    n: int
-    mean: Tensor
-    scatter: Tensor
+    def __init__(self, samples: Samples, P: Tensor, dtype: torch.dtype | None) -> None:
+        self.dtype = dtype or samples.dtype
+        g, self.back = torch.linalg.eigh(P.T @ P)
+        self.columns = (P @ self.back).T.to(self.dtype)
+        self.roots = g.clamp(min=0).sqrt()[:, None].to(self.dtype)
+        self.size = samples.n_channels // P.shape[1]
 
-    @classmethod
-    def of_data(
-        cls, Z: Tensor, A: Tensor | None = None, *, products: torch.dtype | None = None
-    ) -> ChannelMoments:
-        """Those of Z (N, C, S), or of A'Z; batch by batch.
-
-        ``products`` is their type, by default that of Z.
-        """
-        C = Z.shape[1] if A is None else A.shape[1]
-        dtype = accumulator_dtype(Z.device)
-        n = 0
-        mean = torch.zeros(C, dtype=dtype, device=Z.device)
-        scatter = torch.zeros(C, C, dtype=dtype, device=Z.device)
-        for batch in batches_of(Z):
-            batch = batch.to(products or Z.dtype)
-            if A is not None:
-                batch = A.T.to(batch) @ batch
-            shift = batch.mean(dim=(0, 2))
-            rows = batch.new_empty(C, len(batch), batch.shape[2])
-            torch.sub(batch.transpose(0, 1), shift[:, None, None], out=rows)
-            rows = rows.flatten(1)
-            add_gram(scatter, rows.T)
-            # What the shift is off by, and how far this batch is from those before.
-            rest = rows.mean(dim=1).to(dtype)
-            scatter -= rows.shape[1] * torch.outer(rest, rest)
-            away = shift.to(dtype) + rest - mean
-            n += rows.shape[1]
-            share = rows.shape[1] / n
-            scatter += (n - rows.shape[1]) * share * torch.outer(away, away)
-            mean += share * away
-        return cls(n, mean, mirror(scatter))
-
-    def __add__(self, other: ChannelMoments) -> ChannelMoments:
-        n = self.n + other.n
-        away = other.mean - self.mean
-        between = self.n * other.n / n * torch.outer(away, away)
-        return ChannelMoments(
-            n,
-            self.mean + other.n / n * away,
-            self.scatter + other.scatter + between,
-        )
-
-    def to(self, device: torch.device) -> ChannelMoments:
-        """The same, on a device."""
-        return ChannelMoments(self.n, self.mean.to(device), self.scatter.to(device))
-
-    def turned(self, A: Tensor) -> ChannelMoments:
-        """Those of A'z, for A (C, R_C)."""
-        A = A.to(self.scatter)
-        return ChannelMoments(self.n, A.T @ self.mean, A.T @ self.scatter @ A)
-
-    def tells(self, A: Tensor, eps: float) -> bool:
-        """Whether the variances of A'z can be had from these.
-
-        Not if they are what is left of much larger ones of z, whose sums are good to
-        about ``eps``: below a hundred times that they are off by a hundredth.
-        """
-        A = A.to(self.scatter)
-        left = (A * (self.scatter @ A)).sum(dim=0)
-        whole = A.square().T @ self.scatter.diagonal()
-        return bool((left >= 100 * eps * whole).all())
-
-    def about_zero(self) -> Tensor:
-        """Sum of z z', of shape (C, C)."""
-        return self.scatter + self.n * torch.outer(self.mean, self.mean)
+    def add(self, batch: Tensor, M1: Tensor, M2: Tensor) -> Tensor:
+        """Add those of a batch; returns its rows (R_S n, C)."""
+        _, C, S = batch.shape
+        W = self.columns @ batch.reshape(-1, S).T.to(self.dtype)
+        add_gram(M1, W.view(-1, C))
+        add_gram(M2, (self.roots * W).view(-1, C))
+        return W.view(-1, C)
 
 
-def add_gram(total: Tensor, rows: Tensor) -> None:
-    """Add rows' rows to ``total``, but for the blocks that :func:`mirror` fills.
-
-    In strips of a quarter of the rows, of which each begins at the diagonal.
-    """
-    for strip in _quarters(len(total)):
-        total[strip, strip.start :] += rows[:, strip].T @ rows[:, strip.start :]
-
-
-def mirror(total: Tensor) -> Tensor:
-    """Fill in, in place, what :func:`add_gram` left out."""
-    for strip in _quarters(len(total)):
-        total[strip.stop :, strip] = total[strip, strip.stop :].T
-    return total
-
-
-def _quarters(n: int) -> list[slice]:
-    size = -(-n // 4)
-    return [slice(i, i + size) for i in range(0, n, size)]
+def _zeros(samples: Samples, n: int) -> tuple[Tensor, Tensor]:
+    """Totals for M1 and M2."""
+    dtype = accumulator_dtype(samples.device)
+    both = torch.zeros(2, n, n, dtype=dtype, device=samples.device)
+    return both[0], both[1]
 
 
 def is_cheaper_factored(C: int, S: int, R_C: int, R_S: int) -> bool:
@@ -387,23 +330,12 @@ def is_cheaper_factored(C: int, S: int, R_C: int, R_S: int) -> bool:
     return R_C * S > PRODUCTS * SLOWNESS * R * R_S
 
 
-def _rounding(Z: Tensor, dtype: torch.dtype) -> float:
+def _rounding(Z: Samples, dtype: torch.dtype) -> float:
     """Share of the energy that rounding may have put anywhere, for a type of products.
 
     By the sums of products; or by the values themselves, whose errors are squared.
     """
     return max(torch.finfo(dtype).eps, torch.finfo(Z.dtype).eps ** 2)
-
-
-def _samples_of_a_batch(Z: Tensor, rows: int, n: int) -> int:
-    """Number of samples whose products are formed at a time.
-
-    Each has ``rows`` rows of n x n sums to add, and sums are the slower to add to the
-    fewer rows at a time there are.
-    """
-    size = max(BATCH_ELEMENTS // Z[0].numel(), n // rows)
-    small = max(len(Z) // BATCHES_AT_LEAST, SMALLEST_BATCH // Z[0].numel())
-    return max(1, min(size, small))
 
 
 def _times(M: Tensor, X: Tensor) -> Tensor:

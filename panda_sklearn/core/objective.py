@@ -59,6 +59,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from panda_sklearn.core.samples import Samples, as_samples
+
 __all__ = [
     "accumulator_dtype",
     "batches_of",
@@ -107,14 +109,10 @@ def cancels(f: Tensor | float, energy: Tensor | float, like: Tensor) -> Any:
 def sample_energies(Z: Tensor) -> Tensor:
     """||Z_i||^2 of each sample, of shape (N,), in double precision.
 
-    Taken batch by batch, so that Z is never copied whole.
+    Of short rows in Z's own type: their rounding errors are small and cancel.
     """
-    # One tensor for all: small ones that outlive a batch would keep its memory from
-    # being used for the next.
-    norms = torch.empty(len(Z), dtype=accumulator_dtype(Z.device), device=Z.device)
-    for batch, part in zip(batches_of(Z), batches_of(Z, norms), strict=True):
-        part[:] = torch.linalg.vector_norm(batch.flatten(1), dim=1, dtype=norms.dtype)
-    return norms.square_()
+    rows = torch.linalg.vector_norm(Z, dim=2).to(accumulator_dtype(Z.device))
+    return rows.square_().sum(dim=1)
 
 
 def objective(
@@ -160,9 +158,11 @@ def objective(
     return f
 
 
-def total_objective(Z: Tensor, A: Tensor, P: Tensor) -> Tensor:
+def total_objective(Z: Samples | Tensor, A: Tensor, P: Tensor) -> Tensor:
     """:func:`objective`, batch by batch: no product as long as Z is held whole."""
-    return torch.stack([objective(batch, A, P) for batch in batches_of(Z)]).sum()
+    samples = as_samples(Z)
+    parts = list(samples.map(lambda batch: objective(batch, A, P)))
+    return torch.stack(parts).sum()
 
 
 def sample_objectives(Z: Tensor, A: Tensor, P: Tensor) -> Tensor:

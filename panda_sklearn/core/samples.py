@@ -19,14 +19,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Check", "InMemory", "Samples"]
+__all__ = ["Check", "InMemory", "Samples", "as_samples"]
 
-# Numbers in a batch, so few that its products stay in the cache; and the number of
-# batches that a pass takes at least, so that products need little memory beside data
-# that are in memory, unless batches have fewer numbers than the last.
+# Numbers in a batch, so few that its products stay in the cache, and how often as many
+# a batch may have; and the number of batches that a pass takes at least, so that products
+# need little memory beside data that are in memory, unless batches have fewer numbers
+# than the last.
 BATCH_ELEMENTS = 2**21
+LARGEST_BATCH = 8
 BATCHES_AT_LEAST = 16
-SMALLEST_BATCH = 2**16
+SMALLEST_BATCH = 2**19
 
 
 class Check(Protocol):
@@ -90,7 +92,7 @@ class Samples(ABC):
         self.n_samples = n_samples
 
     def accumulate(
-        self, add: Callable[..., None], *totals: Tensor, size: int | None = None
+        self, add: Callable[..., None], *totals: Tensor, size: int = 1
     ) -> tuple[Tensor, ...]:
         """Add something of each batch to totals, in one pass.
 
@@ -102,29 +104,26 @@ class Samples(ABC):
         *totals : Tensor
             What to add to: on ``device``, and zero.
 
-        size : int, default=None
-            Number of samples in a batch. ``None`` takes one that is fast.
+        size : int, default=1
+            Number of samples in a batch that ``add`` asks for; they are more where
+            that is faster, and fewer where memory is short.
 
         Returns
         -------
         totals : tuple of Tensor
             The sums over all samples.
         """
-        for batch in self._pass(size):
+        for batch in self._pass(self.batch_size or self._size(size)):
             add(batch, *totals)
         return totals
 
-    def map(
-        self, function: Callable[[Tensor], Tensor], *, size: int | None = None
-    ) -> Iterator[Tensor]:
+    def map(self, function: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
         """What a function makes of each batch, in the order of the samples."""
-        for batch in self._pass(size):
+        for batch in self._pass(self._size()):
             yield function(batch)
 
-    def _pass(self, size: int | None) -> Generator[Tensor, None, None]:
+    def _pass(self, size: int) -> Generator[Tensor, None, None]:
         """Batches of one pass, of ``size`` samples but for the last."""
-        if size is None:
-            size = self.batch_size or self._size()
         self.n_passes += 1
         n_samples = 0
         with contextlib.closing(self._in_batches(size)) as batches:
@@ -159,9 +158,10 @@ class Samples(ABC):
         if waiting:
             yield torch.cat(waiting)
 
-    def _size(self) -> int:
+    def _size(self, wanted: int = 1) -> int:
         """Number of samples in a batch."""
-        return max(1, BATCH_ELEMENTS // (self.n_channels * self.n_positions))
+        fast = BATCH_ELEMENTS // (self.n_channels * self.n_positions)
+        return max(1, fast, min(wanted, LARGEST_BATCH * fast))
 
 
 class InMemory(Samples):
@@ -186,8 +186,13 @@ class InMemory(Samples):
     def _in_batches(self, size: int) -> Generator[Tensor, None, None]:
         yield from self.Z.split(size)
 
-    def _size(self) -> int:
+    def _size(self, wanted: int = 1) -> int:
         small = max(
             len(self.Z) // BATCHES_AT_LEAST, SMALLEST_BATCH // self.Z[0].numel()
         )
-        return max(1, min(super()._size(), small))
+        return max(1, min(super()._size(wanted), small))
+
+
+def as_samples(Z: Samples | Tensor) -> Samples:
+    """Samples as they are; a tensor (N, C, S) as samples in memory."""
+    return Z if isinstance(Z, Samples) else InMemory(Z)

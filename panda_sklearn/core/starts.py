@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from panda_sklearn.core.canonical import signed
-from panda_sklearn.core.moments import ChannelMoments
+from panda_sklearn.core.channels import ChannelMoments
 
 __all__ = [
     "grown_parts",

@@ -3,9 +3,8 @@
 Floor 1 of the package: torch and :mod:`panda_sklearn.core` alone; knows nothing of
 numpy arrays, scikit-learn or networks.
 
-A solver is a function ``solver(Z, A, P, *, learning_rate, max_iter, tol, batch_size,
-nonnegative, generator, callback)`` that returns a :class:`SolverResult`. A new one
-enters the package by a line in ``SOLVERS``.
+A solver is a function that returns a :class:`SolverResult`, and a line in ``SOLVERS``
+that says what it needs and can do.
 """
 
 from panda_sklearn.solvers.adam import adam
@@ -13,7 +12,7 @@ from panda_sklearn.solvers.base import Callback, DivergenceError, SolverResult
 from panda_sklearn.solvers.pgd import pgd
 from panda_sklearn.solvers.refinement import refine_parts
 from panda_sklearn.solvers.spg import spg
-from panda_sklearn.solvers.starting import SOLVERS, best_fit
+from panda_sklearn.solvers.starting import SOLVERS, Solver, best_fit
 from panda_sklearn.solvers.streaming import Past, learn
 
 __all__ = [
@@ -21,6 +20,7 @@ __all__ = [
     "Callback",
     "DivergenceError",
     "Past",
+    "Solver",
     "SolverResult",
     "adam",
     "best_fit",

@@ -15,11 +15,13 @@ from panda_sklearn.core.objective import objective
 from panda_sklearn.solvers.base import (
     EPS,
     Callback,
-    Progress,
+    Iteration,
     SolverResult,
+    StoppingRule,
     check_not_diverged,
     divergence_limit,
     draw_batches,
+    iterate,
 )
 
 # The default learning rate. Adam moves every entry by about this much an iteration,
@@ -58,9 +60,6 @@ def adam(
     batches = draw_batches(Z, batch_size, generator)
     batch = next(batches)
     whole = batch.size == len(Z)
-    progress = Progress(
-        tol=tol, n_samples=len(Z), batch_size=batch_size, callback=callback
-    )
     rate = learning_rate
     if rate is None:
         rate = RATE_OF_UNIT_COLUMN / max(Z.shape[1:]) ** 0.5
@@ -77,7 +76,13 @@ def adam(
         loss, unit = relative_objective(batch)
         f = float(loss.detach() * unit)
         limit = divergence_limit(f, batch)
-        for n_iter in range(1, max_iter + 1):
+
+        def advance(n_iter: int) -> Iteration:
+            nonlocal loss, unit, f, batch
+            if n_iter > 1 and not whole:
+                batch = next(batches)
+                loss, unit = relative_objective(batch)
+                f = float(loss.detach() * unit)
             optimiser.zero_grad()
             loss.backward()
             with cpu if n_iter == 1 else contextlib.nullcontext():
@@ -90,10 +95,12 @@ def adam(
                 loss, unit = relative_objective(batch)
             before, f = f, float(loss.detach() * unit)
             check_not_diverged(f, batch, P.detach(), n_iter, rate, limit)
-            if progress.record(f if whole else before, batch):
-                break
-            if not whole:
-                batch = next(batches)
-                loss, unit = relative_objective(batch)
-                f = float(loss.detach() * unit)
-    return progress.result(A.detach(), P.detach())
+            return batch.iteration(f if whole else before)
+
+        course = iterate(
+            advance,
+            rule=StoppingRule.of_passes(tol, len(Z), batch_size),
+            max_iter=max_iter,
+            callback=callback,
+        )
+    return SolverResult(A.detach(), P.detach(), *course)

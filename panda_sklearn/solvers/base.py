@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from panda_sklearn.core.channels import ChannelMoments
 from panda_sklearn.core.objective import sample_energies
 
 #: Called after each iteration with its number (from 1) and the mean objective of the
@@ -21,6 +23,9 @@ Callback = Callable[[int, float], object]
 
 # Stands for the sum of squares of data that are all zero.
 EPS = torch.finfo(torch.float32).tiny
+
+# Why a fit ends at a point from which no step leads down.
+STUCK = "no step lowers the objective any further"
 
 
 class DivergenceError(ValueError):
@@ -35,7 +40,6 @@ class SolverResult:
     ----------
     A : Tensor of shape (C, R_C)
     P : Tensor of shape (S, R_S)
-    n_iter : int
     objective_history : list of float
         Mean over samples of the objective (3), after each iteration; where it draws
         a batch, over the batch and before its step.
@@ -44,14 +48,43 @@ class SolverResult:
         the fit.
     reason : str
         Why the fit ended, as a clause.
+    channels : ChannelMoments or None
+        Those of the samples, where the solver took them.
     """
 
     A: Tensor
     P: Tensor
-    n_iter: int
     objective_history: list[float]
     converged: bool
     reason: str
+    channels: ChannelMoments | None = None
+
+    @property
+    def n_iter(self) -> int:
+        """Number of iterations."""
+        return len(self.objective_history)
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What a step of a solver says of itself.
+
+    Attributes
+    ----------
+    f, energy : float
+        Objective and sum of squares, of the samples that it used.
+
+    n_samples : int
+        How many these were.
+
+    end : str
+        Why no further step is needed, as a clause; empty if one may be.
+    """
+
+    f: float
+    energy: float
+    n_samples: int
+    end: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,6 +98,10 @@ class Batch:
     def size(self) -> int:
         """Number of samples."""
         return len(self.Z)
+
+    def iteration(self, f: float, end: str = "") -> Iteration:
+        """What a step that used them says of itself."""
+        return Iteration(f, float(self.energy), self.size, end)
 
 
 def draw_batches(
@@ -86,83 +123,97 @@ def draw_batches(
             yield Batch(samples, sample_energies(samples).sum())
 
 
-class Progress:
-    """Keeps the history, applies the stopping rule and calls the callback.
+class StoppingRule:
+    """Stop when the objective hardly falls any more.
 
-    The rule: stop when the relative objective (a fraction of the data's sum of
-    squares), averaged over a window of iterations, is less than ``10 tol`` below its
-    average over the window before. A window is ten iterations with the full gradient;
-    with batches as many whole passes over the data as make ten iterations or more.
-    ``tol=0`` never stops.
-
-    Before it stops, ``on_plateau`` is asked whether it can help the fit along; if it
-    answers true, the rule starts anew.
+    That is when the relative objective (a fraction of the data's sum of squares),
+    averaged over a window of iterations, is less than ``fall`` below its average over
+    the window before. ``fall=0`` never stops.
     """
 
-    def __init__(
-        self,
-        *,
-        tol: float,
-        n_samples: int,
-        batch_size: int | None,
-        callback: Callback | None,
-        on_plateau: Callable[[], bool] | None = None,
-    ) -> None:
-        self.tol = tol
-        self.on_plateau = on_plateau
-        a_pass = math.ceil(n_samples / min(batch_size or n_samples, n_samples))
-        self.window = a_pass * math.ceil(10 / a_pass)
-        self.callback = callback
-        self.history: list[float] = []
-        self.sums: list[tuple[float, float]] = []  # objective and sum of squares
-        self.converged = False
-        self.reason = "max_iter was reached"
-
-    def record(self, f: float, batch: Batch) -> bool:
-        """Note the objective of an iteration; whether to stop."""
-        self.history.append(max(f, 0.0) / batch.size)
-        self.sums.append((f, float(batch.energy)))
-        stop = self.callback is not None and self.callback(
-            len(self.history), self.history[-1]
+    def __init__(self, tol: float, *, window: int = 1, fall: float | None = None):
+        self.tol, self.window = tol, window
+        self.fall = tol if fall is None else fall
+        self.reason = f"the relative objective fell by less than tol={tol:g}" + (
+            " an iteration" if window > 1 else ""
         )
-        if stop:
-            self.reason = "the callback asked to stop"
-        elif self._stagnates():
-            some = any(energy > 0 for _, energy in self.sums)
-            if some and self.on_plateau is not None and self.on_plateau():
-                self.sums.clear()
-            elif self.tol > 0:
-                self.finish(
-                    f"the relative objective fell by less than tol={self.tol:g} an "
-                    "iteration"
-                )
-        return bool(stop) or self.converged
+        self.restart()
 
-    def finish(self, reason: str) -> None:
-        """Note that the fit has converged, and why."""
-        self.converged, self.reason = True, reason
+    @classmethod
+    def of_passes(
+        cls, tol: float, n_samples: int, batch_size: int | None
+    ) -> StoppingRule:
+        """Over ten iterations, or as many whole passes as make ten or more."""
+        a_pass = math.ceil(n_samples / min(batch_size or n_samples, n_samples))
+        return cls(tol, window=a_pass * math.ceil(10 / a_pass), fall=10 * tol)
 
-    def _stagnates(self) -> bool:
-        if len(self.sums) < 2 * self.window:
+    def restart(self) -> None:
+        """Forget the iterations so far."""
+        self.seen: list[Iteration] = []
+
+    def met(self, iteration: Iteration) -> bool:
+        """Note an iteration; whether the objective hardly falls."""
+        self.seen.append(iteration)
+        if len(self.seen) < 2 * self.window:
             return False
 
-        def relative(iterations: list[tuple[float, float]]) -> float:
-            f, energy = map(sum, zip(*iterations, strict=True))
-            return f / energy if energy > 0 else 0.0
+        def relative(iterations: list[Iteration]) -> float:
+            energy = sum(i.energy for i in iterations)
+            return sum(i.f for i in iterations) / energy if energy > 0 else 0.0
 
-        before = relative(self.sums[-2 * self.window : -self.window])
-        return before - relative(self.sums[-self.window :]) < 10 * self.tol
+        before = relative(self.seen[-2 * self.window : -self.window])
+        return before - relative(self.seen[-self.window :]) < self.fall
 
-    def result(self, A: Tensor, P: Tensor) -> SolverResult:
-        """The record to return."""
-        return SolverResult(
-            A=A,
-            P=P,
-            n_iter=len(self.history),
-            objective_history=self.history,
-            converged=self.converged,
-            reason=self.reason,
-        )
+    @property
+    def any_data(self) -> bool:
+        """Whether not all data so far were zero."""
+        return any(i.energy > 0 for i in self.seen)
+
+
+class Course(NamedTuple):
+    """How a fit went: what :class:`SolverResult` says of it."""
+
+    objective_history: list[float]
+    converged: bool
+    reason: str
+
+
+def iterate(
+    step: Callable[[int], Iteration],
+    *,
+    rule: StoppingRule,
+    max_iter: int,
+    callback: Callback | None,
+    on_plateau: Callable[[], bool] | None = None,
+) -> Course:
+    """The loop of all solvers.
+
+    Parameters
+    ----------
+    step : callable
+        Given the number of the iteration, from 1, takes it.
+
+    rule : StoppingRule
+
+    on_plateau : callable, default=None
+        Asked, before the rule ends the fit, whether it can help it along; if so, the
+        rule starts anew.
+    """
+    history: list[float] = []
+    for n_iter in range(1, max_iter + 1):
+        iteration = step(n_iter)
+        history.append(max(iteration.f, 0.0) / iteration.n_samples)
+        stop = callback is not None and callback(n_iter, history[-1])
+        if iteration.end:
+            return Course(history, True, iteration.end)
+        if rule.met(iteration):
+            if on_plateau is not None and rule.any_data and on_plateau():
+                rule.restart()
+            elif rule.tol > 0:
+                return Course(history, True, rule.reason)
+        if stop:
+            return Course(history, False, "the callback asked to stop")
+    return Course(history, False, "max_iter was reached")
 
 
 def divergence_limit(f: float, batch: Batch) -> float:

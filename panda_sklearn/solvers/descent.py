@@ -34,6 +34,7 @@ def descend(
     max_iter: int,
     tol: float,
     rescale: bool = True,
+    linear: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Minimise K objectives of one factor at once, by spectral projected gradients.
 
@@ -69,12 +70,15 @@ def descend(
     rescale : bool, default=True
         Whether to bring the starts to the best scale first.
 
+    linear : Tensor of shape (n, r), default=None
+        L, where <L, X> is to be added to each objective.
+
     Returns
     -------
     X : Tensor of shape (K, n, r)
 
     f : Tensor of shape (K,)
-        The objective over E at X; 0 where E is.
+        The objective over E at X, ``linear`` included; 0 where E is.
     """
     K = len(X)
     unit = 1 / torch.where(energy > 0, energy, 1).to(X.dtype)[:, None, None]
@@ -88,12 +92,17 @@ def descend(
     if rescale:
         X, M1X, M2X = _best_scale(X, M1X, M2X)
     f = objectives + _value(X, M1X, M2X)
+    if linear is not None:
+        added = linear * unit
+        f = f + _inner(added, X)
     step = before = X
     stuck = given_up = finished
     rate = torch.full_like(f, 0.1)
     for n_iter in range(max_iter + 1):
         H, C = X.mT @ X, X.mT @ M2X
         gradient = 2 * (X @ C + M2X @ H) - 4 * M1X
+        if linear is not None:
+            gradient = gradient + added[active]
         if n_iter == 0:
             sizes = [torch.linalg.vector_norm(x, dim=(1, 2)) for x in (X, gradient)]
             rate = 0.1 * sizes[0] / torch.where(sizes[1] > 0, sizes[1], 1)
@@ -164,12 +173,12 @@ def leading_factor(moments: Moments, rank: int) -> Tensor:
     -------
     X : Tensor of shape (n, rank)
     """
+    if rank == len(moments.M1):
+        return _lyapunov_root(moments.M1, moments.M2, moments.eps)
     M = _lyapunov(moments.M1, moments.M2, moments.eps)
-    if rank < len(M):
-        span = torch.linalg.eigh(_symmetric(M @ moments.M2 @ M)).eigenvectors[:, -rank:]
-        M1, M2 = (_symmetric(span.T @ M @ span) for M in (moments.M1, moments.M2))
-        return span @ _root(_lyapunov(M1, M2, moments.eps))
-    return _root(M)
+    span = torch.linalg.eigh(_symmetric(M @ moments.M2 @ M)).eigenvectors[:, -rank:]
+    M1, M2 = (_symmetric(span.T @ M @ span) for M in (moments.M1, moments.M2))
+    return span @ _lyapunov_root(M1, M2, moments.eps)
 
 
 def relative_objective(moments: Moments, X: Tensor) -> float:
@@ -181,17 +190,23 @@ def relative_objective(moments: Moments, X: Tensor) -> float:
 
 def _lyapunov(M1: Tensor, M2: Tensor, eps: float) -> Tensor:
     """M with M M2 + M2 M = 2 M1, drawn to zero where M2 is below its rounding error."""
-    values, vectors = torch.linalg.eigh(M2)
-    values = values.clamp(min=0)
-    sums = values[:, None] + values + 8 * eps * values[-1]
-    M = 2 * (vectors.T @ M1 @ vectors) / torch.where(sums > 0, sums, 1)
+    M, vectors = _in_eigenbasis(M1, M2, eps)
     return _symmetric(vectors @ M @ vectors.T)
 
 
-def _root(M: Tensor) -> Tensor:
-    """X with XX' = M, for M positive semi-definite up to rounding."""
-    values, vectors = torch.linalg.eigh(M)
-    return vectors.flip(1) * values.flip(0).clamp(min=0).sqrt()
+def _lyapunov_root(M1: Tensor, M2: Tensor, eps: float) -> Tensor:
+    """X with orthogonal columns and XX' that M, which is semi-definite but rounding."""
+    M, vectors = _in_eigenbasis(M1, M2, eps)
+    values, turned = torch.linalg.eigh(_symmetric(M))
+    return vectors @ (turned.flip(1) * values.flip(0).clamp(min=0).sqrt())
+
+
+def _in_eigenbasis(M1: Tensor, M2: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """That M in the basis of the eigenvectors of M2, and these."""
+    values, vectors = torch.linalg.eigh(M2)
+    values = values.clamp(min=0)
+    sums = values[:, None] + values + 8 * eps * values[-1]
+    return 2 * (vectors.T @ M1 @ vectors) / torch.where(sums > 0, sums, 1), vectors
 
 
 def _symmetric(M: Tensor) -> Tensor:

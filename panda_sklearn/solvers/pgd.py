@@ -15,13 +15,16 @@ from panda_sklearn.core.objective import (
     objective,
 )
 from panda_sklearn.solvers.base import (
+    STUCK,
     Batch,
     Callback,
-    Progress,
+    Iteration,
     SolverResult,
+    StoppingRule,
     check_not_diverged,
     divergence_limit,
     draw_batches,
+    iterate,
 )
 
 # The automatic step, as a multiple of 1 / (sum of squares of the batch): how it
@@ -71,19 +74,14 @@ def pgd(
     batch = next(batches)
     whole = batch.size == len(Z)
     automatic = AutomaticStep()
-    progress = Progress(
-        tol=tol,
-        n_samples=len(Z),
-        batch_size=batch_size,
-        callback=callback,
-        on_plateau=None if whole or learning_rate is not None else automatic.anneal,
-    )
     W = batch.Z @ P
     f = float(objective(batch.Z, A, P, W=W, energy=batch.energy))
     if learning_rate is None:
         P, W, f = scale_down(batch, A, P, W, f)
     limit = divergence_limit(f, batch)
-    for n_iter in range(1, max_iter + 1):
+
+    def advance(n_iter: int) -> Iteration:
+        nonlocal A, P, W, f, batch
         if n_iter > 1 and not whole:
             batch = next(batches)
             W = batch.Z @ P
@@ -91,15 +89,21 @@ def pgd(
         before = f
         if learning_rate is None:
             A, P, W, f = automatic.take(batch, A, P, W, f, nonnegative)
-            if whole and automatic.stuck:
-                progress.finish("no step lowers the objective any further")
         else:
             gradient = gradient_parts(batch.Z, A, P, W=W)
             A, P, W, f = step(batch, A, P, gradient, learning_rate, nonnegative)
             check_not_diverged(f, batch, P, n_iter, learning_rate, limit)
-        if progress.record(f if whole else before, batch):
-            break
-    return progress.result(A, P)
+        end = STUCK if whole and automatic.stuck else ""
+        return batch.iteration(f if whole else before, end)
+
+    course = iterate(
+        advance,
+        rule=StoppingRule.of_passes(tol, len(Z), batch_size),
+        max_iter=max_iter,
+        callback=callback,
+        on_plateau=None if whole or learning_rate is not None else automatic.anneal,
+    )
+    return SolverResult(A, P, *course)
 
 
 class AutomaticStep:

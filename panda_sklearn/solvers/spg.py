@@ -1,12 +1,25 @@
-r"""The package's own solver: exact alternation on second moments.
+r"""The package's own solver: curvature from some samples, gradients from all.
 
-With one factor held, the other's problem depends on the data only through the small
-matrices of :mod:`panda_sklearn.core.moments`; filling them is all that costs anything
-in the number of samples. So each iteration solves both problems, the parts' by
-spectral projected gradients and the appearances' in nearly closed form, and takes the
-parts a little beyond their solution before it solves for the appearances, as far as
-that has helped so far (extrapolation: Ang and Gillis, "Accelerating nonnegative matrix
-factorization algorithms using extrapolation", Neural Computation 31(2), 2019).
+A fit begins on some samples, kept in memory, by the alternation of
+:mod:`panda_sklearn.solvers.alternation`. Each iteration then goes once through all
+samples, at a pair of factors (A, P), and takes only what thin products tell:
+
+- the appearances' moments at P, so that the best appearances there are known exactly;
+- the gradient in the parts.
+
+Where to look next is found on the kept samples alone, of which s times as many would
+have the energy of all: their objective, corrected to first order,
+
+.. math::
+
+    s f_{some}(A, P) + \langle \nabla_P f - s \nabla_P f_{some}, P \rangle,
+
+is descended from by turns with the appearances, whose moments are corrected likewise.
+So the kept samples lend their curvature, and all samples say where the minimum is
+(as in DANE: Shamir, Srebro, Zhang, "Communication-efficient distributed optimization
+using an approximate Newton-type method", ICML 2014). Both corrections depend on A
+through AA' alone: a linear one in A would not, while the objective does, and the fit
+would run off along rotations of A.
 
 Floor 1: torch and :mod:`panda_sklearn.core` alone. Notation as in
 :mod:`panda_sklearn.core.objective`.
@@ -14,12 +27,10 @@ Floor 1: torch and :mod:`panda_sklearn.core` alone. Notation as in
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from panda_sklearn.core.canonical import canonical
+from panda_sklearn.core.channels import ChannelMoments, Summary, summarise
 from panda_sklearn.core.moments import (
     FactoredMoments,
     Moments,
@@ -27,6 +38,7 @@ from panda_sklearn.core.moments import (
     factored_part_moments,
     is_cheaper_factored,
     part_moments,
+    thin_products,
 )
 from panda_sklearn.core.objective import (
     accumulator_dtype,
@@ -34,247 +46,319 @@ from panda_sklearn.core.objective import (
     sample_energies,
     total_objective,
 )
-from panda_sklearn.core.starts import grown_parts, random_parts, revived
-from panda_sklearn.solvers.base import Callback, SolverResult
-from panda_sklearn.solvers.descent import descend, leading_factor, relative_objective
+from panda_sklearn.core.samples import InMemory, Samples
+from panda_sklearn.core.starts import (
+    grown_parts,
+    hosvd,
+    random_appearances,
+    random_parts,
+    revived,
+)
+from panda_sklearn.solvers.alternation import (
+    Alternation,
+    canonical_pair,
+    descend_shared,
+    one_of,
+    solve_appearances,
+    solve_parts,
+)
+from panda_sklearn.solvers.base import (
+    STUCK,
+    Callback,
+    Iteration,
+    SolverResult,
+    StoppingRule,
+    iterate,
+)
 
-# Iterations of the descent on one factor, at most; and below which share of the energy,
-# or of the last iteration's fall, what its steps promise counts as nothing.
-DESCENT_ITERATIONS = 500
-FACTORED_ITERATIONS = 20  # which cost much more
-POLISH_ITERATIONS = 20
-EXACT = 1e-12
-EXACT_RELATIVE = 1e-7
-FIRST_FALL = 1e-2
+# Samples that are kept: one of so many, but from so few to so many; fewer where their
+# moments take more multiplications; and no more than have so many numbers (256 MB).
+SHARE_KEPT = 4
+MULTIPLICATIONS = 2**33
+FEWEST, MOST = 128, 512
+KEPT_ELEMENTS = 2**26
+# The fall, as a share of the energy, that ends the fit on kept samples: how far their
+# minimum is from that of all is more.
+TOL_OF_SOME = 1e-4
+# How often the parts and appearances are solved for by turns between two passes.
+TURNS = 3
+# Another turn, unless the last brought less than so many times tol, or than this share
+# of what all have brought.
+WORTH_A_TURN = 5
+HELPFUL = 0.1
+# Shorter steps in a row that may fail to lower the objective.
+FAILURES = 3
+# The descent between passes ends where a step promises less than this share of tol.
+SHARE_OF_TOL = 1e-2
 
 # Starts are descended from roughly, the best few of them further.
-COMPARISON = {"max_iter": 100, "tol": 1e-5}
-FINALISTS = 3
-FINAL = {"max_iter": 300, "tol": 1e-7}
+N_STARTS = 10
+COMPARISON = {"max_iter": 60, "tol": 1e-5}
+FINALISTS = 5
+FINAL = {"max_iter": 200, "tol": 1e-6}
+# Of these, the ones whose objectives differ by more than one share of the energy and are
+# within another of the best are alternated from, roughly and for so many steps at most.
+SAME = 1e-5
+PROMISING = 1e-2
+ROUGH, ROUGHLY = 1e-3, 10
 # Positions, at most, of which the S x S moments are formed for that (512 MB). Beyond,
 # a few random starts are compared on a few samples.
 LARGEST_FORMED = 8192
 
-# How far the parts are taken beyond their solution, as a multiple of their last move.
-FIRST_EXTRAPOLATION = 0.5
-LONGEST_EXTRAPOLATION = 2.0
-GROWTH = 1.5
-SHRINKAGE = 0.5
-
 
 def spg(
-    Z: Tensor,
-    A: Tensor,
-    P: Tensor,
+    samples: Samples,
+    R_C: int,
+    R_S: int,
     *,
-    learning_rate: float | None = None,
+    init: str | tuple[Tensor, Tensor],
+    n_init: int | None,
     max_iter: int,
     tol: float,
-    batch_size: int | None = None,
     nonnegative: bool,
     generator: torch.Generator,
     callback: Callback | None = None,
-    grow: bool = False,
 ) -> SolverResult:
-    """Minimise the objective by alternation on second moments.
+    """Minimise the objective, in few passes over the samples.
 
     Parameters
     ----------
-    Z, A : Tensor
-        Shapes (N, C, S) and (C, R_C).
+    samples : Samples
 
-    P : Tensor of shape (S, R_S) or (K, S, R_S)
-        A start; or K of them, of which the best is that with the lowest objective
-        once each is descended from, with A held.
+    R_C, R_S : int
+        Ranks.
 
-    learning_rate : None
-        There is none to choose.
+    init : {"hosvd", "random"} or pair of Tensor
+        Where to start from; with "hosvd" one start is grown from the data.
 
-    batch_size : int, default=None
-        Number of samples whose products are formed at a time; changes nothing else.
-
-    grow : bool, default=False
-        Whether to add a start that is grown from the data to the K.
+    n_init : int or None
+        Number of starts, of which the best is that with the lowest objective once each
+        is descended from, with A held. ``None`` is ten.
 
     max_iter, tol, nonnegative, generator, callback
         As for every solver.
     """
-    dtype = accumulator_dtype(Z.device)
-    A, P = A.to(dtype), P.to(dtype)
-    energy = sample_energies(Z).sum()
-    products = Z.dtype
-    if not energy > 0:
-        A, P = torch.zeros_like(A), P.new_zeros(P.shape[-2:])
-        reason = "the data are all zero"
-        return SolverResult(A.to(Z), P.to(Z), 1, [0.0], True, reason)
-    if P.ndim == 3:
-        draws = P, generator, grow
-        P, f = _best_start(Z, A, *draws, energy, batch_size, nonnegative, products)
-        if cancels(f, 1.0, Z):
+    C, S = samples.n_channels, samples.n_positions
+    dtype = accumulator_dtype(samples.device)
+    in_memory = isinstance(samples, InMemory)
+    # Where reading is what costs, and where the appearances are nearly the channels.
+    wants_channels = not in_memory or 4 * R_C > C
+    known = summarise(
+        samples, lambda n: _n_kept(n, C, S, R_C), generator, channels=wants_channels
+    )
+    if not known.energy > 0:
+        zeros = (
+            torch.zeros(n, r, dtype=samples.dtype, device=samples.device)
+            for n, r in ((C, R_C), (S, R_S))
+        )
+        return SolverResult(
+            *zeros, [0.0], True, "the data are all zero", known.channels
+        )
+    products = samples.dtype
+    if isinstance(init, str):
+        A, starts = _starts(known, R_C, R_S, init, n_init or N_STARTS, generator)
+        options = generator, init == "hosvd", nonnegative
+        P, f = _promising_starts(known.some, A, starts, *options, products)
+        if cancels(f.min(), 1.0, samples):
             products = dtype
-            P, _ = _best_start(Z, A, *draws, energy, batch_size, nonnegative, products)
-    P = revived(P, generator)
+            P, f = _promising_starts(known.some, A, starts, *options, products)
+    else:
+        A, P = (factor.to(samples.device, dtype) for factor in init)
+        P = P[None]
 
-    fit = _Alternation(Z, A, P, energy, batch_size, nonnegative, products)
-    history: list[float] = []
-    converged, reason = False, "max_iter was reached"
-    for n_iter in range(1, max_iter + 1):
-        before = fit.f
-        fit.advance()
-        history.append(max(fit.f, 0.0) * float(energy) / len(Z))
-        if fit.f == before:
-            converged, reason = True, "no step lowers the objective any further"
-        elif before - fit.f < tol:
-            converged = True
-            reason = f"the relative objective fell by less than tol={tol:g}"
-        if callback is not None and callback(n_iter, history[-1]) and not converged:
-            reason = "the callback asked to stop"
-            break
-        if converged:
-            break
-    A, P = (factor.to(Z) for factor in fit.canonical())
-    if cancels(fit.f, 1.0, Z):  # that of the factors as they are rounded
-        history[-1] = max(float(total_objective(Z, A, P)), 0.0) / len(Z)
-    return SolverResult(A, P, len(history), history, converged, reason)
+    def begin(P: Tensor) -> Alternation:
+        return Alternation(
+            known.some,
+            A,
+            revived(P, generator),
+            energy=known.energy_of_some,
+            nonnegative=nonnegative,
+            products=products,
+        )
+
+    fits = [begin(start) for start in P]
+    if len(fits) > 1:
+        for fit in fits:
+            iterate(fit.step, rule=StoppingRule(ROUGH), max_iter=ROUGHLY, callback=None)
+    fit: Alternation | _Passes = min(fits, key=lambda fit: fit.f)
+    if known.some.n_samples < known.n_samples:
+        rule = StoppingRule(max(tol, TOL_OF_SOME))
+        iterate(fit.step, rule=rule, max_iter=max_iter, callback=None)
+        if nonnegative and known.energy_of_some > 0:
+            fit = _Passes(samples, known, fit, tol)
+        else:
+            fit = fit.continued(samples, known.energy)
+    course = iterate(
+        fit.step, rule=StoppingRule(tol), max_iter=max_iter, callback=callback
+    )
+    A, P, _ = canonical_pair(fit, nonnegative)
+    A, P = A.to(samples.dtype), P.to(samples.dtype)
+    if cancels(fit.f, 1.0, samples):  # that of the factors as they are rounded
+        f = float(total_objective(samples, A, P))
+        course.objective_history[-1] = max(f, 0.0) / known.n_samples
+    return SolverResult(A, P, *course, known.channels)
 
 
-class _Alternation:
-    """Factors that get better with each :meth:`advance`.
+def _n_kept(n_samples: int, C: int, S: int, R_C: int) -> int:
+    """Number of samples that are kept in memory."""
+    share = min(n_samples // SHARE_KEPT, MULTIPLICATIONS // (R_C * S * (C + S)))
+    n = min(max(share, FEWEST), MOST)
+    return max(1, min(n, KEPT_ELEMENTS // (C * S), n_samples))
+
+
+class _Passes:
+    """Factors that get better with each pass over all samples.
 
     Attributes
     ----------
     A, P : Tensor
+        The best appearances at the best parts so far.
 
     f : float
-        The objective as a share of the energy; infinite before the first iteration.
-
-    products : torch.dtype
-        Type of the products over samples, the widest once f asks for it.
+        Their objective as a share of the energy.
     """
 
     def __init__(
-        self,
-        Z: Tensor,
-        A: Tensor,
-        P: Tensor,
-        energy: Tensor,
-        batch_size: int | None,
-        nonnegative: bool,
-        products: torch.dtype,
+        self, samples: Samples, known: Summary, begun: Alternation, tol: float
     ) -> None:
-        self.Z, self.A, self.P = Z, A, P
-        self.energy, self.batch_size = energy, batch_size
-        self.products = products
-        self.nonnegative = nonnegative
-        shape = *Z.shape[1:], A.shape[1], P.shape[1]
-        self.factored = nonnegative and is_cheaper_factored(*shape)
+        self.samples, self.some = samples, known.some
+        self.energy, self.energy_of_some = known.energy, known.energy_of_some
+        self.n_samples = known.n_samples
+        self.share = float(known.energy / known.energy_of_some)
+        self.products = begun.products
+        self.tol, self.inner_tol = tol, SHARE_OF_TOL * tol
         self.f = float("inf")
-        self.fall = FIRST_FALL
-        self.solution: Tensor | None = None  # the parts before they were extrapolated
-        self.extrapolation = FIRST_EXTRAPOLATION
+        self.next = begun.A, begun.P  # where to look next
+        self.own_products: tuple[Tensor, Tensor] | None = None  # of the kept, there
+        self.n_failures = 0
 
-    def advance(self) -> None:
-        """Solve for the parts, then for the appearances.
-
-        Leaves everything as it is where that would raise the objective, as rounding
-        can.
-        """
-        form = factored_part_moments if self.factored else part_moments
-        of_parts = form(self.Z, self.A, **self._options())
-        tol = max(EXACT, EXACT_RELATIVE * self.fall)
-        solution, f_solution = solve_parts(of_parts, self.P, self.nonnegative, tol)
-        P, of_appearances, A, f = self._extrapolate(solution, f_solution)
-        if self.products == self.Z.dtype and cancels(f, 1.0, self.Z):
-            self.products = accumulator_dtype(self.Z.device)
-            self.f, self.solution = float("inf"), None  # what came before is no measure
-            self.advance()
-            return
-        if not f < self.f:
-            return
-        self.fall = min(self.f - f, 1.0)
-        self.A, self.P, self.f, self.solution = A, P, f, solution
-        M1P, M2P = of_parts.products(P[None])
-        self.part_products, self.of_appearances = (M1P[0], M2P[0]), of_appearances
-
-    def _extrapolate(
-        self, solution: Tensor, f_solution: float
-    ) -> tuple[Tensor, Moments, Tensor, float]:
-        """Parts at or beyond the solution, and the best appearances there.
-
-        Beyond it, if the objective is no higher than it was at the solution.
-        """
-        if self.nonnegative and self.solution is not None:
-            move = self.extrapolation * (solution - self.solution)
-            beyond = self._with_appearances((solution + move).clamp(min=0))
-            if beyond[-1] <= f_solution:
-                longer = GROWTH * self.extrapolation
-                self.extrapolation = min(longer, LONGEST_EXTRAPOLATION)
-                return beyond
-            self.extrapolation *= SHRINKAGE
-        return self._with_appearances(solution)
-
-    def _with_appearances(self, P: Tensor) -> tuple[Tensor, Moments, Tensor, float]:
-        moments = appearance_moments(self.Z, P, **self._options())
-        return P, moments, *solve_appearances(moments, self.A)
-
-    def _options(self) -> dict[str, Any]:
-        """Arguments of the functions that take moments."""
-        return {
-            "energy": self.energy,
-            "batch_size": self.batch_size,
-            "dtype": self.products,
-        }
-
-    def canonical(self) -> tuple[Tensor, Tensor]:
-        """A and P in canonical form."""
-        if not self.nonnegative:  # rotated by what they hold: exactly at A
-            moments = part_moments(self.Z, self.A, **self._options())
-            M1P, M2P = moments.products(self.P[None])
-            self.part_products = M1P[0], M2P[0]
-        A, P = self._canonical()
-        wide = accumulator_dtype(self.Z.device)
-        if self.products != wide and not bool(A.any(dim=0).all()):
-            # Beyond the rank of the data, or of their products in single precision?
-            self.products = wide
-            moments = appearance_moments(self.Z, self.P, **self._options())
-            self.A, self.f = solve_appearances(moments, self.A)
-            self.of_appearances = moments
-            A, P = self._canonical()
-        return A, P
-
-    def _canonical(self) -> tuple[Tensor, Tensor]:
-        A, P, _ = canonical(
-            self.A,
-            self.P,
-            self.part_products,
-            self.of_appearances,
-            nonnegative=self.nonnegative,
+    def step(self, n_iter: int) -> Iteration:
+        """Look at the next factors, and choose those to look at then."""
+        A, P = self.next
+        of_appearances, part_products = thin_products(
+            self.samples, A, P, energy=self.energy, dtype=self.products
         )
-        return A, P
+        best, f = solve_appearances(of_appearances, A)
+        if self.products == self.samples.dtype and cancels(f, 1.0, self.samples):
+            self.products = accumulator_dtype(self.samples.device)
+            self.f, self.own_products = float("inf"), None  # no measure any longer
+            return self.step(n_iter)
+        end = ""
+        if f < self.f:
+            fall, self.f, self.n_failures = self.f - f, f, 0
+            self.A, self.P = best, P
+            self.of_appearances, self.part_products = of_appearances, part_products
+            if not fall < self.tol:  # else it is the last
+                promised = self._look_ahead(A)
+                if not promised > self.tol / 2:
+                    end = "no step promises to lower the objective by more than tol"
+        elif self.n_failures < FAILURES:
+            self.n_failures += 1
+            self.own_products = None
+            self.next = self.A, self.P + (P - self.P) / 4
+        else:
+            end = STUCK
+        energy = float(self.energy)
+        return Iteration(self.f * energy, energy, self.n_samples, end)
+
+    def _look_ahead(self, A: Tensor) -> float:
+        """Choose where to look next, by the kept samples; returns the fall promised.
+
+        The last pass was at A and the best parts.
+        """
+        P, options = self.P, {"energy": self.energy_of_some, "dtype": self.products}
+        own_products = self.own_products
+        if own_products is None:
+            _, own_products = thin_products(self.some, A, P, **options)
+        linear = _gradient(P, self.part_products) / self.share
+        linear -= _gradient(P, own_products)
+        then = None
+        A, promised = self.A, 0.0
+        for turn in range(TURNS):
+            if turn:
+                if then is None:
+                    then = appearance_moments(self.some, self.P, **options)
+                now = appearance_moments(self.some, P, **options)
+                A, _ = solve_appearances(self._corrected(now, then), A)
+            P, fall = self._descend(A, P, linear)
+            promised += fall
+            if not fall > max(WORTH_A_TURN * self.tol, HELPFUL * promised):
+                break
+        self.next = A, P
+        return promised
+
+    def _corrected(self, now: Moments, then: Moments) -> Moments:
+        """The appearances' moments of all, by what became of those of the kept."""
+        known, s = self.of_appearances, self.share
+        M1 = known.M1 + s * (now.M1 - then.M1)
+        return Moments(M1, known.M2 + s * (now.M2 - then.M2), self.energy, known.eps)
+
+    def _descend(self, A: Tensor, P: Tensor, linear: Tensor) -> tuple[Tensor, float]:
+        """Parts at which the corrected objective of the kept is least, and its fall."""
+        options = {"energy": self.energy_of_some, "dtype": self.products}
+        moments = part_moments(self.some, A, **options)
+        before = _value(P, one_of(moments.products(P[None])), linear)
+        P, _ = solve_parts(moments, P, True, self.inner_tol, linear=linear)
+        self.own_products = one_of(moments.products(P[None]))
+        after = _value(P, self.own_products, linear)
+        return P, float((before - after) / self.energy_of_some)
 
 
-def _best_start(
-    Z: Tensor,
+def _gradient(P: Tensor, products: tuple[Tensor, Tensor]) -> Tensor:
+    """The gradient (4), from M1 P and M2 P."""
+    M1P, M2P = products
+    return 2 * (P @ (P.T @ M2P) + M2P @ (P.T @ P)) - 4 * M1P
+
+
+def _value(P: Tensor, products: tuple[Tensor, Tensor], linear: Tensor) -> Tensor:
+    """The objective less the energy, with a linear term."""
+    M1P, M2P = products
+    return ((P.T @ P) * (P.T @ M2P)).sum() + (P * (linear - 2 * M1P)).sum()
+
+
+def _starts(
+    known: Summary,
+    R_C: int,
+    R_S: int,
+    init: str,
+    n_init: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Appearances to start from, and parts (K, S, R_S); one is to be grown still."""
+    some = known.some
+    C, S = some.n_channels, some.n_positions
+    dtype = accumulator_dtype(some.device)
+    if init == "random":
+        A = random_appearances(C, R_C, generator)
+    elif R_C == C:  # their space has no start to choose
+        A = torch.eye(C, dtype=dtype, device="cpu")
+    else:
+        A = hosvd(some.Z, R_C, scatter=known.scatter())
+    drawn = [random_parts(S, R_S, generator) for _ in range(n_init)]
+    P = torch.stack(drawn[1:] if init == "hosvd" else drawn)
+    return A.to(some.device, dtype), P.to(some.device, dtype)
+
+
+def _promising_starts(
+    some: InMemory,
     A: Tensor,
     P: Tensor,
     generator: torch.Generator,
     grow: bool,
-    energy: Tensor,
-    batch_size: int | None,
     nonnegative: bool,
     dtype: torch.dtype,
-) -> tuple[Tensor, float]:
+) -> tuple[Tensor, Tensor]:
     """The best of the starts, and of one grown from the data, once descended from.
 
-    Also its share of the energy.
+    Also their objectives, as shares of the energy, by which they rise.
     """
     _, S, R_S = P.shape
     if not nonnegative:  # the parts' problem is solved without a start
-        return P.new_ones(S, R_S), 1.0
-    given: dict[str, Any] = {"batch_size": batch_size, "dtype": dtype, "energy": energy}
+        return P.new_ones(1, S, R_S), P.new_ones(1)
     moments: Moments | FactoredMoments
     if S <= LARGEST_FORMED:
-        formed = moments = part_moments(Z, A, **given)
+        energy = sample_energies(some.Z).sum()
+        formed = moments = part_moments(some, A, energy=energy, dtype=dtype)
         if grow:
             grown = grown_parts(formed.M1, R_S, generator, formed.eps)
             P = torch.cat([grown[None], P])
@@ -282,56 +366,11 @@ def _best_start(
         if len(P) == 0:
             P = random_parts(S, R_S, generator).to(P)[None]
         P = P[:FINALISTS]
-        some = Z[:: -(-len(Z) // 16)]
-        given["energy"] = sample_energies(some).sum()
-        moments = factored_part_moments(some, A, **given)
-    P, f = _descend(moments, P, True, COMPARISON)
-    P, f = _descend(moments, P[f.argsort()[:FINALISTS]], True, FINAL)
-    return P[f.argmin()], float(f.min())
-
-
-def solve_parts(
-    moments: Moments | FactoredMoments,
-    P: Tensor,
-    nonnegative: bool,
-    tol: float = EXACT,
-) -> tuple[Tensor, float]:
-    """Parts at which the objective is least near P, and its share of the energy."""
-    if not nonnegative:
-        assert isinstance(moments, Moments)
-        P = leading_factor(moments, P.shape[1])
-    formed = isinstance(moments, Moments)
-    max_iter = DESCENT_ITERATIONS if formed else FACTORED_ITERATIONS
-    options = {"max_iter": max_iter, "tol": tol}
-    P, f = _descend(moments, P[None], nonnegative, options)
-    return P[0], float(f[0])
-
-
-def solve_appearances(moments: Moments, A: Tensor) -> tuple[Tensor, float]:
-    """Appearances at which the objective is least, and its share of the energy."""
-    C, R_C = A.shape
-    leading = leading_factor(moments, R_C)
-    f = relative_objective(moments, leading)
-    if R_C == C:  # the minimum of a quadratic
-        return leading, f
-    best = leading if f <= relative_objective(moments, A) else A
-    A, objectives = _descend(
-        moments, best[None], False, {"max_iter": POLISH_ITERATIONS, "tol": EXACT}
-    )
-    return A[0], float(objectives[0])
-
-
-def _descend(
-    moments: Moments | FactoredMoments,
-    X: Tensor,
-    nonnegative: bool,
-    options: dict,
-) -> tuple[Tensor, Tensor]:
-    """:func:`descend` where all problems share their moments."""
-    return descend(
-        lambda X, which: moments.products(X),
-        X,
-        energy=moments.energy.expand(len(X)),
-        nonnegative=nonnegative,
-        **options,
-    )
+        few = some.Z[:: -(-len(some.Z) // 16)]
+        energy = sample_energies(few).sum()
+        moments = factored_part_moments(few, A, energy=energy, dtype=dtype)
+    P, f = descend_shared(moments, P, True, **COMPARISON)
+    P, f = descend_shared(moments, P[f.argsort()[:FINALISTS]], True, **FINAL)
+    f, order = f.sort()
+    others = (f < f[0] + PROMISING) & (f.diff(prepend=f[:1] - 1) > SAME)
+    return P[order][others], f[others]

@@ -1,4 +1,4 @@
-"""Running a solver from one start or several.
+"""The solvers, what each needs and can do, and running one from a start or several.
 
 Floor 1: torch and :mod:`panda_sklearn.core` alone. Notation as in
 :mod:`panda_sklearn.core.objective`.
@@ -8,73 +8,101 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from panda_sklearn.core.objective import total_objective
+from panda_sklearn.core.samples import InMemory, Samples
 from panda_sklearn.core.starts import hosvd, random_appearances, random_parts
 from panda_sklearn.solvers.adam import adam
 from panda_sklearn.solvers.base import Callback, SolverResult
 from panda_sklearn.solvers.pgd import pgd
 from panda_sklearn.solvers.spg import spg
 
-__all__ = ["SOLVERS", "best_fit"]
+__all__ = ["SOLVERS", "Solver", "best_fit"]
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A solver, and what the estimator has to know of it.
+
+    Attributes
+    ----------
+    run : callable
+        ``run(samples, R_C, R_S, init=, n_init=, ...)`` for one that chooses its starts,
+        else ``run(Z, A, P, ...)``; returns a :class:`SolverResult`.
+
+    chooses_starts : bool
+        Whether it takes all starts and finds the best itself.
+
+    reads_in_order : bool
+        Whether passes over the samples are all it needs; else they must be in memory.
+
+    learns_from_streams : bool
+        Whether ``partial_fit`` can go on from what it found.
+
+    takes_rate : bool
+        Whether it takes the parameters ``learning_rate`` and, for the samples that an
+        iteration uses, ``batch_size``.
+    """
+
+    run: Callable[..., SolverResult]
+    chooses_starts: bool = False
+    reads_in_order: bool = False
+    learns_from_streams: bool = False
+    takes_rate: bool = False
+
 
 #: Solvers by the name that the estimator's ``solver`` parameter takes.
-SOLVERS: dict[str, Callable[..., SolverResult]] = {
-    "adam": adam,
-    "pgd": pgd,
-    "spg": spg,
+SOLVERS = {
+    "adam": Solver(adam, takes_rate=True),
+    "pgd": Solver(pgd, takes_rate=True),
+    "spg": Solver(
+        spg, chooses_starts=True, reads_in_order=True, learns_from_streams=True
+    ),
 }
-
-# Starts of "spg", which are cheap.
-N_STARTS = 10
 
 
 def best_fit(
-    Z: Tensor,
+    samples: Samples,
     R_C: int,
     R_S: int,
     *,
-    solver: str,
+    solver: Solver,
     init: str | tuple[Tensor, Tensor],
     n_init: int | None,
     generator: torch.Generator,
     watched: Callable[[str], AbstractContextManager[Callback]],
-    scatter: Tensor | None = None,
     **options: Any,
 ) -> SolverResult:
     """The best result of all starts.
 
     Parameters
     ----------
-    Z : Tensor of shape (N, C, S)
+    samples : Samples
+        In memory, unless the solver reads in order.
 
     R_C, R_S : int
         Ranks.
 
-    solver : str
-        A key of ``SOLVERS``.
+    solver : Solver
 
     init : {"hosvd", "random"} or pair of Tensor
         Where to start from: appearances as said, and parts from U(0, 0.01); or A and
         P themselves.
 
     n_init : int or None
-        Number of starts. "spg" chooses among its starts itself; with "hosvd" the
-        first of them is one that it makes of the data. ``None`` is ten for "spg" and
-        one for the others and for a given start.
+        Number of starts. ``None`` is one for a given start and for solvers that do not
+        choose among theirs.
 
     generator : torch.Generator
         Draws the starts, and the order of batches.
 
     watched : callable
         Given a note about the start, a context that yields the solver's callback.
-
-    scatter : Tensor of shape (C, C), default=None
-        The channel scatter of Z, where it is known.
 
     **options
         For the solver.
@@ -83,48 +111,31 @@ def best_fit(
     -------
     result : SolverResult
     """
-    _, C, S = Z.shape
-    given = None if isinstance(init, str) else init
-    chooses = solver == "spg" and given is None
-    if n_init is None:
-        n_init = N_STARTS if chooses else 1
-    leading = None
-    if init == "hosvd":
-        # With all appearances, their space has no start to choose.
-        if chooses and R_C == C:
-            leading = torch.eye(C, dtype=Z.dtype, device=Z.device)
-        else:
-            leading = hosvd(Z, R_C, scatter=scatter)
+    options |= {"generator": generator}
+    if solver.chooses_starts:
+        options |= {"init": init, "n_init": n_init}
+        with watched("") as callback:
+            return solver.run(samples, R_C, R_S, callback=callback, **options)
+    assert isinstance(samples, InMemory)
+    Z = samples.Z
+    leading = hosvd(Z, R_C) if init == "hosvd" else None
 
     def draw() -> tuple[Tensor, Tensor]:
-        if given is not None:
-            return given
-        P = random_parts(S, R_S, generator)
-        A = random_appearances(C, R_C, generator) if leading is None else leading
-        return A, P
+        if not isinstance(init, str):
+            return init
+        P = random_parts(samples.n_positions, R_S, generator)
+        if leading is not None:
+            return leading, P
+        return random_appearances(samples.n_channels, R_C, generator), P
 
-    def run(A: Tensor, P: Tensor, note: str, **more: Any) -> SolverResult:
-        with watched(note) as callback:
-            return SOLVERS[solver](
-                Z,
-                A.to(Z),
-                P.to(Z),
-                generator=generator,
-                callback=callback,
-                **options,
-                **more,
-            )
-
-    if chooses:
-        drawn = [draw() for _ in range(n_init)]
-        grow = leading is not None
-        parts = torch.stack([P for _, P in drawn])
-        return run(drawn[0][0], parts[1:] if grow else parts, "", grow=grow)
     best: SolverResult | None = None
+    n_init = n_init or 1
     for number in range(1, n_init + 1):
-        result = run(*draw(), f", start {number} of {n_init}" if n_init > 1 else "")
-        if options.get("batch_size") is not None and solver != "spg":
-            # A batch's own objective is no measure.
+        A, P = draw()
+        note = f", start {number} of {n_init}" if n_init > 1 else ""
+        with watched(note) as callback:
+            result = solver.run(Z, A.to(Z), P.to(Z), callback=callback, **options)
+        if options.get("batch_size") is not None:  # a batch's own is no measure
             whole = float(total_objective(Z, result.A, result.P)) / len(Z)
             result.objective_history[-1] = max(whole, 0.0)
         if best is None or result.objective_history[-1] < best.objective_history[-1]:

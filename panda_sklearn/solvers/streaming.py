@@ -11,45 +11,17 @@ Floor 1: torch and :mod:`panda_sklearn.core` alone. Notation as in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from panda_sklearn.core.canonical import canonical
-from panda_sklearn.core.moments import Moments, appearance_moments, part_moments
-from panda_sklearn.core.objective import (
-    accumulator_dtype,
-    cancels,
-    sample_energies,
-)
+from panda_sklearn.core.moments import Moments
+from panda_sklearn.core.objective import accumulator_dtype, sample_energies
+from panda_sklearn.core.samples import InMemory
 from panda_sklearn.core.starts import hosvd, revived
-from panda_sklearn.solvers.spg import solve_appearances, solve_parts
+from panda_sklearn.solvers.alternation import Alternation, Past, canonical_pair
+from panda_sklearn.solvers.base import StoppingRule, iterate
 
 __all__ = ["Past", "learn"]
-
-
-@dataclass(frozen=True)
-class Past:
-    """What is kept of the samples so far.
-
-    Attributes
-    ----------
-    of_parts, of_appearances : Moments
-        Of sizes S and C.
-
-    n_samples : int
-    """
-
-    of_parts: Moments
-    of_appearances: Moments
-    n_samples: int
-
-    def to(self, device: torch.device) -> Past:
-        """The same, on a device."""
-        parts, appearances = self.of_parts.to(device), self.of_appearances.to(device)
-        return Past(parts, appearances, self.n_samples)
 
 
 def learn(
@@ -62,7 +34,6 @@ def learn(
     tol: float,
     nonnegative: bool,
     generator: torch.Generator,
-    batch_size: int | None = None,
 ) -> tuple[Tensor, Tensor, Past, float]:
     """Alternate on the moments of the past and of a new batch together.
 
@@ -75,8 +46,8 @@ def learn(
     past : Past or None
         What the last call returned.
 
-    max_iter, tol, nonnegative, batch_size
-        As for :func:`panda_sklearn.solvers.spg.spg`.
+    max_iter, tol, nonnegative
+        As for every solver.
 
     generator : torch.Generator
         Draws parts that are zero so far anew; without it they would stay so.
@@ -93,39 +64,26 @@ def learn(
         their moments have them.
     """
     A, P = (factor.to(accumulator_dtype(Z.device)) for factor in (A, P))
-    energy = sample_energies(Z).sum()
-    n_samples = len(Z) + (past.n_samples if past is not None else 0)
     P = revived(P, generator)
     if not A.any():
         A = hosvd(Z, A.shape[1]).to(P)
-    f = float("inf")
-    given: dict[str, Any] = {"energy": energy, "batch_size": batch_size}
-    n_left = max_iter
-    while n_left:
-        n_left -= 1
-        of_parts = part_moments(Z, A, **given)
-        if past is not None:
-            of_parts = past.of_parts + of_parts
-        P, _ = solve_parts(of_parts, P, nonnegative)
-        of_appearances = appearance_moments(Z, P, **given)
-        if past is not None:
-            of_appearances = past.of_appearances + of_appearances
-        before = f
-        A, f = solve_appearances(of_appearances, A)
-        if "dtype" not in given and cancels(f, 1.0, Z):
-            given["dtype"], f, n_left = A.dtype, float("inf"), max_iter
-        elif before - f < tol:
-            break
-    M1P, M2P = of_parts.products(P[None])
-    products = M1P[0], M2P[0]
-    found = canonical(A, P, products, of_appearances, nonnegative=nonnegative)
-    if Z.dtype != A.dtype and "dtype" not in given and not bool(found[0].any(0).all()):
-        # Beyond the rank of the data, or of their products in single precision?
-        of_appearances = appearance_moments(Z, P, dtype=A.dtype, **given)
-        if past is not None:
-            of_appearances = past.of_appearances + of_appearances
-        A, f = solve_appearances(of_appearances, A)
-        found = canonical(A, P, products, of_appearances, nonnegative=nonnegative)
-    A, P, c = found
-    past = Past(of_parts.rescaled(c), of_appearances.rescaled(1 / c), n_samples)
-    return A, P, past, max(f, 0.0) * float(of_appearances.energy) / n_samples
+    energy = sample_energies(Z).sum()
+    fit = Alternation(
+        InMemory(Z),
+        A,
+        P,
+        energy=energy,
+        nonnegative=nonnegative,
+        products=Z.dtype,
+        past=past,
+        factored=False,
+    )
+    iterate(fit.step, rule=StoppingRule(tol), max_iter=max_iter, callback=None)
+    A, P, c = canonical_pair(fit, nonnegative, past)
+    assert isinstance(fit.of_parts, Moments)
+    n_samples = len(Z) + (past.n_samples if past is not None else 0)
+    of_appearances = fit.of_appearances
+    past = Past(
+        fit.of_parts.rescaled(c), of_appearances.rescaled(1 / c), n_samples
+    )
+    return A, P, past, max(fit.f, 0.0) * float(of_appearances.energy) / n_samples

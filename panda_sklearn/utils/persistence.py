@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from panda_sklearn.core.moments import ChannelMoments, Moments
+from panda_sklearn.core.channels import ChannelMoments
+from panda_sklearn.core.moments import Moments
 from panda_sklearn.solvers import Past
 from panda_sklearn.utils.arrays import as_tensor
 from panda_sklearn.utils.statefile import (

@@ -1,0 +1,273 @@
+"""The vectors that channels form, over samples and positions: mean and scatter.
+
+And what a fit asks of its data first, in one pass: how many there are, their sum of
+squares, that scatter where it is wanted, and some samples to keep in memory.
+
+Floor 0: torch only. Notation as in :mod:`panda_sklearn.core.objective`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from panda_sklearn.core.grams import add_gram, mirror
+from panda_sklearn.core.objective import accumulator_dtype, sample_energies
+from panda_sklearn.core.samples import InMemory, Samples, as_samples
+
+__all__ = ["ChannelMoments", "Summary", "summarise"]
+
+# Sums are taken about the mean of the first batch where that is more than this many
+# standard deviations from zero.
+FAR = 3.0
+
+
+@dataclass(frozen=True)
+class ChannelMoments:
+    """Mean and scatter of the vectors that channels form, over samples and positions.
+
+    About the mean: of data far from zero the scatter about zero is nearly all offset,
+    and in single precision nothing is left of the rest.
+
+    Attributes
+    ----------
+    n : int
+        Number of vectors.
+
+    mean : Tensor of shape (C,)
+
+    scatter : Tensor of shape (C, C)
+        Sum of (z - mean)(z - mean)'; both in double precision.
+    """
+
+    n: int
+    mean: Tensor
+    scatter: Tensor
+
+    @classmethod
+    def of_data(
+        cls,
+        Z: Samples | Tensor,
+        A: Tensor | None = None,
+        *,
+        products: torch.dtype | None = None,
+    ) -> ChannelMoments:
+        """Those of Z (N, C, S), or of A'Z.
+
+        ``products`` is their type, by default that of Z.
+        """
+        samples = as_samples(Z)
+        sums = _Sums(samples, A, products)
+        return sums.moments(samples.accumulate(sums.add, *sums.totals()))
+
+    def __add__(self, other: ChannelMoments) -> ChannelMoments:
+        n = self.n + other.n
+        away = other.mean - self.mean
+        between = self.n * other.n / n * torch.outer(away, away)
+        return ChannelMoments(
+            n,
+            self.mean + other.n / n * away,
+            self.scatter + other.scatter + between,
+        )
+
+    def to(self, device: torch.device) -> ChannelMoments:
+        """The same, on a device."""
+        return ChannelMoments(self.n, self.mean.to(device), self.scatter.to(device))
+
+    def turned(self, A: Tensor) -> ChannelMoments:
+        """Those of A'z, for A (C, R_C)."""
+        A = A.to(self.scatter)
+        return ChannelMoments(self.n, A.T @ self.mean, A.T @ self.scatter @ A)
+
+    def tells(self, A: Tensor, eps: float) -> bool:
+        """Whether the variances of A'z can be had from these.
+
+        Not if they are what is left of much larger ones of z, whose sums are good to
+        about ``eps``: below a hundred times that they are off by a hundredth.
+        """
+        A = A.to(self.scatter)
+        left = (A * (self.scatter @ A)).sum(dim=0)
+        whole = A.square().T @ self.scatter.diagonal()
+        return bool((left >= 100 * eps * whole).all())
+
+    def about_zero(self) -> Tensor:
+        """Sum of z z', of shape (C, C)."""
+        return self.scatter + self.n * torch.outer(self.mean, self.mean)
+
+
+class _Sums:
+    """The sums of one pass that make :class:`ChannelMoments`.
+
+    About a vector near the mean, which the first batch tells.
+    """
+
+    def __init__(
+        self, samples: Samples, A: Tensor | None, products: torch.dtype | None
+    ) -> None:
+        self.samples, self.A = samples, A
+        self.products = products or samples.dtype
+        self.shift: Tensor | None = None
+
+    def totals(self) -> tuple[Tensor, Tensor]:
+        """Sum of the vectors, and of their outer products; to be added to."""
+        C = self.samples.n_channels if self.A is None else self.A.shape[1]
+        dtype, device = accumulator_dtype(self.samples.device), self.samples.device
+        return (
+            torch.zeros(C, dtype=dtype, device=device),
+            torch.zeros(C, C, dtype=dtype, device=device),
+        )
+
+    def add(self, batch: Tensor, total: Tensor, scatter: Tensor) -> None:
+        """Add those of a batch."""
+        batch = batch.to(self.products)
+        if self.A is not None:
+            batch = self.A.T.to(batch) @ batch
+        if self.shift is None:
+            mean, spread = batch.mean(dim=(0, 2)), batch.std(dim=(0, 2), correction=0)
+            self.shift = torch.where(mean.abs() > FAR * spread, mean, 0)
+            self.shifted = bool(self.shift.any())
+        rows = batch.transpose(0, 1).flatten(1)
+        if self.shifted:
+            rows = rows - self.shift[:, None]
+        total += rows.sum(dim=1)
+        add_gram(scatter, rows.T)
+
+    def moments(self, totals: tuple[Tensor, ...]) -> ChannelMoments:
+        """What the sums of all batches make."""
+        total, scatter = totals
+        assert self.shift is not None and self.samples.n_samples is not None
+        n = self.samples.n_samples * self.samples.n_positions
+        away = total / n
+        scatter = mirror(scatter) - n * torch.outer(away, away)
+        return ChannelMoments(n, self.shift.to(away) + away, scatter)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a fit knows of all samples before it begins.
+
+    Attributes
+    ----------
+    n_samples : int
+
+    energy : scalar Tensor
+        sum ||Z_i||^2, in double precision.
+
+    channels : ChannelMoments or None
+
+    some : InMemory
+        Some samples; all of them if they are not more than asked for.
+
+    energy_of_some : scalar Tensor
+        Their sum of squares.
+    """
+
+    n_samples: int
+    energy: Tensor
+    channels: ChannelMoments | None
+    some: InMemory
+    energy_of_some: Tensor
+
+    def scatter(self) -> Tensor:
+        """Scatter of the channels about zero: of all, or else of some samples."""
+        channels = self.channels or ChannelMoments.of_data(self.some)
+        return channels.about_zero()
+
+
+def summarise(
+    samples: Samples,
+    n_some: Callable[[int], int],
+    generator: torch.Generator,
+    *,
+    channels: bool,
+) -> Summary:
+    """Look at all samples, in one pass.
+
+    Parameters
+    ----------
+    samples : Samples
+
+    n_some : callable
+        How many of N samples to keep in memory; of more samples, no fewer.
+
+    generator : torch.Generator
+        Draws them, the same ones wherever the samples are.
+
+    channels : bool
+        Whether to take the channels' moments, which cost most.
+    """
+    sums = _Sums(samples, None, None) if channels else None
+    kept = None if isinstance(samples, InMemory) else _Kept(n_some, generator)
+    energy = torch.zeros(
+        (), dtype=accumulator_dtype(samples.device), device=samples.device
+    )
+
+    def add(batch: Tensor, energy: Tensor, *totals: Tensor) -> None:
+        energy += sample_energies(batch).sum()
+        if kept is not None:
+            kept.see(batch)
+        if sums is not None:
+            sums.add(batch, *totals)
+
+    totals = () if sums is None else sums.totals()
+    energy, *rest = samples.accumulate(add, energy, *totals)
+    n_samples = samples.n_samples
+    assert n_samples is not None  # a pass has told
+    if kept is not None:
+        some = InMemory(kept.samples())
+    elif n_some(n_samples) < n_samples:
+        assert isinstance(samples, InMemory)
+        numbers = _draw(n_samples, generator)
+        places = numbers.topk(n_some(n_samples)).indices.sort().values
+        some = InMemory(samples.Z[places.to(samples.device)])
+    else:
+        some = samples
+    return Summary(
+        n_samples,
+        energy,
+        None if sums is None else sums.moments(tuple(rest)),
+        some,
+        sample_energies(some.Z).sum(),
+    )
+
+
+class _Kept:
+    """Some of the samples that pass by: those with the largest of numbers drawn.
+
+    However many there will be, each is as likely to be kept, and it does not matter in
+    which batches they come.
+    """
+
+    def __init__(
+        self, n_some: Callable[[int], int], generator: torch.Generator
+    ) -> None:
+        self.n_some, self.generator = n_some, generator
+        self.most = n_some(sys.maxsize)
+        self.heap: list[tuple[float, int, Tensor]] = []  # the smallest number first
+        self.n_seen = 0
+
+    def see(self, batch: Tensor) -> None:
+        """Look at the next samples."""
+        numbers = _draw(len(batch), self.generator).tolist()
+        for number, row in zip(numbers, batch, strict=True):
+            if len(self.heap) < self.most:
+                heapq.heappush(self.heap, (number, self.n_seen, row.clone()))
+            elif number > self.heap[0][0]:
+                heapq.heapreplace(self.heap, (number, self.n_seen, row.clone()))
+            self.n_seen += 1
+
+    def samples(self) -> Tensor:
+        """Those that are kept, in their order."""
+        kept = heapq.nlargest(self.n_some(self.n_seen), self.heap)
+        kept.sort(key=lambda item: item[1])
+        return torch.stack([row for _, _, row in kept])
+
+
+def _draw(n: int, generator: torch.Generator) -> Tensor:
+    """A number for each of the next n samples; the same, one by one or together."""
+    return torch.rand(n, dtype=torch.float64, device="cpu", generator=generator)
