@@ -40,10 +40,10 @@ __all__ = [
 
 # Measured on two cores: a descent takes about this many products, and one product of
 # FactoredMoments takes this many times longer than its multiplications say.
-PRODUCTS = 30
-SLOWNESS = 5
+PRODUCTS = 15
+SLOWNESS = 3
 # A'Z is kept where it takes at most this share of the memory of Z.
-SHARE_TO_KEEP = 1 / 8
+SHARE_TO_KEEP = 1 / 2
 
 
 @dataclass(frozen=True)

@@ -50,10 +50,13 @@ DESCENT_ITERATIONS = 500
 FACTORED_ITERATIONS = 20  # which cost much more
 POLISH_ITERATIONS = 20
 EXACT = 1e-12
-EXACT_RELATIVE = 1e-4
+EXACT_APPEARANCES = 1e-9
+EXACT_RELATIVE = 1e-3
 FIRST_FALL = 1e-2
-# Where appearances are sought in a space that grows from them, how often it is grown,
+# Channels up to which appearances are sought among all of them. Else, and if they are
+# few, in a space that grows from them: how often it is grown,
 # the fall that ends it, and the iterations of the descent there.
+SMALL = 256
 GROWN = 5
 GROWN_TOL = 1e-8
 GROWN_ITERATIONS = 5
@@ -277,7 +280,7 @@ def solve_appearances(moments: Moments, A: Tensor) -> tuple[Tensor, float]:
     more product makes of them, again and again (as LOBPCG does for eigenvectors).
     """
     C, R_C = A.shape
-    if 3 * R_C >= C:
+    if C <= SMALL or 3 * R_C >= C:
         return _in_space(moments, A)
     f = relative_objective(moments, A)
     for _ in range(GROWN):
@@ -307,7 +310,7 @@ def _in_space(
     f = relative_objective(moments, leading)
     best = leading if f <= relative_objective(moments, A) else A
     X, objectives = descend_shared(
-        moments, best[None], False, max_iter=max_iter, tol=EXACT
+        moments, best[None], False, max_iter=max_iter, tol=EXACT_APPEARANCES
     )
     return X[0], float(objectives[0])
 

@@ -183,7 +183,7 @@ def iterate(
     *,
     rule: StoppingRule,
     max_iter: int,
-    callback: Callback | None,
+    callback: Callback | None = None,
     on_plateau: Callable[[], bool] | None = None,
 ) -> Course:
     """The loop of all solvers.

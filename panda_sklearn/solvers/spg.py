@@ -27,6 +27,8 @@ Floor 1: torch and :mod:`panda_sklearn.core` alone. Notation as in
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -36,7 +38,6 @@ from panda_sklearn.core.moments import (
     Moments,
     appearance_moments,
     factored_part_moments,
-    is_cheaper_factored,
     part_moments,
     thin_products,
 )
@@ -54,6 +55,7 @@ from panda_sklearn.core.starts import (
     random_parts,
     revived,
 )
+from panda_sklearn.core.threads import with_threads_for
 from panda_sklearn.solvers.alternation import (
     Alternation,
     canonical_pair,
@@ -73,7 +75,7 @@ from panda_sklearn.solvers.base import (
 
 # Samples that are kept: one of so many, but from so few to so many; fewer where their
 # moments take more multiplications; and no more than have so many numbers (256 MB).
-SHARE_KEPT = 4
+SHARE_KEPT = 8
 MULTIPLICATIONS = 2**33
 FEWEST, MOST = 128, 512
 KEPT_ELEMENTS = 2**26
@@ -84,23 +86,27 @@ TOL_OF_SOME = 1e-4
 TURNS = 3
 # Another turn, unless the last brought less than so many times tol, or than this share
 # of what all have brought.
-WORTH_A_TURN = 5
+WORTH_A_TURN = 2
 HELPFUL = 0.1
+# Passes are slow if one brings more than this share of what the last brought. Then steps
+# go further than the kept samples lead, by a multiple that grows.
+SLOW = 0.4
+FURTHER, GROWTH = 0.7, 1.5
 # Shorter steps in a row that may fail to lower the objective.
 FAILURES = 3
 # The descent between passes ends where a step promises less than this share of tol.
-SHARE_OF_TOL = 1e-2
+SHARE_OF_TOL = 5e-2
 
 # Starts are descended from roughly, the best few of them further.
 N_STARTS = 10
 COMPARISON = {"max_iter": 60, "tol": 1e-5}
-FINALISTS = 5
-FINAL = {"max_iter": 200, "tol": 1e-6}
+FINALISTS = 4
+FINAL = {"max_iter": 60, "tol": 1e-5}
 # Of these, the ones whose objectives differ by more than one share of the energy and are
 # within another of the best are alternated from, roughly and for so many steps at most.
 SAME = 1e-5
 PROMISING = 1e-2
-ROUGH, ROUGHLY = 1e-3, 10
+ROUGH, ROUGHLY = 1e-3, 4
 # Positions, at most, of which the S x S moments are formed for that (512 MB). Beyond,
 # a few random starts are compared on a few samples.
 LARGEST_FORMED = 8192
@@ -155,13 +161,16 @@ def spg(
             *zeros, [0.0], True, "the data are all zero", known.channels
         )
     products = samples.dtype
+    lightly = partial(with_threads_for, _work(known.some, R_C, R_S))
     if isinstance(init, str):
         A, starts = _starts(known, R_C, R_S, init, n_init or N_STARTS, generator)
         options = generator, init == "hosvd", nonnegative
-        P, f = _promising_starts(known.some, A, starts, *options, products)
+        P, f = lightly(_promising_starts, known.some, A, starts, *options, products)
         if cancels(f.min(), 1.0, samples):
             products = dtype
-            P, f = _promising_starts(known.some, A, starts, *options, products)
+            P, f = lightly(
+                _promising_starts, known.some, A, starts, *options, products
+            )
     else:
         A, P = (factor.to(samples.device, dtype) for factor in init)
         P = P[None]
@@ -179,18 +188,19 @@ def spg(
     fits = [begin(start) for start in P]
     if len(fits) > 1:
         for fit in fits:
-            iterate(fit.step, rule=StoppingRule(ROUGH), max_iter=ROUGHLY, callback=None)
+            lightly(iterate, fit.step, rule=StoppingRule(ROUGH), max_iter=ROUGHLY)
     fit: Alternation | _Passes = min(fits, key=lambda fit: fit.f)
     if known.some.n_samples < known.n_samples:
         rule = StoppingRule(max(tol, TOL_OF_SOME))
-        iterate(fit.step, rule=rule, max_iter=max_iter, callback=None)
+        lightly(iterate, fit.step, rule=rule, max_iter=max_iter)
         if nonnegative and known.energy_of_some > 0:
             fit = _Passes(samples, known, fit, tol)
         else:
             fit = fit.continued(samples, known.energy)
-    course = iterate(
-        fit.step, rule=StoppingRule(tol), max_iter=max_iter, callback=callback
-    )
+    step = fit.step
+    if isinstance(fit, Alternation) and fit.samples is known.some:
+        step = partial(lightly, step)
+    course = iterate(step, rule=StoppingRule(tol), max_iter=max_iter, callback=callback)
     A, P, _ = canonical_pair(fit, nonnegative)
     A, P = A.to(samples.dtype), P.to(samples.dtype)
     if cancels(fit.f, 1.0, samples):  # that of the factors as they are rounded
@@ -204,6 +214,13 @@ def _n_kept(n_samples: int, C: int, S: int, R_C: int) -> int:
     share = min(n_samples // SHARE_KEPT, MULTIPLICATIONS // (R_C * S * (C + S)))
     n = min(max(share, FEWEST), MOST)
     return max(1, min(n, KEPT_ELEMENTS // (C * S), n_samples))
+
+
+def _work(some: InMemory, R_C: int, R_S: int) -> int:
+    """Multiplications of the longest operations between passes."""
+    C, S = some.n_channels, some.n_positions
+    moments = (some.n_samples or 1) * R_C * S * (C + S)
+    return max(moments, C * C * min(C, 3 * R_C), N_STARTS * S * S * R_S)
 
 
 class _Passes:
@@ -225,20 +242,32 @@ class _Passes:
         self.energy, self.energy_of_some = known.energy, known.energy_of_some
         self.n_samples = known.n_samples
         self.share = float(known.energy / known.energy_of_some)
-        self.products = begun.products
+        self.products, self.factored = begun.products, begun.factored
         self.tol, self.inner_tol = tol, SHARE_OF_TOL * tol
         self.f = float("inf")
         self.next = begun.A, begun.P  # where to look next
         self.own_products: tuple[Tensor, Tensor] | None = None  # of the kept, there
+        C, S = samples.n_channels, samples.n_positions
+        R_C, R_S = self.next[0].shape[1], self.next[1].shape[1]
+        self.work = known.n_samples * R_S * C * (3 * S + 2 * C + 2 * R_C)
+        self.lightly = partial(with_threads_for, _work(known.some, R_C, R_S))
         self.n_failures = 0
+        self.fall, self.further = float("inf"), FURTHER
+        self.safe: tuple[Tensor, Tensor] | None = None  # if that was too far
 
     def step(self, n_iter: int) -> Iteration:
         """Look at the next factors, and choose those to look at then."""
         A, P = self.next
-        of_appearances, part_products = thin_products(
-            self.samples, A, P, energy=self.energy, dtype=self.products
+        of_appearances, part_products = with_threads_for(
+            self.work,
+            thin_products,
+            self.samples,
+            A,
+            P,
+            energy=self.energy,
+            dtype=self.products,
         )
-        best, f = solve_appearances(of_appearances, A)
+        best, f = self.lightly(solve_appearances, of_appearances, A)
         if self.products == self.samples.dtype and cancels(f, 1.0, self.samples):
             self.products = accumulator_dtype(self.samples.device)
             self.f, self.own_products = float("inf"), None  # no measure any longer
@@ -246,20 +275,33 @@ class _Passes:
         end = ""
         if f < self.f:
             fall, self.f, self.n_failures = self.f - f, f, 0
+            slow = fall > SLOW * self.fall
+            self.fall, self.further = fall, GROWTH * self.further if slow else FURTHER
             self.A, self.P = best, P
             self.of_appearances, self.part_products = of_appearances, part_products
             if not fall < self.tol:  # else it is the last
-                promised = self._look_ahead(A)
+                promised = self.lightly(self._look_ahead, A)
                 if not promised > self.tol / 2:
                     end = "no step promises to lower the objective by more than tol"
+                if slow:
+                    self._go_further()
         elif self.n_failures < FAILURES:
             self.n_failures += 1
-            self.own_products = None
-            self.next = self.A, self.P + (P - self.P) / 4
+            self.own_products, self.further = None, FURTHER
+            if self.safe is not None:
+                self.next, self.safe = self.safe, None
+            else:
+                self.next = self.A, self.P + (P - self.P) / 4
         else:
             end = STUCK
         energy = float(self.energy)
         return Iteration(self.f * energy, energy, self.n_samples, end)
+
+    def _go_further(self) -> None:
+        """Beyond what the kept samples lead to, where passes bring ever the same."""
+        self.safe = A, P = self.next
+        move = self.further * (P - self.P)
+        self.next, self.own_products = (A, (P + move).clamp(min=0)), None
 
     def _look_ahead(self, A: Tensor) -> float:
         """Choose where to look next, by the kept samples; returns the fall promised.
@@ -296,7 +338,8 @@ class _Passes:
     def _descend(self, A: Tensor, P: Tensor, linear: Tensor) -> tuple[Tensor, float]:
         """Parts at which the corrected objective of the kept is least, and its fall."""
         options = {"energy": self.energy_of_some, "dtype": self.products}
-        moments = part_moments(self.some, A, **options)
+        form = factored_part_moments if self.factored else part_moments
+        moments = form(self.some.Z, A, **options)
         before = _value(P, one_of(moments.products(P[None])), linear)
         P, _ = solve_parts(moments, P, True, self.inner_tol, linear=linear)
         self.own_products = one_of(moments.products(P[None]))

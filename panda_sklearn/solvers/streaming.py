@@ -78,7 +78,7 @@ def learn(
         past=past,
         factored=False,
     )
-    iterate(fit.step, rule=StoppingRule(tol), max_iter=max_iter, callback=None)
+    iterate(fit.step, rule=StoppingRule(tol), max_iter=max_iter)
     A, P, c = canonical_pair(fit, nonnegative, past)
     assert isinstance(fit.of_parts, Moments)
     n_samples = len(Z) + (past.n_samples if past is not None else 0)

@@ -1,0 +1,59 @@
+"""No more threads than work is worth.
+
+Threads wait for each other after every operation. Where operations take microseconds
+and anything else runs on the machine, they wait for milliseconds each time.
+
+Floor 0: torch only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+
+from panda_sklearn.utils.undo import Undo
+
+__all__ = ["with_threads_for"]
+
+# Multiplications from which more than one thread is worth it.
+WORTH_THREADS = 2**30
+
+# The number of threads that each user of one thread puts back. It is set partly for a
+# thread and partly for the process, so users at the same time put back the same.
+_users: dict[object, int] = {}
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def with_threads_for(
+    multiplications: float,
+    function: Callable[Parameters, Result],
+    *args: Parameters.args,
+    **kwargs: Parameters.kwargs,
+) -> Result:
+    """Call a function whose operations have so much to do, each on one thread if little.
+
+    The number of threads is what it was afterwards, whatever happens.
+    """
+    with Undo() as undo, undo:
+        if multiplications < WORTH_THREADS:
+            _use_one(undo)
+        return function(*args, **kwargs)
+
+
+def _use_one(undo: Undo) -> None:
+    n_threads = [*_users.values(), torch.get_num_threads()][0]
+    if n_threads == 1:
+        return
+    user = object()
+
+    def put_back() -> None:
+        torch.set_num_threads(n_threads)
+        _users.pop(user, None)
+
+    undo.note(put_back)
+    _users[user] = n_threads
+    torch.set_num_threads(1)
