@@ -48,7 +48,7 @@ __all__ = [
 # or of the last step's fall, what its steps promise counts as nothing.
 DESCENT_ITERATIONS = 500
 FACTORED_ITERATIONS = 20  # which cost much more
-POLISH_ITERATIONS = 20
+POLISH_ITERATIONS = 6
 EXACT = 1e-12
 EXACT_APPEARANCES = 1e-9
 EXACT_RELATIVE = 1e-3

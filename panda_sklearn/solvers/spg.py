@@ -106,7 +106,7 @@ FINAL = {"max_iter": 60, "tol": 1e-5}
 # within another of the best are alternated from, roughly and for so many steps at most.
 SAME = 1e-5
 PROMISING = 1e-2
-ROUGH, ROUGHLY = 1e-3, 4
+ROUGH, ROUGHLY = 1e-3, 2
 # Positions, at most, of which the S x S moments are formed for that (512 MB). Beyond,
 # a few random starts are compared on a few samples.
 LARGEST_FORMED = 8192
