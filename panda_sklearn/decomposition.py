@@ -23,12 +23,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from panda_sklearn.core.channels import ChannelMoments
-from panda_sklearn.core.samples import InMemory, Samples
 from panda_sklearn.core.objective import (
     accumulator_dtype,
     sample_energies,
     total_objective,
 )
+from panda_sklearn.core.samples import InMemory, Samples
 from panda_sklearn.interpretation import InterpretationMixin
 from panda_sklearn.solvers import SOLVERS, Callback, SolverResult, best_fit, learn
 from panda_sklearn.utils.arithmetic import own_arithmetic

@@ -188,7 +188,9 @@ class InMemory(Samples):
 
     def _size(self, wanted: int = 1) -> int:
         small = max(
-            len(self.Z) // BATCHES_AT_LEAST, SMALLEST_BATCH // self.Z[0].numel()
+            len(self.Z) // BATCHES_AT_LEAST,
+            SMALLEST_BATCH // self.Z[0].numel(),
+            wanted,  # whose products are not more than what they are added to
         )
         return max(1, min(super()._size(wanted), small))
 

@@ -10,14 +10,20 @@ from torch import Tensor
 
 from panda_sklearn.core.canonical import signed
 from panda_sklearn.core.channels import ChannelMoments
+from panda_sklearn.core.objective import accumulator_dtype
 
 __all__ = [
     "grown_parts",
     "hosvd",
+    "nearly_hosvd",
     "random_appearances",
     "random_parts",
     "revived",
 ]
+
+# Vectors beside those asked for, and products with the scatter, of the subspace iteration.
+SPARE = 8
+TURNS = 6
 
 
 def hosvd(Z: Tensor, n_appearances: int, *, scatter: Tensor | None = None) -> Tensor:
@@ -37,6 +43,26 @@ def hosvd(Z: Tensor, n_appearances: int, *, scatter: Tensor | None = None) -> Te
     vectors = torch.linalg.eigh(scatter).eigenvectors  # rising eigenvalues
     A = vectors.flip(1)[:, :n_appearances]
     return signed(A).to(Z.dtype).contiguous()
+
+
+def nearly_hosvd(
+    Z: Tensor, n_appearances: int, generator: torch.Generator
+) -> Tensor:
+    """About what :func:`hosvd` gives, without a C x C matrix: by subspace iteration.
+
+    Of a few more vectors than asked for, whose span a product with the scatter turns
+    again and again (Halko, Martinsson, Tropp, "Finding structure with randomness",
+    SIAM Review 53(2), 2011).
+    """
+    C = Z.shape[1]
+    rows = Z.transpose(0, 1).flatten(1)  # (C, N S)
+    drawn = random_appearances(C, min(n_appearances + SPARE, C), generator)
+    basis = drawn.to(Z)
+    for _ in range(TURNS):
+        basis = torch.linalg.qr(rows @ (rows.T @ basis)).Q
+    seen = (rows.T @ basis).to(accumulator_dtype(Z.device))
+    vectors = torch.linalg.eigh(seen.T @ seen).eigenvectors.flip(1)
+    return signed(basis @ vectors[:, :n_appearances].to(basis)).contiguous()
 
 
 def random_appearances(

@@ -128,6 +128,7 @@ class Alternation:
         self.factored = factored
         self.f = float("inf")
         self.fall = FIRST_FALL
+        self.worth = 0.0  # a smaller fall by the parts is not worth going beyond them
         self.solution: Tensor | None = None  # the parts before they were extrapolated
         self.extrapolation = FIRST_EXTRAPOLATION
 
@@ -180,7 +181,11 @@ class Alternation:
 
         Beyond it, if the objective is no higher than it was at the solution.
         """
-        if self.nonnegative and self.solution is not None:
+        if (
+            self.nonnegative
+            and self.solution is not None
+            and self.f - f_solution > self.worth
+        ):
             move = self.extrapolation * (solution - self.solution)
             beyond = self._with_appearances((solution + move).clamp(min=0))
             if beyond[-1] <= f_solution:

@@ -32,7 +32,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from panda_sklearn.core.channels import ChannelMoments, Summary, summarise
+from panda_sklearn.core.channels import Summary, summarise
 from panda_sklearn.core.moments import (
     FactoredMoments,
     Moments,
@@ -51,6 +51,7 @@ from panda_sklearn.core.samples import InMemory, Samples
 from panda_sklearn.core.starts import (
     grown_parts,
     hosvd,
+    nearly_hosvd,
     random_appearances,
     random_parts,
     revived,
@@ -72,6 +73,7 @@ from panda_sklearn.solvers.base import (
     StoppingRule,
     iterate,
 )
+from panda_sklearn.solvers.descent import relative_objective
 
 # Samples that are kept: one of so many, but from so few to so many; fewer where their
 # moments take more multiplications; and no more than have so many numbers (256 MB).
@@ -84,9 +86,7 @@ KEPT_ELEMENTS = 2**26
 TOL_OF_SOME = 1e-4
 # How often the parts and appearances are solved for by turns between two passes.
 TURNS = 3
-# Another turn, unless the last brought less than so many times tol, or than this share
-# of what all have brought.
-WORTH_A_TURN = 2
+# Another turn, unless the last brought less than this share of what all have brought.
 HELPFUL = 0.1
 # Passes are slow if one brings more than this share of what the last brought. Then steps
 # go further than the kept samples lead, by a multiple that grows.
@@ -107,6 +107,8 @@ FINAL = {"max_iter": 60, "tol": 1e-5}
 SAME = 1e-5
 PROMISING = 1e-2
 ROUGH, ROUGHLY = 1e-3, 2
+# Channels up to which the eigenvectors of their scatter take no time.
+LARGEST_SCATTER = 512
 # Positions, at most, of which the S x S moments are formed for that (512 MB). Beyond,
 # a few random starts are compared on a few samples.
 LARGEST_FORMED = 8192
@@ -192,6 +194,7 @@ def spg(
     fit: Alternation | _Passes = min(fits, key=lambda fit: fit.f)
     if known.some.n_samples < known.n_samples:
         rule = StoppingRule(max(tol, TOL_OF_SOME))
+        fit.worth = rule.tol
         lightly(iterate, fit.step, rule=rule, max_iter=max_iter)
         if nonnegative and known.energy_of_some > 0:
             fit = _Passes(samples, known, fit, tol)
@@ -211,8 +214,8 @@ def spg(
 
 def _n_kept(n_samples: int, C: int, S: int, R_C: int) -> int:
     """Number of samples that are kept in memory."""
-    share = min(n_samples // SHARE_KEPT, MULTIPLICATIONS // (R_C * S * (C + S)))
-    n = min(max(share, FEWEST), MOST)
+    n = min(max(n_samples // SHARE_KEPT, FEWEST), MOST)
+    n = min(n, max(MULTIPLICATIONS // (R_C * S * (C + S)), FEWEST // 2))
     return max(1, min(n, KEPT_ELEMENTS // (C * S), n_samples))
 
 
@@ -281,7 +284,7 @@ class _Passes:
             self.of_appearances, self.part_products = of_appearances, part_products
             if not fall < self.tol:  # else it is the last
                 promised = self.lightly(self._look_ahead, A)
-                if not promised > self.tol / 2:
+                if not promised > self.tol:
                     end = "no step promises to lower the objective by more than tol"
                 if slow:
                     self._go_further()
@@ -321,10 +324,14 @@ class _Passes:
                 if then is None:
                     then = appearance_moments(self.some, self.P, **options)
                 now = appearance_moments(self.some, P, **options)
-                A, _ = solve_appearances(self._corrected(now, then), A)
+                corrected = self._corrected(now, then)
+                before = relative_objective(corrected, A)
+                A, f = solve_appearances(corrected, A)
+                if not before - f > self.tol / 2:
+                    break
             P, fall = self._descend(A, P, linear)
             promised += fall
-            if not fall > max(WORTH_A_TURN * self.tol, HELPFUL * promised):
+            if not fall > max(self.tol, HELPFUL * promised):
                 break
         self.next = A, P
         return promised
@@ -375,6 +382,8 @@ def _starts(
         A = random_appearances(C, R_C, generator)
     elif R_C == C:  # their space has no start to choose
         A = torch.eye(C, dtype=dtype, device="cpu")
+    elif C > LARGEST_SCATTER and 4 * R_C <= C:
+        A = nearly_hosvd(some.Z, R_C, generator)
     else:
         A = hosvd(some.Z, R_C, scatter=known.scatter())
     drawn = [random_parts(S, R_S, generator) for _ in range(n_init)]
