@@ -4,7 +4,7 @@ Floor 1 of the package: torch and :mod:`panda_sklearn.core` alone; knows nothing
 numpy arrays, scikit-learn or networks.
 
 A solver is a function ``solver(Z, A, P, *, learning_rate, max_iter, tol, batch_size,
-nonnegative, generator, callback)`` that returns a :class:`SolverResult`. A new one
+constraint, generator, callback)`` that returns a :class:`SolverResult`. A new one
 enters the package by a line in ``SOLVERS``.
 """
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from panda_sklearn.core.canonical import canonical
+from panda_sklearn.core.constraint import FREE, NONNEGATIVE, Constraint
 from panda_sklearn.core.moments import (
     FactoredMoments,
     Moments,
@@ -71,7 +72,7 @@ def spg(
     max_iter: int,
     tol: float,
     batch_size: int | None = None,
-    nonnegative: bool,
+    constraint: Constraint,
     generator: torch.Generator,
     callback: Callback | None = None,
     grow: bool = False,
@@ -96,9 +97,10 @@ def spg(
     grow : bool, default=False
         Whether to add a start that is grown from the data to the K.
 
-    max_iter, tol, nonnegative, generator, callback
+    max_iter, tol, constraint, generator, callback
         As for every solver.
     """
+    nonnegative = not constraint.rotatable
     dtype = accumulator_dtype(Z.device)
     A, P = A.to(dtype), P.to(dtype)
     energy = sample_energies(Z).sum()
@@ -248,7 +250,7 @@ class _Alternation:
             self.P,
             self.part_products,
             self.of_appearances,
-            nonnegative=self.nonnegative,
+            constraint=NONNEGATIVE if self.nonnegative else FREE,
         )
         return A, P
 
@@ -332,6 +334,6 @@ def _descend(
         lambda X, which: moments.products(X),
         X,
         energy=moments.energy.expand(len(X)),
-        nonnegative=nonnegative,
+        constraint=NONNEGATIVE if nonnegative else FREE,
         **options,
     )

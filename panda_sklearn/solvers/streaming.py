@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from panda_sklearn.core.canonical import canonical
+from panda_sklearn.core.constraint import Constraint
 from panda_sklearn.core.moments import Moments, appearance_moments, part_moments
 from panda_sklearn.core.objective import (
     accumulator_dtype,
@@ -60,7 +61,7 @@ def learn(
     *,
     max_iter: int,
     tol: float,
-    nonnegative: bool,
+    constraint: Constraint,
     generator: torch.Generator,
     batch_size: int | None = None,
 ) -> tuple[Tensor, Tensor, Past, float]:
@@ -75,7 +76,7 @@ def learn(
     past : Past or None
         What the last call returned.
 
-    max_iter, tol, nonnegative, batch_size
+    max_iter, tol, constraint, batch_size
         As for :func:`panda_sklearn.solvers.spg.spg`.
 
     generator : torch.Generator
@@ -106,7 +107,7 @@ def learn(
         of_parts = part_moments(Z, A, **given)
         if past is not None:
             of_parts = past.of_parts + of_parts
-        P, _ = solve_parts(of_parts, P, nonnegative)
+        P, _ = solve_parts(of_parts, P, not constraint.rotatable)
         of_appearances = appearance_moments(Z, P, **given)
         if past is not None:
             of_appearances = past.of_appearances + of_appearances
@@ -118,14 +119,14 @@ def learn(
             break
     M1P, M2P = of_parts.products(P[None])
     products = M1P[0], M2P[0]
-    found = canonical(A, P, products, of_appearances, nonnegative=nonnegative)
+    found = canonical(A, P, products, of_appearances, constraint=constraint)
     if Z.dtype != A.dtype and "dtype" not in given and not bool(found[0].any(0).all()):
         # Beyond the rank of the data, or of their products in single precision?
         of_appearances = appearance_moments(Z, P, dtype=A.dtype, **given)
         if past is not None:
             of_appearances = past.of_appearances + of_appearances
         A, f = solve_appearances(of_appearances, A)
-        found = canonical(A, P, products, of_appearances, nonnegative=nonnegative)
+        found = canonical(A, P, products, of_appearances, constraint=constraint)
     A, P, c = found
     past = Past(of_parts.rescaled(c), of_appearances.rescaled(1 / c), n_samples)
     return A, P, past, max(f, 0.0) * float(of_appearances.energy) / n_samples
