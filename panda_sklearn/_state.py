@@ -10,10 +10,13 @@ Floor 3: numpy and torch, and the records of the floors below.
 from __future__ import annotations
 
 import math
+import os
 import reprlib
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from panda_sklearn.core.moments import ChannelMoments, Moments
@@ -22,19 +25,32 @@ from panda_sklearn.utils.arrays import as_tensor
 from panda_sklearn.utils.persistence import (
     LARGEST_SUM,
     ROUNDING,
-    Kind,
+    device_here,
+    from_plain,
     is_count,
     is_covariance,
     is_finite,
     is_of,
     largest,
+    to_plain,
 )
+from panda_sklearn.utils.statefile import read_parts, reading, write_parts
 
-__all__ = ["FORMAT_VERSION", "OF_FILE", "OF_STREAM", "STATE", "check_attributes"]
+__all__ = [
+    "FORMAT_VERSION",
+    "OF_FILE",
+    "OF_STREAM",
+    "RECORDS",
+    "read_file",
+    "write_file",
+]
 
 # Version of what the file holds; files of a later one are refused.
 # 2: n_passes_.
 FORMAT_VERSION = 2
+
+# What a file says that it holds.
+KIND = "PartsAppearanceDecomposition"
 
 # What a fitted decomposition has, and of which type if it is no array or tuple.
 ATTRIBUTES: dict[str, type | None] = {
@@ -62,6 +78,9 @@ OF_COLUMNS: dict[str, type | None] = {"feature_names_in_": None}
 
 EVERY = ATTRIBUTES | OF_STREAM | OF_FILE | OF_COLUMNS
 
+# Dataclasses that these are or hold.
+RECORDS = {record.__name__: record for record in (ChannelMoments, Moments, Past)}
+
 # Magnitude of the factors, and of their products, at most: the fourth power of it,
 # which an error's square has, is then far within float32. Fitted ones are near 1.
 LARGEST_FACTOR = 1e8
@@ -72,14 +91,70 @@ def _count_passes(attributes: dict[str, Any]) -> dict[str, Any]:
     return {"n_passes_": 0, **attributes}
 
 
-# Attributes of a version, as the next one has them.
+# What makes attributes of the next version of those of a version.
 MIGRATIONS = {1: _count_passes}
 
 
-def check_attributes(attributes: dict) -> None:
+def write_file(path: str | os.PathLike, params: dict, attributes: dict) -> None:
+    """Write parameters and fitted attributes to a file.
+
+    Raises
+    ------
+    TypeError
+        If one is of a type that has no place in such a file, or has a name of its own.
+    ValueError
+        If :func:`read_file` would refuse what they are.
+    """
+    for name in set(attributes) - set(EVERY):
+        raise TypeError(
+            f"{name} is of type {type(attributes[name]).__name__} and no attribute "
+            "that such a file holds. Delete it, or keep the estimator with joblib.dump "
+            "instead."
+        )
+    _check(attributes)
+    parts = {"params": params, "attributes": attributes}
+    write_parts(path, KIND, FORMAT_VERSION, to_plain(parts, RECORDS))
+
+
+def read_file(
+    path: str | os.PathLike, known: Collection[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters, of the ``known`` names, and attributes, as the present version's.
+
+    The values of parameters are the estimator's to check, but for the device, which
+    is None where it is missing here.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is no whole file of that kind and of a known version, or its attributes
+        do not make a fitted decomposition.
+    """
+    names = {"params": known, "attributes": EVERY}
+    parts, version, unread = read_parts(path, KIND, FORMAT_VERSION, names)
+    with reading(path):
+        params, attributes = (from_plain(parts[name], RECORDS) for name in names)
+        if isinstance(device := params.get("device"), str | torch.device):
+            params["device"] = device_here(device)
+        for earlier in range(version, FORMAT_VERSION):
+            attributes = MIGRATIONS[earlier](attributes)
+    try:
+        _check(attributes)
+        if unread:
+            raise ValueError(f"nothing refers to {reprlib.repr(sorted(unread))}")
+    except ValueError as error:
+        raise ValueError(
+            f"The arrays in {os.fspath(path)!r} do not fit together: {error}. Save "
+            "the estimator again."
+        ) from error
+    return params, attributes
+
+
+def _check(attributes: dict) -> None:
     """Raise ValueError unless a decomposition works with these attributes."""
-    problem = _misfit(attributes) or _bad_values(attributes)
-    if problem:
+    if problem := _misfit(attributes) or _bad_values(attributes):
         raise ValueError(problem)
 
 
@@ -106,22 +181,24 @@ def _misfit(attributes: dict) -> str:
             f"n_features_in_ is {attributes['n_features_in_']}, expected {n_features}"
         )
     R_C = np.shape(attributes["appearances_"])[:1]
-    kind = Tensor if isinstance(attributes["parts_"], Tensor) else np.ndarray
-    # The kind and shape of each array.
-    expected: dict[str, tuple[Any, tuple]] = {
-        "parts_": (kind, ("n_parts", *shape[1:])),
-        "appearances_": (kind, ("n_appearances", C)),
-        "saliency_mean_": (kind, R_C),
-        "saliency_covariance_": (kind, 2 * R_C),
-        "objective_history_": (np.ndarray, (attributes["n_iter_"],)),
-    }
-    arrays: dict[str, Any] = {name: attributes[name] for name in expected}
+    own = Tensor if isinstance(attributes["parts_"], Tensor) else np.ndarray
+    # Of each array what to call it, its kind and its shape.
+    arrays: list[tuple[str, Any, Any, tuple]] = [
+        (name, attributes[name], kind, wanted)
+        for name, kind, wanted in (
+            ("parts_", own, ("n_parts", *shape[1:])),
+            ("appearances_", own, ("n_appearances", C)),
+            ("saliency_mean_", own, R_C),
+            ("saliency_covariance_", own, 2 * R_C),
+            ("objective_history_", np.ndarray, (attributes["n_iter_"],)),
+            ("feature_names_in_", np.ndarray, (n_features,)),
+        )
+        if name in attributes
+    ]
     if past := attributes.get("_past"):
         channels = attributes["_channels"]
-        expected["mean of channels"] = (Tensor, (C,))
-        expected["scatter of channels"] = (Tensor, (C, C))
-        arrays["mean of channels"] = channels.mean
-        arrays["scatter of channels"] = channels.scatter
+        arrays.append(("mean of channels", channels.mean, Tensor, (C,)))
+        arrays.append(("scatter of channels", channels.scatter, Tensor, (C, C)))
         for name, moments, n in (
             ("parts", past.of_parts, S),
             ("appearances", past.of_appearances, C),
@@ -129,14 +206,9 @@ def _misfit(attributes: dict) -> str:
             if not isinstance(moments, Moments):
                 return f"what is kept of {name} is no {Moments.__name__}"
             for which, wanted in (("M1", (n, n)), ("M2", (n, n)), ("energy", ())):
-                label = f"{which} of {name}"
-                expected[label] = (Tensor, wanted)
-                arrays[label] = getattr(moments, which)
-    if "feature_names_in_" in attributes:
-        expected["feature_names_in_"] = (np.ndarray, (n_features,))
-        arrays["feature_names_in_"] = attributes["feature_names_in_"]
-    for name, (kind, wanted) in expected.items():
-        array = arrays[name]
+                array = getattr(moments, which)
+                arrays.append((f"{which} of {name}", array, Tensor, wanted))
+    for name, array, kind, wanted in arrays:
         if not isinstance(array, kind):
             return f"{name} is no {kind.__name__}"
         if len(wanted) != array.ndim or any(
@@ -196,13 +268,3 @@ def _bad_values(attributes: dict) -> str:
         if not is_covariance(M, size):
             return f"{name} is no covariance"
     return ""
-
-
-STATE = Kind(
-    name="PartsAppearanceDecomposition",
-    version=FORMAT_VERSION,
-    attributes=EVERY,
-    records={record.__name__: record for record in (ChannelMoments, Moments, Past)},
-    migrations=MIGRATIONS,
-    check=check_attributes,
-)

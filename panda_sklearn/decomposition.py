@@ -22,8 +22,8 @@ from sklearn.utils.metaestimators import available_if
 from torch import Tensor
 from tqdm import tqdm
 
-from panda_sklearn._state import OF_FILE, OF_STREAM, STATE, check_attributes
-from panda_sklearn.core.constraint import parts_constraint
+from panda_sklearn._state import OF_FILE, OF_STREAM, RECORDS, read_file, write_file
+from panda_sklearn.core.constraint import FREE, NONNEGATIVE, Constraint
 from panda_sklearn.core.factors import Factors
 from panda_sklearn.core.moments import ChannelMoments
 from panda_sklearn.core.objective import accumulator_dtype, sample_energies
@@ -43,12 +43,7 @@ from panda_sklearn.utils.arrays import (
     as_tensor,
     randomness,
 )
-from panda_sklearn.utils.persistence import (
-    from_plain,
-    read_state,
-    to_plain,
-    write_state,
-)
+from panda_sklearn.utils.persistence import from_plain, to_plain
 from panda_sklearn.utils.resizing import check_size, resize
 from panda_sklearn.utils.starts import Start, check_start
 from panda_sklearn.utils.thresholds import check_threshold, masks_of
@@ -93,11 +88,6 @@ def _learns_from_streams(panda: PartsAppearanceDecomposition) -> bool:
             "samples at once instead."
         )
     return True
-
-
-def _is_hosvd(init: object) -> bool:
-    """Whether a start needs the channel scatter."""
-    return isinstance(init, str) and init == "hosvd"
 
 
 class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
@@ -388,7 +378,8 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         """
         Z, layout, origin, start = self._check_fit(X)
         with torch.inference_mode(False):
-            channels = ChannelMoments.of_data(Z) if _is_hosvd(self.init) else None
+            hosvd = isinstance(self.init, str) and self.init == "hosvd"
+            channels = ChannelMoments.of_data(Z) if hosvd else None
             result = self._best_fit(Z, start, channels)
             A = result.A
             if channels is not None and channels.tells(A, torch.finfo(Z.dtype).eps):
@@ -460,7 +451,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
                 past.to(Z.device) if past is not None else None,
                 max_iter=STEPS_PER_BATCH,
                 tol=self.tol,
-                constraint=parts_constraint(self.nonnegative),
+                constraint=self._constraint,
                 batch_size=self._batch_size,
                 generator=randomness(check_random_state(self.random_state)),
             )
@@ -494,32 +485,13 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         else:
             layout = layout_of(self)
             check_same_layout(self, X, layout)
-        start = self._check_options(layout, as_tensor(X[:1]).dtype, reset=reset)
+        dtype = as_tensor(X[:1]).dtype
+        start = check_start(self, layout, dtype, self._constraint, goes_on=not reset)
         if self.device is not None:
             check_device(self.device)
         Z = layout.to_maps(as_tensor(X, self.device))
         check_scale(Z)
         return Z, layout, Origin.of(X), start
-
-    def _check_options(
-        self, layout: MapLayout, dtype: torch.dtype, *, reset: bool
-    ) -> Start:
-        """The start, of parameters that go together and, unless reset, with the fit."""
-        constraint = parts_constraint(self.nonnegative)
-        start = check_start(self, layout, dtype, constraint)
-        if not reset and start[:2] != (len(self.appearances_), len(self.parts_)):
-            raise ValueError(
-                f"The parameters ask for {start[0]} appearances and {start[1]} parts, "
-                f"but partial_fit goes on from {len(self.appearances_)} and "
-                f"{len(self.parts_)}. Set them back, or call fit."
-            )
-        if self.solver == "spg" and self.learning_rate is not None:
-            raise ValueError(
-                f"solver='spg' has no learning rate, got learning_rate="
-                f"{self.learning_rate!r}. Leave it at None, or choose the solver 'pgd' "
-                "or 'adam'."
-            )
-        return start
 
     def _best_fit(
         self, Z: Tensor, start: Start, channels: ChannelMoments | None
@@ -540,7 +512,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             max_iter=self.max_iter,
             tol=self.tol,
             batch_size=self._batch_size,
-            constraint=parts_constraint(self.nonnegative),
+            constraint=self._constraint,
         )
 
     @contextlib.contextmanager
@@ -909,16 +881,13 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
                 f"layer must be the name of a layer or None, got {layer!r} of type "
                 f"{type(layer).__name__}."
             )
-        state = self.__getstate__()
+        state = {**vars(self), **({} if layer is None else {"layer_": layer})}
         params = {name: state.pop(name) for name in self.get_params(deep=False)}
-        for name in ("_sklearn_version", "_sklearn_output_config", "_metadata_request"):
+        for name in ("_sklearn_output_config", "_metadata_request"):
             state.pop(name, None)
-        if layer is not None:
-            state["layer_"] = layer
         # What load would refuse is refused here, while it can still be mended.
         self._check_kept()
-        check_attributes({name: vars(self).get(name, layer) for name in state})
-        write_state(path, STATE, params, state)
+        write_file(path, params, state)
 
     @classmethod
     def load(cls, path):
@@ -944,7 +913,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             If the file is cut off, holds something else, or what makes no estimator
             that works, or is of a later format.
         """
-        params, attributes = read_state(path, STATE, cls().get_params(deep=False))
+        params, attributes = read_file(path, cls().get_params(deep=False))
         panda = cls(**params)
         vars(panda).update(attributes)
         try:
@@ -966,17 +935,22 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         if self.map_shape_ != expected:
             raise ValueError(f"map_shape={self.map_shape!r}, not {self.map_shape_}.")
         dtype = as_tensor(self.parts_[:1]).dtype
-        self._check_options(layout_of(self), dtype, reset=False)
-        if not parts_constraint(self.nonnegative).allows(as_tensor(self.parts_)):
+        check_start(self, layout_of(self), dtype, self._constraint, goes_on=True)
+        if not self._constraint.allows(as_tensor(self.parts_)):
             raise ValueError("nonnegative=True, but parts_ has negative values.")
 
     def __getstate__(self) -> dict:
-        return to_plain(super().__getstate__(), STATE.records)
+        return to_plain(super().__getstate__(), RECORDS)
 
     def __setstate__(self, state: dict) -> None:
-        super().__setstate__(from_plain(state, STATE.records))
+        super().__setstate__(from_plain(state, RECORDS))
 
     # Helpers
+
+    @property
+    def _constraint(self) -> Constraint:
+        """What parts may be."""
+        return NONNEGATIVE if self.nonnegative else FREE
 
     @property
     def _batch_size(self) -> int | None:
@@ -998,7 +972,7 @@ def layout_of(panda: PartsAppearanceDecomposition) -> MapLayout:
 def factors_of(panda: PartsAppearanceDecomposition, like: Tensor) -> Factors:
     """The fitted factors, of the type and on the device of a tensor."""
     A, P = as_tensor(panda.appearances_).T, as_tensor(panda.parts_).flatten(1).T
-    return Factors(A, P, parts_constraint(panda.nonnegative)).to(like)
+    return Factors(A, P, panda._constraint).to(like)
 
 
 def check_maps(

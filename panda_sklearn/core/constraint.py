@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["FREE", "NONNEGATIVE", "Constraint", "parts_constraint"]
+__all__ = ["FREE", "NONNEGATIVE", "Constraint"]
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,3 @@ FREE = Constraint(project=_unchanged, rotatable=True)
 
 #: No entry is negative.
 NONNEGATIVE = Constraint(project=_clipped, rotatable=False)
-
-
-def parts_constraint(nonnegative: bool) -> Constraint:
-    """What parts may be, as the estimator's parameter says it."""
-    return NONNEGATIVE if nonnegative else FREE

@@ -39,7 +39,7 @@ from panda_sklearn.utils.validation import (
     shown,
 )
 
-__all__ = ["Change", "Term", "change_of", "check_edits", "resolve", "total_change"]
+__all__ = ["Change", "Term", "change_of", "check_edits", "total_change"]
 
 # Projected gradient steps of a refinement: those of section 4.3.2.
 REFINEMENT_STEPS = 100
@@ -96,38 +96,6 @@ def check_edits(edits: Any) -> list[Edit]:
     if not edits:
         raise ValueError("edits is empty: give one Edit at least.")
     return list(edits)
-
-
-def resolve(
-    edits: Sequence[Edit],
-    decomposition: PartsAppearanceDecomposition,
-    image_shape: tuple[int, ...] | None,
-    n_samples: int | None,
-) -> list[Term]:
-    """Look edits up in a decomposition.
-
-    Parameters
-    ----------
-    edits : sequence of Edit
-
-    decomposition : PartsAppearanceDecomposition
-        Fitted.
-
-    image_shape : tuple of int or None
-        Shape of an image, in whose spatial shape masks may be drawn.
-
-    n_samples : int or None
-        How many samples strengths and masks may be given for; ``None`` if they must
-        be the same for all.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an index is out of range or no int, a part is constant, or a vector, a mask
-        or an array of strengths is of another shape.
-    """
-    image_spatial = tuple((image_shape or ())[1:])
-    return [_term(edit, decomposition, image_spatial, n_samples) for edit in edits]
 
 
 def _term(
@@ -307,17 +275,37 @@ def change_of(
     image_shape: tuple[int, ...] | None,
     n_samples: int | None,
     *,
-    refine: bool,
+    refine: bool = False,
 ) -> Change:
-    """Edits as a change of activations; arguments as for :func:`resolve`.
+    """Edits as a change of activations.
+
+    Parameters
+    ----------
+    edits : sequence of Edit
+
+    decomposition : PartsAppearanceDecomposition
+        Fitted; the edits are looked up in it.
+
+    image_shape : tuple of int or None
+        Shape of an image, in whose spatial shape masks may be drawn.
+
+    n_samples : int or None
+        How many samples strengths and masks may be given for; ``None`` if they must
+        be the same for all.
+
+    refine : bool, default=False
+        Whether parts are refined to each sample.
 
     Raises
     ------
     TypeError, ValueError
-        As :func:`resolve`; also if ``refine`` is no flag, or no edit is at a part.
+        If an index is out of range or no int, a part is constant, a vector, a mask or
+        an array of strengths is of another shape, ``refine`` is no flag, or there is
+        nothing to refine.
     """
     check_flag("refine", refine)
-    terms = resolve(edits, decomposition, image_shape, n_samples)
+    spatial = tuple((image_shape or ())[1:])
+    terms = [_term(edit, decomposition, spatial, n_samples) for edit in edits]
     layout = layout_of(decomposition)
     if not refine:
         return Change(terms, layout)

@@ -22,7 +22,6 @@ from panda_sklearn.editing._changes import (
     Term,
     change_of,
     check_edits,
-    resolve,
 )
 from panda_sklearn.editing._edit import Edit
 from panda_sklearn.editing._ranking import COLUMNS, PairTries, rank, sort_table
@@ -509,9 +508,7 @@ class LocalEditor:
         terms: dict[str, dict[int, Term]] = {"appearance": {}, "part": {}}
         for j, k in pairs:
             if j not in terms["appearance"] or k not in terms["part"]:
-                (term,) = resolve(
-                    [Edit(j, k, strength, unit)], panda, extractor.image_shape_, None
-                )
+                (term,) = self._change([Edit(j, k, strength, unit)], None).terms
                 terms["appearance"].setdefault(j, term)
                 terms["part"].setdefault(k, term)
         shape = len(panda.appearances_), panda.map_shape_[0]
@@ -564,7 +561,7 @@ class LocalEditor:
         return tuple(shape[1:])
 
     def _change(
-        self, edits: Sequence[Edit], n_samples: int | None, refine: bool
+        self, edits: Sequence[Edit], n_samples: int | None, refine: bool = False
     ) -> Change:
         """The edits as a change of activations."""
         shape = self.extractor.image_shape_

@@ -437,7 +437,7 @@ class EditMatrixDisplay:
         # Fails, if so, before any work.
         shape = editor.extractor.image_shape_
         for row in edits:
-            change_of(row, panda, shape, n_samples, refine=False)
+            change_of(row, panda, shape, n_samples)
 
         def edited(edit):
             return as_picture_of(

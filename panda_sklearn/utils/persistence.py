@@ -1,9 +1,9 @@
-"""Fitted state as plain values, in a file, and what is read from it.
+"""Fitted state as plain values, and checks of what a file of them holds.
 
 Plain values are numbers, strings, numpy arrays and containers of these: what pickle,
 joblib and skops take anywhere, with or without the device that the state was on. How
-they lie in a file is the business of :mod:`panda_sklearn.utils.statefile`; what a
-fitted estimator has is said beside it, as a :class:`Kind`.
+they lie in a file is the business of :mod:`panda_sklearn.utils.statefile`, and what a
+fitted estimator has that of a module beside it.
 
 Floor 2: numpy and torch.
 """
@@ -11,10 +11,7 @@ Floor 2: numpy and torch.
 from __future__ import annotations
 
 import dataclasses
-import os
-import reprlib
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from numbers import Integral
 from typing import Any
 
@@ -23,21 +20,18 @@ import torch
 from torch import Tensor
 
 from panda_sklearn.utils.arrays import as_tensor
-from panda_sklearn.utils.statefile import read_parts, reading, write_parts
 
 __all__ = [
     "LARGEST_SUM",
     "ROUNDING",
-    "Kind",
+    "device_here",
     "from_plain",
     "is_count",
     "is_covariance",
     "is_finite",
     "is_of",
     "largest",
-    "read_state",
     "to_plain",
-    "write_state",
 ]
 
 # Sums of squares are at most this, as of data that `fit` takes.
@@ -50,41 +44,8 @@ ROUNDING = 1e-3
 # Rows of a matrix that are checked at a time, so that it takes little memory.
 STRIP = 256
 
-#: Classes of records, by name.
+#: Dataclasses that state may hold, by name.
 Records = Mapping[str, type]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What the files of a fitted estimator hold.
-
-    Attributes
-    ----------
-    name : str
-        As what such a file knows itself.
-
-    version : int
-        Of files that are written; those of a later one are refused.
-
-    attributes : collection of str
-        Fitted attributes that may be in a file.
-
-    records : mapping
-        Dataclasses that attributes may be, or hold, by name.
-
-    migrations : mapping of int to callable
-        What makes attributes of the next version of those of a version.
-
-    check : callable
-        Raises ValueError unless the estimator works with given attributes.
-    """
-
-    name: str
-    version: int
-    attributes: Collection[str]
-    records: Records
-    migrations: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]
-    check: Callable[[dict[str, Any]], None]
 
 
 def to_plain(value: Any, records: Records) -> Any:
@@ -97,12 +58,7 @@ def to_plain(value: Any, records: Records) -> Any:
     if type(value) in records.values():
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         return {"record": type(value).__name__, "fields": to_plain(fields, records)}
-    if isinstance(value, dict):
-        return {name: to_plain(item, records) for name, item in value.items()}
-    if isinstance(value, tuple | list):
-        items = [to_plain(item, records) for item in value]
-        return tuple(items) if isinstance(value, tuple) else items
-    return value
+    return _each(value, lambda item: to_plain(item, records))
 
 
 def from_plain(value: Any, records: Records) -> Any:
@@ -114,9 +70,15 @@ def from_plain(value: Any, records: Records) -> Any:
             return torch.device(value["torch.device"])
         if set(value) == {"record", "fields"}:
             return records[value["record"]](**from_plain(value["fields"], records))
-        return {name: from_plain(item, records) for name, item in value.items()}
+    return _each(value, lambda item: from_plain(item, records))
+
+
+def _each(value: Any, function: Callable[[Any], Any]) -> Any:
+    """A container with a function of each item in it; anything else as it is."""
+    if isinstance(value, dict):
+        return {name: function(item) for name, item in value.items()}
     if isinstance(value, tuple | list):
-        items = [from_plain(item, records) for item in value]
+        items = [function(item) for item in value]
         return tuple(items) if isinstance(value, tuple) else items
     return value
 
@@ -130,64 +92,7 @@ def _onto(T: Tensor, device: str) -> Tensor:
     return T if moved.is_meta else moved
 
 
-def write_state(
-    path: str | os.PathLike, kind: Kind, params: dict, attributes: dict
-) -> None:
-    """Write a fitted estimator's plain values to a file.
-
-    Raises
-    ------
-    TypeError
-        If a value has no place in such a file, or an attribute none in this class.
-    """
-    for name in set(attributes) - set(kind.attributes):
-        raise TypeError(
-            f"{name} is of type {type(attributes[name]).__name__} and no attribute "
-            "that such a file holds. Delete it, or keep the estimator with joblib.dump "
-            "instead."
-        )
-    parts = {"params": params, "attributes": attributes}
-    write_parts(path, kind.name, kind.version, parts)
-
-
-def read_state(
-    path: str | os.PathLike, kind: Kind, known: Collection[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters, of the ``known`` names, and attributes of a fitted estimator.
-
-    The values of parameters are the estimator's to check, but for the device, which
-    is None where it is missing here. Attributes of earlier versions are brought to the
-    present one.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is no whole file of that kind and of a known version, or its attributes
-        do not make a fitted estimator.
-    """
-    names = {"params": known, "attributes": kind.attributes}
-    parts, version, unread = read_parts(path, kind.name, kind.version, names)
-    with reading(path):
-        params, attributes = (from_plain(parts[name], kind.records) for name in names)
-        if isinstance(device := params.get("device"), str | torch.device):
-            params["device"] = _device_here(device)
-        for earlier in range(version, kind.version):
-            attributes = kind.migrations[earlier](attributes)
-    try:
-        kind.check(attributes)
-        if unread:
-            raise ValueError(f"nothing refers to {reprlib.repr(sorted(unread))}")
-    except ValueError as error:
-        raise ValueError(
-            f"The arrays in {os.fspath(path)!r} do not fit together: {error}. Save "
-            "the estimator again."
-        ) from error
-    return params, attributes
-
-
-def _device_here(device: str | torch.device) -> str | torch.device | None:
+def device_here(device: str | torch.device) -> str | torch.device | None:
     """The device, or None if torch has no such device here."""
     there = torch.device(device)
     if there.type == "meta":

@@ -21,15 +21,41 @@ Start = tuple[int, int, tuple[Tensor, Tensor] | None]
 
 
 def check_start(
-    panda: Any, layout: MapLayout, dtype: torch.dtype, constraint: Constraint
+    panda: Any,
+    layout: MapLayout,
+    dtype: torch.dtype,
+    constraint: Constraint,
+    *,
+    goes_on: bool,
 ) -> Start:
     """Ranks, and the start if one is given, as a decomposition's parameters say.
+
+    ``goes_on`` says that they must be those of its factors.
 
     Raises
     ------
     TypeError, ValueError
         If they do not go with maps of that layout and type, or with each other.
     """
+    start = _start(panda, layout, dtype, constraint)
+    if goes_on and start[:2] != (len(panda.appearances_), len(panda.parts_)):
+        raise ValueError(
+            f"The parameters ask for {start[0]} appearances and {start[1]} parts, "
+            f"but partial_fit goes on from {len(panda.appearances_)} and "
+            f"{len(panda.parts_)}. Set them back, or call fit."
+        )
+    if panda.solver == "spg" and panda.learning_rate is not None:
+        raise ValueError(
+            f"solver='spg' has no learning rate, got learning_rate="
+            f"{panda.learning_rate!r}. Leave it at None, or choose the solver 'pgd' "
+            "or 'adam'."
+        )
+    return start
+
+
+def _start(
+    panda: Any, layout: MapLayout, dtype: torch.dtype, constraint: Constraint
+) -> Start:
     C, S = layout.n_channels, layout.n_positions
     if isinstance(panda.init, str):
         R_S = check_rank("n_parts", panda.n_parts, min(8, S), S, "positions")

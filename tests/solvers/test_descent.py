@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from panda_sklearn.core import FREE, NONNEGATIVE, Moments
-from panda_sklearn.core.constraint import parts_constraint
 from panda_sklearn.solvers.descent import descend, leading_factor, relative_objective
 
 
@@ -39,7 +38,7 @@ def starts(k, n, r, seed=0):
 @given(st.integers(1, 8), st.integers(0, 20), st.booleans())
 def test_ends_at_a_stationary_point(n, seed, nonnegative):
     moments = make_moments(n, seed)
-    constraint = parts_constraint(nonnegative)
+    constraint = NONNEGATIVE if nonnegative else FREE
     X, f = run(
         moments, starts(1, n, min(2, n), seed), constraint=constraint, max_iter=5000
     )

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from panda_sklearn.core import NONNEGATIVE, hosvd, objective, random_parts
-from panda_sklearn.core.constraint import parts_constraint
+from panda_sklearn.core import FREE, NONNEGATIVE, hosvd, objective, random_parts
 from panda_sklearn.datasets import make_parts_appearances
 from panda_sklearn.solvers import pgd, spg
 
@@ -27,7 +26,7 @@ def start(Z, r_c, r_s, n_starts=None, seed=0):
 
 def solve(Z, A, P, seed=0, **options):
     generator = torch.Generator().manual_seed(seed)
-    constraint = parts_constraint(options.pop("nonnegative", True))
+    constraint = NONNEGATIVE if options.pop("nonnegative", True) else FREE
     options = {"max_iter": 200, "tol": 1e-9, "constraint": constraint, **options}
     return spg(Z, A, P, generator=generator, **options)
 
