@@ -604,7 +604,8 @@ def _own(features: Any, original: Tensor) -> Any:
     return features
 
 
-# What editing needs of a fitted extractor; of latents that are checked already.
+# What editing needs of a fitted extractor, beside its methods. Latents are checked by
+# the first; the others trust them.
 
 
 def check_latents(
