@@ -22,15 +22,19 @@ from sklearn.utils.metaestimators import available_if
 from torch import Tensor
 from tqdm import tqdm
 
-from panda_sklearn.core.channels import ChannelMoments
-from panda_sklearn.core.objective import (
-    accumulator_dtype,
-    sample_energies,
-    total_objective,
+from panda_sklearn._state import OF_FILE, OF_STREAM, RECORDS, read_file, write_file
+from panda_sklearn.core.constraint import FREE, NONNEGATIVE, Constraint
+from panda_sklearn.core.factors import Factors
+from panda_sklearn.core.moments import ChannelMoments
+from panda_sklearn.core.objective import accumulator_dtype, sample_energies
+from panda_sklearn.solvers import (
+    SOLVERS,
+    Callback,
+    SolverResult,
+    best_fit,
+    learn,
+    refine_parts,
 )
-from panda_sklearn.core.samples import InMemory, Samples
-from panda_sklearn.interpretation import InterpretationMixin
-from panda_sklearn.solvers import SOLVERS, Callback, SolverResult, best_fit, learn
 from panda_sklearn.utils.arithmetic import own_arithmetic
 from panda_sklearn.utils.arrays import (
     ArrayLike,
@@ -39,26 +43,24 @@ from panda_sklearn.utils.arrays import (
     as_tensor,
     randomness,
 )
-from panda_sklearn.utils.persistence import (
-    check_attributes,
-    from_plain,
-    read_state,
-    to_plain,
-    write_state,
-)
+from panda_sklearn.utils.persistence import from_plain, to_plain
+from panda_sklearn.utils.resizing import check_size, resize
+from panda_sklearn.utils.starts import Start, check_start
+from panda_sklearn.utils.thresholds import check_threshold, masks_of
 from panda_sklearn.utils.validation import (
     RANDOM_STATE,
     Interval,
     Options,
     StrOptions,
+    check_count,
     check_device,
-    check_factor_scale,
     check_feature_names_in,
+    check_flag,
+    check_index,
     check_is_fitted,
     check_numbers,
     check_parameters,
     check_random_state,
-    check_rank,
     check_same_layout,
     check_scale,
     check_values,
@@ -67,16 +69,12 @@ from panda_sklearn.utils.validation import (
     wants_container,
 )
 
-__all__ = ["PartsAppearanceDecomposition"]
-
-# Ranks R_C and R_S, and A (C, R_C) and P (S, R_S) if they are given.
-Start = tuple[int, int, tuple[Tensor, Tensor] | None]
-
-# What a file of `save` says that it holds.
-KIND = "PartsAppearanceDecomposition"
-
-# What partial_fit keeps of the samples so far.
-STREAM_ATTRIBUTES = {"_channels", "_past", "n_samples_seen_"}
+__all__ = [
+    "PartsAppearanceDecomposition",
+    "check_maps",
+    "factors_of",
+    "layout_of",
+]
 
 # How often partial_fit solves for parts and for appearances, at most.
 STEPS_PER_BATCH = 10
@@ -84,7 +82,7 @@ STEPS_PER_BATCH = 10
 
 def _learns_from_streams(panda: PartsAppearanceDecomposition) -> bool:
     """Whether the solver can; else the estimator has no ``partial_fit``."""
-    if not SOLVERS[panda.solver].learns_from_streams:
+    if panda.solver != "spg":
         raise AttributeError(
             f"partial_fit needs solver='spg', got solver={panda.solver!r}. Fit all "
             "samples at once instead."
@@ -92,14 +90,7 @@ def _learns_from_streams(panda: PartsAppearanceDecomposition) -> bool:
     return True
 
 
-def _is_hosvd(init: object) -> bool:
-    """Whether a start needs the channel scatter."""
-    return isinstance(init, str) and init == "hosvd"
-
-
-class PartsAppearanceDecomposition(
-    InterpretationMixin, TransformerMixin, BaseEstimator
-):
+class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
     r"""Parts and appearances of feature maps (PandA).
 
     Learns from the activations :math:`Z_i` (channels x positions) of many samples at
@@ -210,6 +201,9 @@ class PartsAppearanceDecomposition(
 
     n_iter_ : int
         Number of iterations taken; of batches seen by ``partial_fit``.
+
+    n_passes_ : int
+        Number of times that the samples were read.
 
     objective_history_ : ndarray of shape (n_iter,)
         Mean over samples of the objective (3) after each iteration. "spg" never raises
@@ -384,16 +378,19 @@ class PartsAppearanceDecomposition(
         """
         Z, layout, origin, start = self._check_fit(X)
         with torch.inference_mode(False):
-            result = self._best_fit(InMemory(Z), start)
-            A, channels = result.A, result.channels
+            hosvd = isinstance(self.init, str) and self.init == "hosvd"
+            channels = ChannelMoments.of_data(Z) if hosvd else None
+            result = self._best_fit(Z, start, channels)
+            A = result.A
             if channels is not None and channels.tells(A, torch.finfo(Z.dtype).eps):
                 saliencies = channels.turned(A)
             else:
                 saliencies = ChannelMoments.of_data(Z, A)
             self._store(A, result.P, saliencies, layout, origin)
-        for name in STREAM_ATTRIBUTES | {"layer_"}:
+        for name in OF_STREAM | OF_FILE:
             self.__dict__.pop(name, None)
         self.n_iter_ = result.n_iter
+        self.n_passes_ = 0
         self.objective_history_ = np.array(result.objective_history)
         self.reconstruction_err_ = result.objective_history[-1]
         if not result.converged and self.tol > 0:
@@ -442,10 +439,11 @@ class PartsAppearanceDecomposition(
         past = getattr(self, "_past", None)
         with torch.inference_mode(False):
             if first:
-                result = self._best_fit(InMemory(Z), start)
+                result = self._best_fit(Z, start, None)
                 A, P = result.A, result.P
             else:
-                A, P = self._factors(Z)
+                factors = factors_of(self, Z)
+                A, P = factors.A, factors.P
             A, P, past, objective = learn(
                 Z,
                 A,
@@ -453,7 +451,8 @@ class PartsAppearanceDecomposition(
                 past.to(Z.device) if past is not None else None,
                 max_iter=STEPS_PER_BATCH,
                 tol=self.tol,
-                nonnegative=self.nonnegative,
+                constraint=self._constraint,
+                batch_size=self._batch_size,
                 generator=randomness(check_random_state(self.random_state)),
             )
             seen = past.n_samples - len(Z)
@@ -470,6 +469,7 @@ class PartsAppearanceDecomposition(
         self.n_samples_seen_ = past.n_samples
         self.objective_history_ = np.append(history, objective)
         self.n_iter_ = len(self.objective_history_)
+        self.n_passes_ = 0
         self.reconstruction_err_ = objective
         return self
 
@@ -483,117 +483,42 @@ class PartsAppearanceDecomposition(
                 X, map_shape=self.map_shape, channel_axis=self.channel_axis
             )
         else:
-            layout = self._layout
+            layout = layout_of(self)
             check_same_layout(self, X, layout)
-        start = self._check_options(layout, as_tensor(X[:1]).dtype, reset=reset)
+        dtype = as_tensor(X[:1]).dtype
+        start = check_start(self, layout, dtype, self._constraint, goes_on=not reset)
         if self.device is not None:
             check_device(self.device)
         Z = layout.to_maps(as_tensor(X, self.device))
         check_scale(Z)
         return Z, layout, Origin.of(X), start
 
-    def _check_options(
-        self, layout: MapLayout, dtype: torch.dtype, *, reset: bool
-    ) -> Start:
-        """The start, of parameters that go together and, unless reset, with the fit."""
-        start = self._check_start(layout, dtype)
-        if not reset and start[:2] != (len(self.appearances_), len(self.parts_)):
-            raise ValueError(
-                f"The parameters ask for {start[0]} appearances and {start[1]} parts, "
-                f"but partial_fit goes on from {len(self.appearances_)} and "
-                f"{len(self.parts_)}. Set them back, or call fit."
-            )
-        if self.solver == "spg" and self.learning_rate is not None:
-            raise ValueError(
-                f"solver='spg' has no learning rate, got learning_rate="
-                f"{self.learning_rate!r}. Leave it at None, or choose the solver 'pgd' "
-                "or 'adam'."
-            )
-        return start
-
-    def _check_start(self, layout: MapLayout, dtype: torch.dtype) -> Start:
-        """Ranks, and the start if one is given: A (C, R_C) and P (S, R_S)."""
-        C, S = layout.n_channels, layout.n_positions
-        if isinstance(self.init, str):
-            R_S = check_rank("n_parts", self.n_parts, min(8, S), S, "positions")
-            if C == 1 and layout.flattened and self.map_shape is None:
-                of = (
-                    "channels of X, whose rows were read as maps of one channel (if "
-                    "they are flattened maps, pass map_shape=(n_channels, *spatial))"
-                )
-            else:
-                of = "channels"
-            R_C = check_rank("n_appearances", self.n_appearances, C, C, of)
-            return R_C, R_S, None
-        if len(self.init) != 2:
-            raise ValueError(
-                "init must be 'hosvd', 'random' or a pair (appearances, parts), got "
-                f"{len(self.init)} items."
-            )
-        if self.n_init not in (1, "auto"):
-            raise ValueError(
-                f"init gives one start, but n_init={self.n_init}. Set n_init=1 or "
-                "'auto', or init='hosvd' for several starts."
-            )
-        given = []
-        for name, factor, rank, shape in (
-            ("appearances", self.init[0], self.n_appearances, (C,)),
-            ("parts", self.init[1], self.n_parts, layout.spatial),
-        ):
-            expected = (f"n_{name}" if rank is None else rank, *shape)
-            words = f"({', '.join(map(str, expected))})"
-            factor = check_values(factor, f"The {name} of init", words)
-            expected = (len(factor), *expected[1:]) if rank is None else expected
-            if tuple(factor.shape) != expected:
-                raise ValueError(
-                    f"The {name} of init must be of shape {expected}, got "
-                    f"{tuple(factor.shape)}."
-                )
-            factor = as_tensor(factor)
-            check_factor_scale(factor, f"{name} of init", dtype)
-            given.append(factor.flatten(1).T)
-        A, P = given
-        if self.nonnegative and bool((P < 0).any()):
-            raise ValueError(
-                "The parts of init must be non-negative. Clip them at 0, or set "
-                "nonnegative=False."
-            )
-        check_rank("n_appearances", A.shape[1], C, C, "channels")
-        check_rank("n_parts", P.shape[1], S, S, "positions")
-        return A.shape[1], P.shape[1], (A, P)
-
-    def _best_fit(self, samples: Samples, start: Start) -> SolverResult:
+    def _best_fit(
+        self, Z: Tensor, start: Start, channels: ChannelMoments | None
+    ) -> SolverResult:
         """The best result of all starts."""
         R_C, R_S, given = start
-        solver = SOLVERS[self.solver]
-        options = {}
-        if solver.takes_rate:
-            options["learning_rate"] = self.learning_rate
-            options["batch_size"] = self._batch_size
         return best_fit(
-            samples,
+            Z,
             R_C,
             R_S,
-            solver=solver,
+            solver=self.solver,
             init=self.init if given is None else given,
             n_init=None if self.n_init == "auto" else self.n_init,
             generator=randomness(check_random_state(self.random_state)),
             watched=self._watched,
+            scatter=None if channels is None else channels.about_zero(),
+            learning_rate=self.learning_rate,
             max_iter=self.max_iter,
             tol=self.tol,
-            nonnegative=self.nonnegative,
-            **options,
+            batch_size=self._batch_size,
+            constraint=self._constraint,
         )
 
     @contextlib.contextmanager
     def _watched(self, note: str) -> Iterator[Callback]:
         """A progress bar for a solver to report to."""
-        with tqdm(
-            total=self.max_iter,
-            desc=type(self).__name__ + note,
-            disable=not self.verbose,
-            mininterval=1,
-        ) as bar:
+        with self._bar(note, self.max_iter) as bar:
 
             def show(n_iter, objective):
                 bar.set_postfix(objective=f"{objective:.5g}", refresh=False)
@@ -601,6 +526,15 @@ class PartsAppearanceDecomposition(
 
             yield show
             bar.total = bar.n  # done, whatever max_iter was
+
+    def _bar(self, note: str, total: int) -> tqdm:
+        """A progress bar, if one is wanted."""
+        return tqdm(
+            total=total,
+            desc=type(self).__name__ + note,
+            disable=not self.verbose,
+            mininterval=1,
+        )
 
     def _store(
         self,
@@ -665,9 +599,8 @@ class PartsAppearanceDecomposition(
         L : array of shape (n_samples, n_appearances, n_parts)
             The coefficients A'Z_iP of equation (2).
         """
-        Z, origin = self._check_maps(X)
-        A, P = self._factors(Z)
-        return origin.give(A.T @ (Z @ P))
+        Z, origin = check_maps(self, X)
+        return origin.give(factors_of(self, Z).encode(Z))
 
     @own_arithmetic
     def inverse_transform(self, X):
@@ -700,9 +633,8 @@ class PartsAppearanceDecomposition(
             )
         origin, L = Origin.of(L), as_tensor(L, self.device)
         check_scale(L, squared=False)
-        A, P = self._factors(L)
-        AL = torch.einsum("cr,nrk->nck", A, L.reshape(-1, R_C, R_S))
-        return origin.give(self._layout.from_maps(AL @ P.T))
+        maps = factors_of(self, L).decode(L.reshape(-1, R_C, R_S))
+        return origin.give(layout_of(self).from_maps(maps))
 
     @own_arithmetic
     def score(self, X, y=None):
@@ -723,11 +655,11 @@ class PartsAppearanceDecomposition(
             activations that are all zero it is 1, since zero is what they are
             reconstructed to.
         """
-        Z, _ = self._check_maps(X, squared=True)
+        Z, _ = check_maps(self, X, squared=True)
         energy = float(sample_energies(Z).sum())
         if energy == 0:
             return 1.0
-        error = float(total_objective(Z, *self._factors(Z)))
+        error = float(factors_of(self, Z).objective(Z))
         return 1 - max(error, 0.0) / energy
 
     def get_feature_names_out(self, input_features=None):
@@ -751,6 +683,166 @@ class PartsAppearanceDecomposition(
             for k in range(len(self.parts_))
         ]
         return np.asarray(names, dtype=object)
+
+    # Interpreting
+
+    @property
+    def saliency_std_(self):
+        """Standard deviation of each appearance's saliency in the training data."""
+        covariance = self.saliency_covariance_
+        if isinstance(covariance, Tensor):
+            return covariance.diagonal().clamp(min=0).sqrt()
+        return np.sqrt(np.maximum(np.diagonal(covariance), 0))
+
+    @own_arithmetic
+    def saliency(self, X, *, size=None):
+        r"""Map how much of each appearance there is at each position (section 4.1).
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_channels, \*spatial)
+            Activations, laid out as for ``fit``.
+
+        size : int or tuple of int, default=None
+            Spatial sizes of the maps, such as those of the images; they are resized
+            linearly. ``None`` is the layer's own.
+
+        Returns
+        -------
+        maps : array of shape (n_samples, n_appearances, \*spatial)
+            The inner products a_k'Z_i.
+        """
+        check_is_fitted(self)
+        spatial = self.map_shape_[1:]
+        size = spatial if size is None else check_size(size, len(spatial))
+        Z, origin = check_maps(self, X)
+        Y = factors_of(self, Z).saliency(Z)
+        return origin.give(resize(Y.unflatten(2, spatial), size))
+
+    @own_arithmetic
+    def localize(
+        self, X, appearance, threshold="mean", *, size=None, upsample_first=True
+    ):
+        r"""Find where an appearance is present (section 4.1.2).
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_channels, \*spatial)
+            Activations, laid out as for ``fit``.
+
+        appearance : int
+            Index of the appearance, from 0.
+
+        threshold : "mean", float or ("quantile", float), default="mean"
+            Positions count where the saliency is at least this.
+
+            - "mean": the appearance's mean over the training data, the paper's choice.
+            - A number, in the units of ``saliency``.
+            - ("quantile", q): the q-quantile of each sample's own map, so that about
+              1 - q of its positions count.
+
+        size : int or tuple of int, default=None
+            Spatial sizes of the mask, such as those of the images. ``None`` is the
+            layer's own.
+
+        upsample_first : bool, default=True
+            With ``size``, whether to resize the saliency, linearly, and threshold
+            that: masks with smooth outlines. Otherwise the mask of the layer's size
+            is resized, to the nearest position.
+
+        Returns
+        -------
+        mask : boolean array of shape (n_samples, \*spatial)
+            True where the appearance is present.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``appearance``, ``threshold``, ``size`` or ``upsample_first`` is
+            something else.
+        """
+        check_is_fitted(self)
+        k = check_index("appearance", appearance, len(self.appearances_))
+        spatial = self.map_shape_[1:]
+        size = spatial if size is None else check_size(size, len(spatial))
+        level, quantile = check_threshold(threshold)
+        check_flag("upsample_first", upsample_first)
+        if level is None:
+            level = float(self.saliency_mean_[k])
+        Z, origin = check_maps(self, X)
+        maps = (factors_of(self, Z).A[:, k] @ Z).unflatten(1, spatial)
+        return origin.give(
+            masks_of(maps, size, level, quantile, upsample_first=upsample_first)
+        )
+
+    @own_arithmetic
+    def refine(self, X, max_iter=100):
+        r"""Refine the parts to each sample (section 3.5).
+
+        Descends equation (6) from ``parts_`` with the appearances held, for each
+        sample on its own until it has converged; no sample's objective ends higher
+        than it began. Samples are refined some at a time, so that the memory beside
+        the result does not grow with their number.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_channels, \*spatial)
+            Activations, laid out as for ``fit``.
+
+        max_iter : int, default=100
+            Number of projected gradient steps, at most.
+
+        Returns
+        -------
+        parts : array of shape (n_samples, n_parts, \*spatial)
+            Parts of each sample.
+
+        See Also
+        --------
+        reconstruction_errors : By how much the objective falls.
+        """
+        max_iter = check_count("max_iter", max_iter, at_least=0)
+        Z, origin = check_maps(self, X)
+        factors = factors_of(self, Z)
+        with self._bar(", refinement", len(Z)) as bar:
+            parts = refine_parts(Z, factors, max_iter=max_iter, done=bar.update)
+        return origin.give(parts.unflatten(2, self.map_shape_[1:]))
+
+    @own_arithmetic
+    def reconstruction_errors(self, X, parts=None):
+        r"""Measure how far each sample is from its reconstruction.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_channels, \*spatial)
+            Activations, laid out as for ``fit``.
+
+        parts : array of shape (n_samples, n_parts, \*spatial), default=None
+            Parts of each sample, as from ``refine``; ``None`` is ``parts_`` for all.
+
+        Returns
+        -------
+        errors : array of shape (n_samples,)
+            The squared error :math:`\lVert Z_i - A (A^\top Z_i P_i) P_i^\top
+            \rVert_F^2` of each sample, equation (6); in double precision.
+        """
+        Z, origin = check_maps(self, X, squared=True)
+        if parts is not None:
+            spatial = self.map_shape_[1:]
+            shape = f"(n_samples, n_parts, *{spatial})"
+            parts = check_values(parts, "parts", shape)
+            if parts.ndim != 2 + len(spatial) or parts.shape[2:] != spatial:
+                raise ValueError(
+                    f"parts must be of shape {shape}, as from refine, got "
+                    f"{tuple(parts.shape)}."
+                )
+            if len(parts) != len(Z):
+                raise ValueError(
+                    f"parts must be those of the {len(Z)} samples of X, got those of "
+                    f"{len(parts)}."
+                )
+            parts = as_tensor(parts).to(Z).flatten(2)
+        return origin.give(factors_of(self, Z).sample_objectives(Z, parts))
 
     # Keeping
 
@@ -789,16 +881,13 @@ class PartsAppearanceDecomposition(
                 f"layer must be the name of a layer or None, got {layer!r} of type "
                 f"{type(layer).__name__}."
             )
-        state = self.__getstate__()
+        state = {**vars(self), **({} if layer is None else {"layer_": layer})}
         params = {name: state.pop(name) for name in self.get_params(deep=False)}
-        for name in ("_sklearn_version", "_sklearn_output_config", "_metadata_request"):
+        for name in ("_sklearn_output_config", "_metadata_request"):
             state.pop(name, None)
-        if layer is not None:
-            state["layer_"] = layer
         # What load would refuse is refused here, while it can still be mended.
         self._check_kept()
-        check_attributes({name: vars(self).get(name, layer) for name in state})
-        write_state(path, KIND, params, state)
+        write_file(path, params, state)
 
     @classmethod
     def load(cls, path):
@@ -824,7 +913,7 @@ class PartsAppearanceDecomposition(
             If the file is cut off, holds something else, or what makes no estimator
             that works, or is of a later format.
         """
-        params, attributes = read_state(path, KIND, cls().get_params(deep=False))
+        params, attributes = read_file(path, cls().get_params(deep=False))
         panda = cls(**params)
         vars(panda).update(attributes)
         try:
@@ -846,52 +935,59 @@ class PartsAppearanceDecomposition(
         if self.map_shape_ != expected:
             raise ValueError(f"map_shape={self.map_shape!r}, not {self.map_shape_}.")
         dtype = as_tensor(self.parts_[:1]).dtype
-        self._check_options(self._layout, dtype, reset=False)
-        if self.nonnegative and bool((self.parts_ < 0).any()):
+        check_start(self, layout_of(self), dtype, self._constraint, goes_on=True)
+        if not self._constraint.allows(as_tensor(self.parts_)):
             raise ValueError("nonnegative=True, but parts_ has negative values.")
 
     def __getstate__(self) -> dict:
-        return to_plain(super().__getstate__())
+        return to_plain(super().__getstate__(), RECORDS)
 
     def __setstate__(self, state: dict) -> None:
-        super().__setstate__(from_plain(state))
+        super().__setstate__(from_plain(state, RECORDS))
 
     # Helpers
+
+    @property
+    def _constraint(self) -> Constraint:
+        """What parts may be."""
+        return NONNEGATIVE if self.nonnegative else FREE
 
     @property
     def _batch_size(self) -> int | None:
         """The parameter as an int that torch takes: not numpy's, nor too long."""
         return None if self.batch_size is None else min(int(self.batch_size), 2**62)
 
-    @property
-    def _layout(self) -> MapLayout:
-        """How maps lie in users' arrays, as ``fit`` saw them."""
-        return MapLayout(self.map_shape_, self.channel_axis, self._flattened)
-
-    def _check_maps(
-        self, X: ArrayLike, *, squared: bool = False
-    ) -> tuple[Tensor, Origin]:
-        """Checked activations as a tensor (N, C, S), and where they came from.
-
-        With the parameters, which may have changed since fit. ``squared`` says that
-        powers of the activations will be taken.
-        """
-        check_is_fitted(self)
-        check_parameters(self)
-        X = check_numbers(self, X, reset=False)
-        check_same_layout(self, X, self._layout)
-        Z = self._layout.to_maps(as_tensor(X, self.device))
-        check_scale(Z, squared=squared)
-        return Z, Origin.of(X)
-
-    def _factors(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """A (C, R_C) and P (S, R_S), of the dtype and on the device of ``like``."""
-        A = as_tensor(self.appearances_).to(like)
-        P = as_tensor(self.parts_).to(like)
-        return A.T, P.flatten(1).T
-
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def layout_of(panda: PartsAppearanceDecomposition) -> MapLayout:
+    """How maps lie in users' arrays, as ``fit`` saw them."""
+    return MapLayout(panda.map_shape_, panda.channel_axis, panda._flattened)
+
+
+def factors_of(panda: PartsAppearanceDecomposition, like: Tensor) -> Factors:
+    """The fitted factors, of the type and on the device of a tensor."""
+    A, P = as_tensor(panda.appearances_).T, as_tensor(panda.parts_).flatten(1).T
+    return Factors(A, P, panda._constraint).to(like)
+
+
+def check_maps(
+    panda: PartsAppearanceDecomposition, X: ArrayLike, *, squared: bool = False
+) -> tuple[Tensor, Origin]:
+    """Checked activations as a tensor (N, C, S), and where they came from.
+
+    With the parameters, which may have changed since fit. ``squared`` says that powers
+    of the activations will be taken.
+    """
+    check_is_fitted(panda)
+    check_parameters(panda)
+    X = check_numbers(panda, X, reset=False)
+    layout = layout_of(panda)
+    check_same_layout(panda, X, layout)
+    Z = layout.to_maps(as_tensor(X, panda.device))
+    check_scale(Z, squared=squared)
+    return Z, Origin.of(X)

@@ -54,7 +54,14 @@ from panda_sklearn.utils.validation import (
     fit_method,
 )
 
-__all__ = ["GeneratorFeatureExtractor"]
+__all__ = [
+    "GeneratorFeatureExtractor",
+    "check_latents",
+    "extract",
+    "generate_changed",
+    "running_device",
+    "tap_of",
+]
 
 # Activations of a batch, and which samples those are -> what to put in their place.
 Change = Callable[[Tensor, slice], Tensor]
@@ -402,31 +409,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         else:
             rows = self._check_features(features, len(latents))
             change = lambda original, where: _own(rows[where], original)  # noqa: E731
-        return origin.give(self._generate(latents, change))
-
-    def _generate(
-        self, latents: ArrayLike, change: Change | None, *, verbose: int | None = None
-    ) -> Tensor:
-        """Images of checked latents, on their device, with activations changed."""
-        tap = self._tap()
-
-        def make(run: Run, where: slice) -> Tensor:
-            if change is None:
-                made = run(latents[where])
-            else:
-                made = replace(
-                    tap,
-                    lambda original: change(original, where),
-                    lambda: run(latents[where]),
-                )
-            if not isinstance(made, Tensor):
-                raise TypeError(
-                    f"The network returned a {type(made).__name__}, expected a tensor "
-                    "of images. Pass a forward that returns that."
-                )
-            return made
-
-        return self._collect(make, latents, "images", verbose)
+        return origin.give(generate_changed(self, latents, change))
 
     def get_feature_names_out(self, input_features=None):
         """Name the channels.
@@ -483,12 +466,6 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         layout.check()
         layer = find_layer(self.generator, self.layer)
         return Tap(self.layer, layer, self.tap, self.select, self.call, layout)
-
-    def _device(self) -> torch.device:
-        """Where to run the network."""
-        if self.device is None:
-            return device_of(self.generator)
-        return check_device(self.device)
 
     def _running(self, undo: Undo) -> Run:
         """Borrow the network; it is moved only if ``device`` says so."""
@@ -625,3 +602,60 @@ def _own(features: Any, original: Tensor) -> Any:
     if isinstance(features, Tensor) and features is not original:
         return features.clone()
     return features
+
+
+# What editing needs of a fitted extractor, beside its methods. Latents are checked by
+# the first; the others trust them.
+
+
+def check_latents(
+    extractor: GeneratorFeatureExtractor, latents: ArrayLike
+) -> tuple[ArrayLike, Origin]:
+    """Latents of the shape seen by ``fit``, and where they came from."""
+    return extractor._check_latents(latents)
+
+
+def extract(extractor: GeneratorFeatureExtractor, latents: ArrayLike) -> ArrayLike:
+    """Activations of checked latents, of which no memory is asked."""
+    return extractor._recall(latents)
+
+
+def running_device(extractor: GeneratorFeatureExtractor) -> torch.device:
+    """Where to run the network."""
+    if extractor.device is None:
+        return device_of(extractor.generator)
+    return check_device(extractor.device)
+
+
+def tap_of(extractor: GeneratorFeatureExtractor) -> Tap:
+    """The tapped tensor; raises if there is no such layer."""
+    return extractor._tap()
+
+
+def generate_changed(
+    extractor: GeneratorFeatureExtractor,
+    latents: ArrayLike,
+    change: Change | None,
+    *,
+    verbose: int | None = None,
+) -> Tensor:
+    """Images of checked latents, on their device, with activations changed."""
+    tap = extractor._tap()
+
+    def make(run: Run, where: slice) -> Tensor:
+        if change is None:
+            made = run(latents[where])
+        else:
+            made = replace(
+                tap,
+                lambda original: change(original, where),
+                lambda: run(latents[where]),
+            )
+        if not isinstance(made, Tensor):
+            raise TypeError(
+                f"The network returned a {type(made).__name__}, expected a tensor "
+                "of images. Pass a forward that returns that."
+            )
+        return made
+
+    return extractor._collect(make, latents, "images", verbose)

@@ -7,8 +7,6 @@ few roundings, which an iteration may magnify. Copies, slices, casts and element
 arithmetic are exact everywhere.
 """
 
-import copy
-
 import numpy as np
 
 ROUNDINGS = {4: 2e-5, 8: 1e-12}  # by bytes of a number
@@ -25,18 +23,6 @@ def assert_near(found, expected, tol=None):
     tol = ROUNDINGS[expected.dtype.itemsize] if tol is None else tol
     size = float(np.abs(expected).max(initial=0))
     np.testing.assert_allclose(found, expected, rtol=0, atol=tol * size)
-
-
-def refining_briefly(panda):
-    """A copy whose refinements end after five steps.
-
-    Up to there roundings grow tenfold or so; after a hundred steps even those of double
-    precision have grown to per cents of some samples' parts.
-    """
-    panda = copy.deepcopy(panda)
-    refine = panda._refine
-    panda._refine = lambda maps, max_iter, *args: refine(maps, min(5, max_iter), *args)
-    return panda
 
 
 def decided(values, threshold, tol=1e-4):

@@ -25,7 +25,7 @@ FLOORS = {
     "panda_sklearn.decomposition": 3,
     "panda_sklearn.feature_extractor": 3,
     "panda_sklearn.editing": 3,
-    "panda_sklearn.interpretation": 3,
+    "panda_sklearn._state": 3,
     "panda_sklearn.inspection": 4,
     "panda_sklearn._version": 0,
     "panda_sklearn": 5,
@@ -72,6 +72,57 @@ def test_imports_only_go_down(path):
             assert floor_of(imported) <= floor, f"{imported} is above floor {floor}"
         elif top not in sys.stdlib_module_names:
             assert top in OUTSIDE[floor], f"floor {floor} may not import {top}"
+
+
+def is_own(attribute):
+    """Whether an attribute is one of ``self`` or ``cls``."""
+    owner = attribute.value
+    return isinstance(owner, ast.Name) and owner.id in ("self", "cls")
+
+
+def names_of_classes(tree):
+    """What the classes of a module define, in their bodies and of ``self``."""
+    for kind in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+        for node in kind.body:
+            if isinstance(node, ast.FunctionDef):
+                yield node.name
+            elif isinstance(node, ast.AnnAssign | ast.Assign):
+                targets = getattr(node, "targets", None) or [node.target]
+                yield from map(ast.unparse, targets)
+        for node in ast.walk(kind):
+            stored = isinstance(getattr(node, "ctx", None), ast.Store)
+            if isinstance(node, ast.Attribute) and stored and is_own(node):
+                yield node.attr
+
+
+# Private names of other packages, and the one with which a cache lends itself.
+OTHERS_PRIVATE = {
+    "torch": {
+        "_C",
+        "_autograd",
+        "_forward_hooks",
+        "_forward_hooks_always_called",
+        "_forward_pre_hooks",
+        "_forward_pre_hooks_with_kwargs",
+        "_global_forward_hooks_always_called",
+        "_version",
+    },
+    "sklearn": {"_metadata_request", "_parameter_constraints", "_validate_params"},
+    "sys": {"_getframe"},
+    "panda_sklearn.memory": {"_memory"},
+}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_private_names_are_used_where_they_are_defined(path):
+    tree = ast.parse(path.read_text())
+    allowed = set(names_of_classes(tree)).union(*OTHERS_PRIVATE.values())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and not is_own(node):
+            private = node.attr.startswith("_") and not node.attr.endswith("__")
+            assert not private or node.attr in allowed, (
+                f"line {node.lineno}: {ast.unparse(node)} is private to another module"
+            )
 
 
 def test_imports_have_no_circles():

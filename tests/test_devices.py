@@ -36,7 +36,6 @@ from panda_sklearn.metrics import (
     stability,
 )
 from tests.emulated_cuda import emulated_cuda, host_copies
-from tests.nearness import refining_briefly
 from tests.networks import TinyGenerator
 
 X = make_parts_appearances(
@@ -194,6 +193,7 @@ def test_extractor_and_editor(cuda):
         torch.testing.assert_close(result, value, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("refining_briefly")
 def test_all_ways_of_editing(cuda):
     """Latents on the device or on the host, whichever side the rest is on."""
     network = TinyGenerator()
@@ -226,10 +226,10 @@ def test_all_ways_of_editing(cuda):
     extractor = GeneratorFeatureExtractor(network, "block1").fit(z)
     X = extractor.transform(z)
     panda = PartsAppearanceDecomposition(3, 4, **STEADY)
-    editor = LocalEditor(extractor, refining_briefly(panda.fit(X)))
+    editor = LocalEditor(extractor, panda.fit(X))
     expected = list(run(editor, z, z.device))
     network.to(cuda)
-    there = LocalEditor(extractor, refining_briefly(clone(panda).fit(X.to(cuda))))
+    there = LocalEditor(extractor, clone(panda).fit(X.to(cuda)))
     for result, value in zip(run(there, z.to(cuda), cuda), expected, strict=True):
         if isinstance(result, torch.Tensor):
             assert result.device == cuda

@@ -96,7 +96,7 @@ def test_before_and_after_upsampling(panda, maps):
 
 def test_masks_of_many_large_samples(panda, maps, monkeypatch):
     saliency = panda.saliency(maps, size=(40, 30))[:, 2]
-    monkeypatch.setattr("panda_sklearn.interpretation.BATCH_ELEMENTS", 3000)
+    monkeypatch.setattr("panda_sklearn.utils.thresholds.BATCH_ELEMENTS", 3000)
     found = panda.localize(maps, 2, size=(40, 30))
     assert_thresholded(found, saliency, panda.saliency_mean_[2])
 

@@ -11,7 +11,6 @@ from sklearn.pipeline import make_pipeline
 from torch import nn
 
 from panda_sklearn import Edit, LocalEditor, PartsAppearanceDecomposition
-from tests.nearness import refining_briefly
 from tests.networks import TinyGenerator
 from tests.test_feature_extractor import make_extractor
 
@@ -119,6 +118,7 @@ def test_memory_that_runs_out_by_other_errors(z, message):
         other_error.fit(z)
 
 
+@pytest.mark.usefixtures("refining_briefly")
 def test_memory_runs_out_while_strengths_are_searched(z):
     """The search goes on with parts of its batches."""
     network = TinyGenerator()
@@ -126,7 +126,7 @@ def test_memory_runs_out_while_strengths_are_searched(z):
         make_extractor(network, batch_size=7),
         PartsAppearanceDecomposition(2, 3, max_iter=20, tol=0, random_state=0),
     ).fit(z)
-    editor = LocalEditor(pipeline[0], refining_briefly(pipeline[1]))
+    editor = LocalEditor.from_pipeline(pipeline)
     edits = [Edit(0, 1, np.arange(1.0, 8)), Edit(1, 0, 2.0)]
     for refine in (False, True):
         expected = editor.edit(z, edits, target_change=0.05, refine=refine)

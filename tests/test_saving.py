@@ -7,6 +7,7 @@ import os
 import pickle
 import threading
 import tracemalloc
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -20,14 +21,16 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from panda_sklearn import PartsAppearanceDecomposition
+from panda_sklearn._state import FORMAT_VERSION, MIGRATIONS
 from panda_sklearn.datasets import make_parts_appearances
-from panda_sklearn.utils.persistence import FORMAT_VERSION
+from panda_sklearn.decomposition import layout_of
 from tests.emulated_cuda import emulated_cuda
 from tests.nearness import assert_near
 
 X = make_parts_appearances(
     30, 3, 4, n_channels=6, spatial_shape=(4, 5), snr_db=10, random_state=0
 )[0]
+DATA = Path(__file__).parent / "data"
 OURS = "panda_sklearn.decomposition.PartsAppearanceDecomposition"
 
 
@@ -232,7 +235,7 @@ def test_arrays_that_do_not_fit(saved, arrays, part):
 @pytest.mark.parametrize(
     ("metadata", "part"),
     [
-        ({"format_version": str(FORMAT_VERSION + 1)}, "format version '2'.*up to 1"),
+        ({"format_version": str(FORMAT_VERSION + 1)}, "format version '3'.*up to 2"),
         ({"format_version": "x"}, "format version 'x'"),
         ({"kind": "Other"}, "does not hold"),
         ({"params": "{"}, "cannot be read"),
@@ -274,6 +277,30 @@ def test_attributes_that_do_not_fit(saved, change, part):
     rewrite(saved, attributes=json.dumps(attributes | change))
     with pytest.raises(ValueError, match=part):
         PartsAppearanceDecomposition.load(saved)
+
+
+@pytest.mark.parametrize("version", range(1, FORMAT_VERSION))
+@pytest.mark.parametrize("kind", ["fitted", "streamed"])
+def test_files_written_before(version, kind, tmp_path):
+    """They hold what they held, and work; see tests/data/write_files.py."""
+    path = DATA / f"{kind}_version{version}.safetensors"
+    panda = PartsAppearanceDecomposition.load(path)
+    with np.load(path.with_suffix(".npz")) as expected:
+        assert_near(panda.transform(expected["X"]), expected["transformed"])
+    assert panda.n_passes_ == 0
+    arrays = load_file(path)
+    np.testing.assert_array_equal(panda.parts_, arrays["parts_"])
+    panda.save(tmp_path / "again")
+    again = PartsAppearanceDecomposition.load(tmp_path / "again")
+    assert vars(again).keys() == vars(panda).keys()
+    for name, value in vars(panda).items():
+        assert_alike(getattr(again, name), value)
+    if kind == "streamed":
+        assert panda.partial_fit(X).n_samples_seen_ == 60
+
+
+def test_each_version_has_a_migration_to_the_next():
+    assert list(MIGRATIONS) == list(range(1, FORMAT_VERSION))
 
 
 def test_other_files(tmp_path):
@@ -523,7 +550,7 @@ def mutated(rng, whole):
 
 def use(panda, folder):
     """Everything that a fitted decomposition can do."""
-    shape = (3, *panda._layout.sample_shape)
+    shape = (3, *layout_of(panda).sample_shape)
     X = np.random.default_rng(0).normal(size=shape)
     if hasattr(panda, "feature_names_in_"):
         X = pandas.DataFrame(X, columns=panda.feature_names_in_)

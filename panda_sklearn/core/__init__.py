@@ -5,6 +5,8 @@ scikit-learn, estimators or networks.
 """
 
 from panda_sklearn.core.canonical import canonical
+from panda_sklearn.core.constraint import FREE, NONNEGATIVE, Constraint
+from panda_sklearn.core.factors import Factors
 from panda_sklearn.core.moments import (
     FactoredMoments,
     Moments,
@@ -24,7 +26,11 @@ from panda_sklearn.core.starts import (
 )
 
 __all__ = [
+    "FREE",
+    "NONNEGATIVE",
+    "Constraint",
     "FactoredMoments",
+    "Factors",
     "Moments",
     "appearance_moments",
     "canonical",

@@ -24,6 +24,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from panda_sklearn.core.constraint import Constraint
 from panda_sklearn.core.moments import Moments
 
 __all__ = ["canonical", "signed"]
@@ -39,7 +40,7 @@ def canonical(
     part_products: tuple[Tensor, Tensor],
     of_appearances: Moments,
     *,
-    nonnegative: bool,
+    constraint: Constraint,
 ) -> tuple[Tensor, Tensor, float]:
     """The canonical pair of A and P.
 
@@ -54,8 +55,8 @@ def canonical(
     of_appearances : Moments
         Those of the problem of the appearances at P.
 
-    nonnegative : bool
-        Whether P is so constrained; it is not rotated then.
+    constraint : Constraint
+        What P may be; it is rotated only if it may be.
 
     Returns
     -------
@@ -67,11 +68,11 @@ def canonical(
     """
     A = _rotated(A, of_appearances.M1, of_appearances.eps)
     M1P, M2P = part_products
-    if nonnegative:
+    if constraint.rotatable:
+        P = signed(P @ _falling_eigenvectors(P.T @ M1P))
+    else:
         energies = (P * M2P).sum(dim=0) * P.square().sum(dim=0)
         P = P[:, _falling(energies, P.argmax(dim=0))]
-    else:
-        P = signed(P @ _falling_eigenvectors(P.T @ M1P))
     g = torch.linalg.eigvalsh(A.T @ A)
     total, squares = float(g.sum()), float(g.square().sum())
     scale = (total / squares) ** 0.5 if squares > 0 else 1.0

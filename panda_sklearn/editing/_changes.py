@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from typing import Any, cast
 
@@ -18,21 +19,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from panda_sklearn.decomposition import PartsAppearanceDecomposition
+from panda_sklearn.decomposition import (
+    PartsAppearanceDecomposition,
+    factors_of,
+    layout_of,
+)
 from panda_sklearn.editing._edit import Edit
 from panda_sklearn.editing._parts import scaled
-from panda_sklearn.utils.arithmetic import in_full_precision
+from panda_sklearn.solvers import refine_parts
+from panda_sklearn.utils.arithmetic import in_full_precision, own_arithmetic
 from panda_sklearn.utils.arrays import ArrayLike, MapLayout, as_tensor, promoted
 from panda_sklearn.utils.resizing import resize
 from panda_sklearn.utils.validation import (
     LARGEST,
+    check_flag,
     check_index,
     check_kind,
     check_mask,
     shown,
 )
 
-__all__ = ["Change", "Term", "check_edits", "resolve", "total_change"]
+__all__ = ["Change", "Term", "change_of", "check_edits", "total_change"]
 
 # Projected gradient steps of a refinement: those of section 4.3.2.
 REFINEMENT_STEPS = 100
@@ -89,37 +96,6 @@ def check_edits(edits: Any) -> list[Edit]:
     if not edits:
         raise ValueError("edits is empty: give one Edit at least.")
     return list(edits)
-
-
-def resolve(
-    edits: Sequence[Edit],
-    decomposition: PartsAppearanceDecomposition,
-    image_spatial: tuple[int, ...],
-    n_samples: int | None,
-) -> list[Term]:
-    """Look edits up in a decomposition.
-
-    Parameters
-    ----------
-    edits : sequence of Edit
-
-    decomposition : PartsAppearanceDecomposition
-        Fitted.
-
-    image_spatial : tuple of int
-        Spatial shape of the images, in which masks may be drawn.
-
-    n_samples : int or None
-        How many samples strengths and masks may be given for; ``None`` if they must
-        be the same for all.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an index is out of range or no int, a part is constant, or a vector, a mask
-        or an array of strengths is of another shape.
-    """
-    return [_term(edit, decomposition, image_spatial, n_samples) for edit in edits]
 
 
 def _term(
@@ -291,6 +267,61 @@ class Change:
     def __call__(self, features: Tensor, where: Any) -> Tensor:
         """Changed activations of the samples ``where``."""
         return self.apply(features, self.masks(features, where), self.alphas(where))
+
+
+def change_of(
+    edits: Sequence[Edit],
+    decomposition: PartsAppearanceDecomposition,
+    image_shape: tuple[int, ...] | None,
+    n_samples: int | None,
+    *,
+    refine: bool = False,
+) -> Change:
+    """Edits as a change of activations.
+
+    Parameters
+    ----------
+    edits : sequence of Edit
+
+    decomposition : PartsAppearanceDecomposition
+        Fitted; the edits are looked up in it.
+
+    image_shape : tuple of int or None
+        Shape of an image, in whose spatial shape masks may be drawn.
+
+    n_samples : int or None
+        How many samples strengths and masks may be given for; ``None`` if they must
+        be the same for all.
+
+    refine : bool, default=False
+        Whether parts are refined to each sample.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an index is out of range or no int, a part is constant, a vector, a mask or
+        an array of strengths is of another shape, ``refine`` is no flag, or there is
+        nothing to refine.
+    """
+    check_flag("refine", refine)
+    spatial = tuple((image_shape or ())[1:])
+    terms = [_term(edit, decomposition, spatial, n_samples) for edit in edits]
+    layout = layout_of(decomposition)
+    if not refine:
+        return Change(terms, layout)
+    if not any(term.parts for term in terms):
+        raise ValueError(
+            "refine=True refines learnt parts, but no edit is at one: masks are "
+            "used as they are. Leave refine at False, or give indices of parts."
+        )
+    return Change(terms, layout, partial(_refined, decomposition))
+
+
+@own_arithmetic
+def _refined(decomposition: PartsAppearanceDecomposition, maps: Tensor) -> Tensor:
+    """Parts (n, R_S, S) refined to maps (n, C, S)."""
+    factors = factors_of(decomposition, maps)
+    return refine_parts(maps, factors, max_iter=REFINEMENT_STEPS)
 
 
 def total_change(

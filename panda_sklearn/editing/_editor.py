@@ -16,21 +16,25 @@ from sklearn.pipeline import Pipeline
 from torch import Tensor
 from tqdm import tqdm
 
-from panda_sklearn.decomposition import PartsAppearanceDecomposition
+from panda_sklearn.decomposition import PartsAppearanceDecomposition, layout_of
 from panda_sklearn.editing._changes import (
-    REFINEMENT_STEPS,
     Change,
     Term,
+    change_of,
     check_edits,
-    resolve,
 )
 from panda_sklearn.editing._edit import Edit
 from panda_sklearn.editing._ranking import COLUMNS, PairTries, rank, sort_table
 from panda_sklearn.editing._targets import TargetSearch
-from panda_sklearn.feature_extractor import GeneratorFeatureExtractor
-from panda_sklearn.interpretation import check_threshold
-from panda_sklearn.utils.arithmetic import own_arithmetic
+from panda_sklearn.feature_extractor import (
+    GeneratorFeatureExtractor,
+    check_latents,
+    extract,
+    generate_changed,
+    running_device,
+)
 from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor
+from panda_sklearn.utils.thresholds import check_threshold
 from panda_sklearn.utils.validation import (
     as_numeric,
     check_choice,
@@ -103,7 +107,7 @@ class LocalEditor:
         for estimator in (extractor, decomposition):
             check_is_fitted(estimator)
             check_parameters(estimator)
-        seen = decomposition._layout.sample_shape
+        seen = layout_of(decomposition).sample_shape
         if seen != extractor.feature_shape_:
             raise ValueError(
                 f"The extractor gives activations of shape {extractor.feature_shape_}, "
@@ -207,7 +211,9 @@ class LocalEditor:
             if region is not None:
                 raise ValueError("region is only used with target_change; set that.")
             effective = any(term.has_effect() for term in change.terms)
-            images = self.extractor._generate(latents, change if effective else None)
+            images = generate_changed(
+                self.extractor, latents, change if effective else None
+            )
             return origin.give(images)
         search = self._search(change, target_change, region, len(latents))
         factors, masks = search.run(latents)
@@ -502,7 +508,7 @@ class LocalEditor:
         terms: dict[str, dict[int, Term]] = {"appearance": {}, "part": {}}
         for j, k in pairs:
             if j not in terms["appearance"] or k not in terms["part"]:
-                (term,) = self._resolve([Edit(j, k, strength, unit)], None)
+                (term,) = self._change([Edit(j, k, strength, unit)], None).terms
                 terms["appearance"].setdefault(j, term)
                 terms["part"].setdefault(k, term)
         shape = len(panda.appearances_), panda.map_shape_[0]
@@ -514,7 +520,7 @@ class LocalEditor:
             masks[k] = term.mask.to(masks)
         tries = PairTries(
             extractor,
-            panda._layout,
+            layout_of(panda),
             vectors,
             masks,
             self._image_spatial(),
@@ -533,15 +539,15 @@ class LocalEditor:
     def _check_latents(self, latents: ArrayLike) -> tuple[ArrayLike, Origin]:
         """Checked latents; with the parameters, which may have changed since."""
         check_parameters(self.decomposition)
-        return self.extractor._check_latents(latents)
+        return check_latents(self.extractor, latents)
 
     def _door(self, latents: ArrayLike) -> tuple[Tensor, Origin]:
         """Checked latents as a tensor, numpy's on the network's device."""
         latents, origin = self._check_latents(latents)
         if isinstance(latents, Tensor):
             return latents, origin
-        tensor = as_tensor(latents, self.extractor._device(), keep_type=True)
-        return tensor, origin
+        device = running_device(self.extractor)
+        return as_tensor(latents, device, keep_type=True), origin
 
     def _image_spatial(self) -> tuple[int, ...]:
         """Spatial shape of the images; ValueError if they have none like the maps."""
@@ -554,29 +560,12 @@ class LocalEditor:
             )
         return tuple(shape[1:])
 
-    def _resolve(self, edits: Sequence[Edit], n_samples: int | None) -> list[Term]:
-        shape = self.extractor.image_shape_ or ()
-        return resolve(edits, self.decomposition, tuple(shape[1:]), n_samples)
-
     def _change(
-        self, edits: Sequence[Edit], n_samples: int | None, refine: bool
+        self, edits: Sequence[Edit], n_samples: int | None, refine: bool = False
     ) -> Change:
         """The edits as a change of activations."""
-        check_flag("refine", refine)
-        terms = self._resolve(edits, n_samples)
-        if not refine:
-            return Change(terms, self.decomposition._layout)
-        if not any(term.parts for term in terms):
-            raise ValueError(
-                "refine=True refines learnt parts, but no edit is at one: masks are "
-                "used as they are. Leave refine at False, or give indices of parts."
-            )
-        return Change(terms, self.decomposition._layout, self._refine)
-
-    @own_arithmetic
-    def _refine(self, maps: Tensor) -> Tensor:
-        """Parts (n, R_S, S) refined to maps (n, C, S)."""
-        return self.decomposition._refine(maps, REFINEMENT_STEPS)
+        shape = self.extractor.image_shape_
+        return change_of(edits, self.decomposition, shape, n_samples, refine=refine)
 
     def _search(
         self, change: Change, target: float, region: Any, n_samples: int
@@ -605,7 +594,7 @@ class LocalEditor:
         size = self.extractor.batch_size
         masks = []
         for start in range(0, len(latents), size):
-            features = self.extractor._recall(latents[start : start + size])
+            features = extract(self.extractor, latents[start : start + size])
             masks.append(
                 self.decomposition.localize(features, appearance, threshold, **options)
             )

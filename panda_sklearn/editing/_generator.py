@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from panda_sklearn.editing._changes import check_edits, total_change
+from panda_sklearn.editing._changes import change_of, check_edits, total_change
 from panda_sklearn.editing._edit import Edit
 from panda_sklearn.editing._editor import LocalEditor
+from panda_sklearn.feature_extractor import running_device, tap_of
 from panda_sklearn.utils.arithmetic import in_full_precision
 from panda_sklearn.utils.arrays import promoted
 from panda_sklearn.utils.borrowing import run_eagerly
@@ -127,16 +128,17 @@ class EditedGenerator(nn.Module):
         super().__init__()
         check_kind("editor", editor, LocalEditor)
         check_flag("learn_strengths", learn_strengths)
-        change = editor._change(check_edits(edits), None, refine)
-        extractor = editor.extractor
+        extractor, panda = editor.extractor, editor.decomposition
+        shape = extractor.image_shape_
+        change = change_of(check_edits(edits), panda, shape, None, refine=refine)
         check_parameters(extractor)
-        check_parameters(editor.decomposition)
+        check_parameters(panda)
         self.generator = extractor.generator
         self.training = self.generator.training
         self._forward = extractor.forward
-        self._tap = extractor._tap()
+        self._tap = tap_of(extractor)
         self._change = change
-        like = change.terms[0].vector.to(extractor._device())
+        like = change.terms[0].vector.to(running_device(extractor))
         self.strengths = nn.Parameter(
             torch.stack([term.strength.to(like) for term in change.terms]),
             requires_grad=bool(learn_strengths),

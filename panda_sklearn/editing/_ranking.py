@@ -13,7 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from panda_sklearn.feature_extractor import GeneratorFeatureExtractor
+from panda_sklearn.feature_extractor import (
+    GeneratorFeatureExtractor,
+    generate_changed,
+)
 from panda_sklearn.utils.arrays import MapLayout, promoted
 from panda_sklearn.utils.regions import change_inside, masked_norms, ratios
 from panda_sklearn.utils.resizing import resize
@@ -48,7 +51,7 @@ class PairTries:
 
     def plain(self, latents: Tensor) -> Tensor:
         """Images without an edit."""
-        return self.extractor._generate(latents, None, verbose=0)
+        return generate_changed(self.extractor, latents, None, verbose=0)
 
     def edited(self, latents: Tensor, appearances: Tensor, parts: Tensor) -> Tensor:
         """Images of latents (n, ...) with appearances (n,) at parts (n,)."""
@@ -60,7 +63,7 @@ class PairTries:
             added = vectors[:, :, None] * masks[:, None]
             return self.layout.from_maps(maps + added)
 
-        return self.extractor._generate(latents, add, verbose=0)
+        return generate_changed(self.extractor, latents, add, verbose=0)
 
     def outlines(self, parts: Tensor) -> Tensor:
         """Parts (n,) at the images' size, from 0 to 1."""

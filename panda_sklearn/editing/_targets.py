@@ -17,7 +17,11 @@ from tqdm import tqdm
 
 from panda_sklearn.editing._changes import Change
 from panda_sklearn.editing._strengths import TOLERANCE, find_factors
-from panda_sklearn.feature_extractor import GeneratorFeatureExtractor
+from panda_sklearn.feature_extractor import (
+    GeneratorFeatureExtractor,
+    extract,
+    generate_changed,
+)
 from panda_sklearn.utils.arrays import as_tensor, promoted
 from panda_sklearn.utils.regions import change_inside
 from panda_sklearn.utils.resizing import resize
@@ -79,7 +83,7 @@ class TargetSearch:
             ]
             return self.change.apply(features, _some(masks, where), alphas)
 
-        return self.extractor._generate(latents, add)
+        return generate_changed(self.extractor, latents, add)
 
     def _solve(
         self, batch: Tensor, where: slice
@@ -87,11 +91,11 @@ class TargetSearch:
         """Factors of a batch, the changes that they make, and the terms' masks."""
         features = None
         if self.change.refine is not None:
-            features = as_tensor(self.extractor._recall(batch))
+            features = as_tensor(extract(self.extractor, batch))
         masks = self.change.masks(features, where)
         alphas = self.change.alphas(where)
         region = self._region(masks, where)
-        plain = promoted(self.extractor._generate(batch, None, verbose=0))
+        plain = promoted(generate_changed(self.extractor, batch, None, verbose=0))
 
         def change_of(factors: Tensor, rows: Tensor) -> Tensor:
             some_masks = _some(masks, rows)
@@ -104,7 +108,7 @@ class TargetSearch:
                 its_alphas = [alpha[part] for alpha in some_alphas]
                 return self.change.apply(features, _some(some_masks, part), its_alphas)
 
-            edited = self.extractor._generate(batch[rows], add, verbose=0)
+            edited = generate_changed(self.extractor, batch[rows], add, verbose=0)
             some_region = region if len(region) == 1 else region[rows]
             return change_inside(some_region, promoted(edited) - plain[rows]).cpu()
 

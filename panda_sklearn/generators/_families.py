@@ -25,7 +25,7 @@ from panda_sklearn.utils.validation import (
     check_number,
 )
 
-__all__ = ["BigGAN", "Family", "ProGAN", "check_batch"]
+__all__ = ["BigGAN", "Family", "ProGAN", "check_batch", "convention_of"]
 
 
 def check_batch(latents: Any) -> None:
@@ -56,12 +56,6 @@ class Family:
         check_choice("convention", self.convention, ("auto", *self.conventions))
         object.__setattr__(self, "label", check_label(self.label))
 
-    def _find(self, generator: nn.Module) -> Any:
-        """How the generator is written."""
-        check_kind("generator", generator, nn.Module)
-        family = type(self).__name__
-        return find_convention(self.conventions, self.convention, generator, family)
-
     def _split(
         self, convention: Convention, generator: nn.Module, latents: Tensor
     ) -> tuple[Tensor, Any]:
@@ -81,6 +75,13 @@ class Family:
     def __call__(self, generator: nn.Module, latents: Tensor) -> Any:
         """Images of latents."""
         raise NotImplementedError
+
+
+def convention_of(family: Family, generator: nn.Module) -> Any:
+    """How a family's generator is written."""
+    check_kind("generator", generator, nn.Module)
+    name = type(family).__name__
+    return find_convention(family.conventions, family.convention, generator, name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +137,7 @@ class ProGAN(Family):
 
     def __call__(self, generator: nn.Module, latents: Tensor) -> Any:
         """Images of latents."""
-        convention = self._find(generator)
+        convention = convention_of(self, generator)
         check_batch(latents)
         z, labels = self._split(convention, generator, latents)
         return convention.generate(generator, z, labels)
@@ -193,7 +194,7 @@ class BigGAN(Family):
 
     def __call__(self, generator: nn.Module, latents: Tensor) -> Any:
         """Images of latents."""
-        convention = self._find(generator)
+        convention = convention_of(self, generator)
         check_batch(latents)
         z, labels = self._split(convention, generator, latents)
         truncation = float(self.truncation)

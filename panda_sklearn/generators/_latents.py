@@ -6,7 +6,6 @@ Floor 2: see :mod:`panda_sklearn.generators`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
@@ -18,13 +17,15 @@ from torch import nn
 from panda_sklearn.generators._calls import check_forward, check_network, device_of
 from panda_sklearn.generators._conventions import (
     PLAIN_SIZES,
-    Styled,
     matching_convention,
 )
-from panda_sklearn.generators._families import BigGAN, Family, ProGAN
-from panda_sklearn.generators._styles import StyleFamily, StyleGAN2
-from panda_sklearn.utils.borrowing import borrow
-from panda_sklearn.utils.undo import Undo
+from panda_sklearn.generators._families import (
+    BigGAN,
+    Family,
+    ProGAN,
+    convention_of,
+)
+from panda_sklearn.generators._styles import StyleFamily, StyleGAN2, codes_of
 from panda_sklearn.utils.validation import (
     check_count,
     check_indices,
@@ -96,7 +97,7 @@ def sample_latents(
     check_forward(forward)
     n_samples = check_count("n_samples", n_samples)
     family = forward if isinstance(forward, Family) else _family_of(generator)
-    convention = family._find(generator)
+    convention = convention_of(family, generator)
     size = convention.latent_size(generator)
     if size is None:
         raise TypeError(
@@ -120,7 +121,7 @@ def sample_latents(
         device=device_of(generator), dtype=torch.float32
     )
     if isinstance(family, StyleFamily) and family.latent_space != "z":
-        return _codes(family, convention, generator, latents)
+        return codes_of(family, convention, generator, latents)
     return latents
 
 
@@ -165,21 +166,3 @@ def _draw_classes(
         classes = [classes]
     chosen = check_indices("classes", classes, n_classes)
     return [random_state.choice(chosen, size=(n_samples, 1), p=shares)]
-
-
-def _codes(
-    family: StyleFamily, convention: Styled, generator: nn.Module, latents: torch.Tensor
-) -> torch.Tensor:
-    """Codes, of one layer or of all, that the mapping network makes of latents."""
-    with Undo() as undo, undo:
-        borrow(undo, generator)
-        from_z = replace(family, latent_space="z")
-        codes = from_z._codes(convention, generator, latents).float()
-    if family.latent_space == "w+":
-        return codes.contiguous()
-    if not torch.equal(codes, codes[:, :1].expand_as(codes)):
-        raise ValueError(
-            "The mapping network gives a code of its own to each layer: use "
-            'latent_space="w+".'
-        )
-    return codes[:, 0].clone()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from panda_sklearn.generators._calls import dtype_of
 from panda_sklearn.generators._conventions import STYLED, Styled, get
-from panda_sklearn.generators._families import Family, check_batch
+from panda_sklearn.generators._families import Family, check_batch, convention_of
 from panda_sklearn.generators._labels import Label, Numbers
 from panda_sklearn.utils.arrays import as_tensor
+from panda_sklearn.utils.borrowing import borrow
 from panda_sklearn.utils.undo import Undo
 from panda_sklearn.utils.validation import (
     check_choice,
@@ -111,7 +112,7 @@ class StyleFamily(Family):
 
     def __call__(self, generator: nn.Module, latents: Tensor) -> Any:
         """Images of latents, or of codes."""
-        convention = self._find(generator)
+        convention = convention_of(self, generator)
         check_batch(latents)
         codes = self._codes(convention, generator, latents)
         codes = self._truncated(convention, generator, codes)
@@ -281,3 +282,21 @@ def _lock_of(generator: nn.Module) -> Any:
     """The lock of a generator, which a thread may take more than once."""
     # One line, between which and the release no interrupt can come.
     with _locks_lock: return _locks.setdefault(generator, threading.RLock())  # noqa: E701  # fmt: skip
+
+
+def codes_of(
+    family: StyleFamily, convention: Styled, generator: nn.Module, latents: Tensor
+) -> Tensor:
+    """Codes, of one layer or of all, that the mapping network makes of latents."""
+    with Undo() as undo, undo:
+        borrow(undo, generator)
+        from_z = replace(family, latent_space="z")
+        codes = from_z._codes(convention, generator, latents).float()
+    if family.latent_space == "w+":
+        return codes.contiguous()
+    if not torch.equal(codes, codes[:, :1].expand_as(codes)):
+        raise ValueError(
+            "The mapping network gives a code of its own to each layer: use "
+            'latent_space="w+".'
+        )
+    return codes[:, 0].clone()

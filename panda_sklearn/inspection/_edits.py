@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from panda_sklearn.editing import Edit
+from panda_sklearn.editing._changes import change_of
 from panda_sklearn.inspection._images import (
     as_picture_of,
     as_pictures,
@@ -290,8 +291,10 @@ class StrengthsDisplay:
         n_samples = count_latents(editor, latents)
         check_axes(axes, n_samples, len(strengths))
         edits = [replace(edit, strength=strength) for strength in strengths]
+        # Fails, if so, before any work.
+        shape, panda = editor.extractor.image_shape_, editor.decomposition
         for one in edits:
-            editor._change([one], n_samples, refine)  # fails, if so, before any work
+            change_of([one], panda, shape, n_samples, refine=refine)
         pictures = [
             as_pictures(editor.edit(latents, one, refine=refine), value_range)
             for one in edits
@@ -431,8 +434,10 @@ class EditMatrixDisplay:
             )
         check_axes(axes, len(appearances), len(parts) + 1)
         edits = [[Edit(j, k, strength, unit) for k in parts] for j in appearances]
+        # Fails, if so, before any work.
+        shape = editor.extractor.image_shape_
         for row in edits:
-            editor._change(row, n_samples, False)  # fails, if so, before any work
+            change_of(row, panda, shape, n_samples)
 
         def edited(edit):
             return as_picture_of(

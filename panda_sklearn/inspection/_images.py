@@ -14,6 +14,7 @@ from torch import Tensor
 
 from panda_sklearn.decomposition import PartsAppearanceDecomposition
 from panda_sklearn.editing import LocalEditor
+from panda_sklearn.feature_extractor import check_latents
 from panda_sklearn.utils.arrays import ArrayLike
 from panda_sklearn.utils.resizing import resize
 from panda_sklearn.utils.validation import (
@@ -21,6 +22,7 @@ from panda_sklearn.utils.validation import (
     check_items,
     check_kind,
     check_number,
+    check_parameters,
     check_single,
     check_values,
     shown,
@@ -88,7 +90,8 @@ def check_editor(editor: Any) -> None:
 
 def count_latents(editor: LocalEditor, latents: Any) -> int:
     """How many latents there are, checked as the editor does."""
-    return len(editor._check_latents(latents)[0])
+    check_parameters(editor.decomposition)
+    return len(check_latents(editor.extractor, latents)[0])
 
 
 def check_axes(axes: Any, n_rows: int, n_columns: int) -> np.ndarray | None:

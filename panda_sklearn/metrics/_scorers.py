@@ -1,7 +1,7 @@
 """Scorers of a fitted decomposition, or of a Pipeline that holds one.
 
-Floor 4: reads the decomposition through its public attributes and, for activations as
-(N, C, S), its own door.
+Floor 4: reads the decomposition through its public attributes, and activations through
+its door.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from sklearn.base import clone
 from torch import Tensor
 
 from panda_sklearn.core.objective import batches_of, cancels
-from panda_sklearn.decomposition import PartsAppearanceDecomposition
+from panda_sklearn.decomposition import (
+    PartsAppearanceDecomposition,
+    check_maps,
+    factors_of,
+)
 from panda_sklearn.metrics._factors import (
     dead_parts,
     duplicate_parts,
@@ -131,8 +135,9 @@ def heldout_reconstruction(
     if not whole_channels:
         _check_folds(panda.appearances_, n_folds, "appearances", "channels")
     panda, X = _find(estimator, X)
-    Z, _ = panda._check_maps(X, squared=True)
-    A, P = (factor.double() for factor in panda._factors(Z))
+    Z, _ = check_maps(panda, X, squared=True)
+    factors = factors_of(panda, Z)
+    A, P = factors.A.double(), factors.P.double()
     positions = _predictors(P, n_folds, random)
     if whole_channels:
         # Z turned into a basis of the appearances, and what is outside it.

@@ -11,6 +11,7 @@ import contextlib
 import torch
 from torch import Tensor
 
+from panda_sklearn.core.constraint import Constraint
 from panda_sklearn.core.objective import objective
 from panda_sklearn.solvers.base import (
     EPS,
@@ -39,7 +40,7 @@ def adam(
     max_iter: int,
     tol: float,
     batch_size: int | None,
-    nonnegative: bool,
+    constraint: Constraint,
     generator: torch.Generator,
     callback: Callback | None = None,
 ) -> SolverResult:
@@ -87,9 +88,8 @@ def adam(
             loss.backward()
             with cpu if n_iter == 1 else contextlib.nullcontext():
                 optimiser.step()
-            if nonnegative:
-                with torch.no_grad():
-                    P.clamp_(min=0)
+            with torch.no_grad():
+                P.copy_(constraint.project(P))
             # The objective after the step is, on the same batch, also the next one's.
             with torch.set_grad_enabled(whole):
                 loss, unit = relative_objective(batch)

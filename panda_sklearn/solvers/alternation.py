@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from panda_sklearn.core.canonical import canonical
+from panda_sklearn.core.constraint import FREE, Constraint
 from panda_sklearn.core.moments import (
     FactoredMoments,
     Moments,
@@ -111,7 +112,7 @@ class Alternation:
         P: Tensor,
         *,
         energy: Tensor,
-        nonnegative: bool,
+        constraint: Constraint,
         products: torch.dtype,
         past: Past | None = None,
         factored: bool | None = None,
@@ -120,10 +121,10 @@ class Alternation:
         self.A, self.P = A, P
         self.energy = energy
         self.products = products
-        self.nonnegative = nonnegative
+        self.constraint = constraint
         shape = samples.n_channels, samples.n_positions, A.shape[1], P.shape[1]
         if factored is None:
-            small = nonnegative and isinstance(samples, InMemory)
+            small = not constraint.rotatable and isinstance(samples, InMemory)
             factored = small and is_cheaper_factored(*shape)
         self.factored = factored
         self.f = float("inf")
@@ -149,7 +150,9 @@ class Alternation:
         """
         of_parts = self._part_moments()
         tol = max(EXACT, EXACT_RELATIVE * self.fall)
-        solution, f_solution = solve_parts(of_parts, self.P, self.nonnegative, tol)
+        solution, f_solution = solve_parts(
+            of_parts, self.P, self.constraint, tol
+        )
         P, of_appearances, A, f = self._extrapolate(solution, f_solution)
         if self.products == self.samples.dtype and cancels(f, 1.0, self.samples):
             self.products = accumulator_dtype(self.samples.device)
@@ -170,7 +173,7 @@ class Alternation:
             self.A,
             self.P,
             energy=energy,
-            nonnegative=self.nonnegative,
+            constraint=self.constraint,
             products=self.products,
         )
 
@@ -182,12 +185,12 @@ class Alternation:
         Beyond it, if the objective is no higher than it was at the solution.
         """
         if (
-            self.nonnegative
+            not self.constraint.rotatable
             and self.solution is not None
             and self.f - f_solution > self.worth
         ):
             move = self.extrapolation * (solution - self.solution)
-            beyond = self._with_appearances((solution + move).clamp(min=0))
+            beyond = self._with_appearances(self.constraint.project(solution + move))
             if beyond[-1] <= f_solution:
                 longer = GROWTH * self.extrapolation
                 self.extrapolation = min(longer, LONGEST_EXTRAPOLATION)
@@ -216,7 +219,7 @@ class Alternation:
 
 
 def canonical_pair(
-    fit: Any, nonnegative: bool, past: Past | None = None
+    fit: Any, constraint: Constraint, past: Past | None = None
 ) -> tuple[Tensor, Tensor, float]:
     """The canonical pair of the factors of a fit, and what A was multiplied by.
 
@@ -228,14 +231,14 @@ def canonical_pair(
         better: beyond the rank of the data, single precision cannot tell.
     """
     options = {"energy": fit.energy, "dtype": fit.products}
-    if not nonnegative:  # rotated by what they hold: exactly at A
+    if constraint.rotatable:  # by what they hold: exactly at A
         moments = part_moments(fit.samples, fit.A, **options)
         moments = moments if past is None else past.of_parts + moments
         fit.part_products = one_of(moments.products(fit.P[None]))
 
     def pair() -> tuple[Tensor, Tensor, float]:
         given = fit.A, fit.P, fit.part_products, fit.of_appearances
-        return canonical(*given, nonnegative=nonnegative)
+        return canonical(*given, constraint=constraint)
 
     A, P, c = pair()
     wide = accumulator_dtype(fit.samples.device)
@@ -253,7 +256,7 @@ def canonical_pair(
 def solve_parts(
     moments: Moments | FactoredMoments,
     P: Tensor,
-    nonnegative: bool,
+    constraint: Constraint,
     tol: float = EXACT,
     *,
     linear: Tensor | None = None,
@@ -262,14 +265,14 @@ def solve_parts(
 
     ``linear`` is as of :func:`panda_sklearn.solvers.descent.descend`.
     """
-    if not nonnegative:
+    if constraint.rotatable:
         assert isinstance(moments, Moments)
         P = leading_factor(moments, P.shape[1])
     formed = isinstance(moments, Moments)
     X, f = descend_shared(
         moments,
         P[None],
-        nonnegative,
+        constraint,
         max_iter=DESCENT_ITERATIONS if formed else FACTORED_ITERATIONS,
         tol=tol,
         rescale=linear is None,
@@ -315,20 +318,20 @@ def _in_space(
     f = relative_objective(moments, leading)
     best = leading if f <= relative_objective(moments, A) else A
     X, objectives = descend_shared(
-        moments, best[None], False, max_iter=max_iter, tol=EXACT_APPEARANCES
+        moments, best[None], FREE, max_iter=max_iter, tol=EXACT_APPEARANCES
     )
     return X[0], float(objectives[0])
 
 
 def descend_shared(
-    moments: Moments | FactoredMoments, X: Tensor, nonnegative: bool, **options: Any
+    moments: Moments | FactoredMoments, X: Tensor, constraint: Constraint, **options: Any
 ) -> tuple[Tensor, Tensor]:
     """:func:`descend` where all problems share their moments."""
     return descend(
         lambda X, which: moments.products(X),
         X,
         energy=moments.energy.expand(len(X)),
-        nonnegative=nonnegative,
+        constraint=constraint,
         **options,
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from panda_sklearn.core.constraint import Constraint
 from panda_sklearn.core.moments import Moments
 
 __all__ = ["Products", "descend", "leading_factor", "relative_objective"]
@@ -30,7 +31,7 @@ def descend(
     X: Tensor,
     *,
     energy: Tensor,
-    nonnegative: bool,
+    constraint: Constraint,
     max_iter: int,
     tol: float,
     rescale: bool = True,
@@ -57,8 +58,8 @@ def descend(
     energy : Tensor of shape (K,)
         E of each problem.
 
-    nonnegative : bool
-        Whether X is kept non-negative.
+    constraint : Constraint
+        What X is kept within.
 
     max_iter : int
         Number of iterations, at most.
@@ -112,8 +113,7 @@ def descend(
             rate = _spectral_rate(
                 step, gradient - before, fallback, long=n_iter % 2 == 1
             )
-        target = X - rate[:, None, None] * gradient
-        direction = (target.clamp(min=0) if nonnegative else target) - X
+        direction = constraint.project(X - rate[:, None, None] * gradient) - X
         slope = _inner(gradient, direction)
         ending = ~finished & (~(slope < -tol) | given_up | (n_iter == max_iter))
         if bool(ending.any()):

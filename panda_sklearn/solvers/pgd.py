@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from panda_sklearn.core.constraint import Constraint
 from panda_sklearn.core.objective import (
     gradient_appearances,
     gradient_parts,
@@ -49,7 +50,7 @@ def pgd(
     max_iter: int,
     tol: float,
     batch_size: int | None,
-    nonnegative: bool,
+    constraint: Constraint,
     generator: torch.Generator,
     callback: Callback | None = None,
 ) -> SolverResult:
@@ -88,10 +89,10 @@ def pgd(
             f = float(objective(batch.Z, A, P, W=W, energy=batch.energy))
         before = f
         if learning_rate is None:
-            A, P, W, f = automatic.take(batch, A, P, W, f, nonnegative)
+            A, P, W, f = automatic.take(batch, A, P, W, f, constraint)
         else:
             gradient = gradient_parts(batch.Z, A, P, W=W)
-            A, P, W, f = step(batch, A, P, gradient, learning_rate, nonnegative)
+            A, P, W, f = step(batch, A, P, gradient, learning_rate, constraint)
             check_not_diverged(f, batch, P, n_iter, learning_rate, limit)
         end = STUCK if whole and automatic.stuck else ""
         return batch.iteration(f if whole else before, end)
@@ -122,7 +123,7 @@ class AutomaticStep:
         P: Tensor,
         W: Tensor,
         f: float,
-        nonnegative: bool,
+        constraint: Constraint,
     ) -> tuple[Tensor, Tensor, Tensor, float]:
         """The first of ever shorter steps that does not raise the objective.
 
@@ -134,7 +135,7 @@ class AutomaticStep:
         gradient = gradient_parts(batch.Z, A, P, W=W)
         for _ in range(MAX_SHRINKAGES):
             rate = self.multiple / energy
-            trial = step(batch, A, P, gradient, rate, nonnegative)
+            trial = step(batch, A, P, gradient, rate, constraint)
             if trial[3] <= f and self._spares_parts(P, trial[1]):
                 self.multiple = min(self.multiple * GROWTH, self.longest)
                 return trial
@@ -180,7 +181,7 @@ def step(
     P: Tensor,
     gradient: Tensor,
     learning_rate: float,
-    nonnegative: bool,
+    constraint: Constraint,
 ) -> tuple[Tensor, Tensor, Tensor, float]:
     """One iteration of Algorithm 1, given the gradient in P.
 
@@ -195,9 +196,7 @@ def step(
     f : float
         The batch's objective at the new factors.
     """
-    P = P - learning_rate * gradient
-    if nonnegative:
-        P = P.clamp(min=0)
+    P = constraint.project(P - learning_rate * gradient)
     W = batch.Z @ P
     A = A - learning_rate * gradient_appearances(batch.Z, A, P, W=W)
     return A, P, W, float(objective(batch.Z, A, P, W=W, energy=batch.energy))

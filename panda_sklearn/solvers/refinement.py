@@ -6,12 +6,16 @@ Floor 1: torch and :mod:`panda_sklearn.core` alone. Notation as in
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from panda_sklearn.core.factors import Factors
 from panda_sklearn.core.moments import diagonalised
 from panda_sklearn.core.objective import (
     accumulator_dtype,
+    batches_of,
     cancels,
     sample_energies,
 )
@@ -22,30 +26,46 @@ TOL = 1e-7
 
 
 def refine_parts(
-    Z: Tensor, A: Tensor, P: Tensor, *, max_iter: int, nonnegative: bool
+    Z: Tensor,
+    factors: Factors,
+    *,
+    max_iter: int,
+    done: Callable[[int], object] | None = None,
 ) -> Tensor:
-    """Descend (6) from the global parts, all samples at once.
+    """Descend (6) from the global parts, for each sample on its own.
 
-    By :func:`panda_sklearn.solvers.descent.descend`: each sample has steps of its own
-    and stops on its own, and none ends worse than it began.
+    Some samples at a time, so that the memory beside the result does not grow with
+    their number. By :func:`panda_sklearn.solvers.descent.descend`: each has steps of
+    its own and stops on its own, and none ends worse than it began.
 
     Parameters
     ----------
-    Z, A, P : Tensor
-        Shapes (N, C, S), (C, R_C) and (S, R_S).
+    Z : Tensor of shape (N, C, S)
+
+    factors : Factors
+        Their appearances are held, their parts are where the descent begins.
 
     max_iter : int
         Number of steps, at most.
 
-    nonnegative : bool
-        Whether to project onto the non-negative orthant.
+    done : callable, default=None
+        Told how many samples have been refined since it was last told.
 
     Returns
     -------
-    P : Tensor of shape (N, S, R_S)
+    parts : Tensor of shape (N, R_S, S)
     """
-    wide, given = accumulator_dtype(Z.device), A
-    A, g = diagonalised(A)
+    refined = Z.new_empty(len(Z), *factors.P.T.shape)
+    for batch, into in zip(batches_of(Z), batches_of(Z, refined), strict=True):
+        into[:] = _refined(batch, factors, max_iter).mT
+        if done is not None:
+            done(len(batch))
+    return refined
+
+
+def _refined(Z: Tensor, factors: Factors, max_iter: int) -> Tensor:
+    """Parts (N, S, R_S) of a few samples."""
+    A, g = diagonalised(factors.A)
     norms = sample_energies(Z).sqrt().to(Z)
     maps = A.T @ (Z / torch.where(norms > 0, norms, 1)[:, None, None])
     everything = maps
@@ -60,9 +80,9 @@ def refine_parts(
 
     refined, f = descend(
         products,
-        P.expand(len(Z), -1, -1),
+        factors.P.expand(len(Z), -1, -1),
         energy=(norms > 0).to(Z),
-        nonnegative=nonnegative,
+        constraint=factors.constraint,
         max_iter=max_iter,
         tol=TOL,
         rescale=False,
@@ -71,11 +91,6 @@ def refine_parts(
     low = cancels(f, 10.0, Z) & (norms > 0)
     if bool(low.any()):
         refined = refined.contiguous()
-        refined[low] = refine_parts(
-            Z[low].to(wide),
-            given.to(wide),
-            P.to(wide),
-            max_iter=max_iter,
-            nonnegative=nonnegative,
-        ).to(Z)
+        wide = Z[low].to(accumulator_dtype(Z.device))
+        refined[low] = _refined(wide, factors.to(wide), max_iter).to(Z)
     return refined

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from panda_sklearn.core.channels import Summary, summarise
+from panda_sklearn.core.constraint import Constraint
 from panda_sklearn.core.moments import (
     FactoredMoments,
     Moments,
@@ -123,7 +124,7 @@ def spg(
     n_init: int | None,
     max_iter: int,
     tol: float,
-    nonnegative: bool,
+    constraint: Constraint,
     generator: torch.Generator,
     callback: Callback | None = None,
 ) -> SolverResult:
@@ -143,7 +144,7 @@ def spg(
         Number of starts, of which the best is that with the lowest objective once each
         is descended from, with A held. ``None`` is ten.
 
-    max_iter, tol, nonnegative, generator, callback
+    max_iter, tol, constraint, generator, callback
         As for every solver.
     """
     C, S = samples.n_channels, samples.n_positions
@@ -166,7 +167,7 @@ def spg(
     lightly = partial(with_threads_for, _work(known.some, R_C, R_S))
     if isinstance(init, str):
         A, starts = _starts(known, R_C, R_S, init, n_init or N_STARTS, generator)
-        options = generator, init == "hosvd", nonnegative
+        options = generator, init == "hosvd", constraint
         P, f = lightly(_promising_starts, known.some, A, starts, *options, products)
         if cancels(f.min(), 1.0, samples):
             products = dtype
@@ -183,7 +184,7 @@ def spg(
             A,
             revived(P, generator),
             energy=known.energy_of_some,
-            nonnegative=nonnegative,
+            constraint=constraint,
             products=products,
         )
 
@@ -196,7 +197,7 @@ def spg(
         rule = StoppingRule(max(tol, TOL_OF_SOME))
         fit.worth = rule.tol
         lightly(iterate, fit.step, rule=rule, max_iter=max_iter)
-        if nonnegative and known.energy_of_some > 0:
+        if not constraint.rotatable and known.energy_of_some > 0:
             fit = _Passes(samples, known, fit, tol)
         else:
             fit = fit.continued(samples, known.energy)
@@ -204,7 +205,7 @@ def spg(
     if isinstance(fit, Alternation) and fit.samples is known.some:
         step = partial(lightly, step)
     course = iterate(step, rule=StoppingRule(tol), max_iter=max_iter, callback=callback)
-    A, P, _ = canonical_pair(fit, nonnegative)
+    A, P, _ = canonical_pair(fit, constraint)
     A, P = A.to(samples.dtype), P.to(samples.dtype)
     if cancels(fit.f, 1.0, samples):  # that of the factors as they are rounded
         f = float(total_objective(samples, A, P))
@@ -246,6 +247,7 @@ class _Passes:
         self.n_samples = known.n_samples
         self.share = float(known.energy / known.energy_of_some)
         self.products, self.factored = begun.products, begun.factored
+        self.constraint = begun.constraint
         self.tol, self.inner_tol = tol, SHARE_OF_TOL * tol
         self.f = float("inf")
         self.next = begun.A, begun.P  # where to look next
@@ -304,7 +306,7 @@ class _Passes:
         """Beyond what the kept samples lead to, where passes bring ever the same."""
         self.safe = A, P = self.next
         move = self.further * (P - self.P)
-        self.next, self.own_products = (A, (P + move).clamp(min=0)), None
+        self.next, self.own_products = (A, self.constraint.project(P + move)), None
 
     def _look_ahead(self, A: Tensor) -> float:
         """Choose where to look next, by the kept samples; returns the fall promised.
@@ -348,7 +350,9 @@ class _Passes:
         form = factored_part_moments if self.factored else part_moments
         moments = form(self.some.Z, A, **options)
         before = _value(P, one_of(moments.products(P[None])), linear)
-        P, _ = solve_parts(moments, P, True, self.inner_tol, linear=linear)
+        P, _ = solve_parts(
+            moments, P, self.constraint, self.inner_tol, linear=linear
+        )
         self.own_products = one_of(moments.products(P[None]))
         after = _value(P, self.own_products, linear)
         return P, float((before - after) / self.energy_of_some)
@@ -397,7 +401,7 @@ def _promising_starts(
     P: Tensor,
     generator: torch.Generator,
     grow: bool,
-    nonnegative: bool,
+    constraint: Constraint,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """The best of the starts, and of one grown from the data, once descended from.
@@ -405,7 +409,7 @@ def _promising_starts(
     Also their objectives, as shares of the energy, by which they rise.
     """
     _, S, R_S = P.shape
-    if not nonnegative:  # the parts' problem is solved without a start
+    if constraint.rotatable:  # the parts' problem is solved without a start
         return P.new_ones(1, S, R_S), P.new_ones(1)
     moments: Moments | FactoredMoments
     if S <= LARGEST_FORMED:
@@ -421,8 +425,8 @@ def _promising_starts(
         few = some.Z[:: -(-len(some.Z) // 16)]
         energy = sample_energies(few).sum()
         moments = factored_part_moments(few, A, energy=energy, dtype=dtype)
-    P, f = descend_shared(moments, P, True, **COMPARISON)
-    P, f = descend_shared(moments, P[f.argsort()[:FINALISTS]], True, **FINAL)
+    P, f = descend_shared(moments, P, constraint, **COMPARISON)
+    P, f = descend_shared(moments, P[f.argsort()[:FINALISTS]], constraint, **FINAL)
     f, order = f.sort()
     others = (f < f[0] + PROMISING) & (f.diff(prepend=f[:1] - 1) > SAME)
     return P[order][others], f[others]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from panda_sklearn.core.constraint import Constraint
 from panda_sklearn.core.moments import Moments
 from panda_sklearn.core.objective import accumulator_dtype, sample_energies
 from panda_sklearn.core.samples import InMemory
@@ -32,7 +33,7 @@ def learn(
     *,
     max_iter: int,
     tol: float,
-    nonnegative: bool,
+    constraint: Constraint,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Past, float]:
     """Alternate on the moments of the past and of a new batch together.
@@ -46,7 +47,7 @@ def learn(
     past : Past or None
         What the last call returned.
 
-    max_iter, tol, nonnegative
+    max_iter, tol, constraint
         As for every solver.
 
     generator : torch.Generator
@@ -73,13 +74,13 @@ def learn(
         A,
         P,
         energy=energy,
-        nonnegative=nonnegative,
+        constraint=constraint,
         products=Z.dtype,
         past=past,
         factored=False,
     )
     iterate(fit.step, rule=StoppingRule(tol), max_iter=max_iter)
-    A, P, c = canonical_pair(fit, nonnegative, past)
+    A, P, c = canonical_pair(fit, constraint, past)
     assert isinstance(fit.of_parts, Moments)
     n_samples = len(Z) + (past.n_samples if past is not None else 0)
     of_appearances = fit.of_appearances

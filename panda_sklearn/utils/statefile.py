@@ -27,10 +27,7 @@ from safetensors.numpy import save
 from panda_sklearn._version import __version__
 from panda_sklearn.utils.files import as_path, check_target, write_whole
 
-__all__ = ["FORMAT_VERSION", "read_parts", "reading", "write_parts"]
-
-#: Version of the file's layout; files of a later one are refused.
-FORMAT_VERSION = 1
+__all__ = ["read_parts", "reading", "write_parts"]
 
 #: Bytes of a header, at most: enough for the names of 100,000 columns, and as Python
 #: objects, which take some twenty times as much, still little.
@@ -53,7 +50,9 @@ DTYPES = {
 }
 
 
-def write_parts(path: str | os.PathLike, kind: str, parts: dict[str, dict]) -> None:
+def write_parts(
+    path: str | os.PathLike, kind: str, version: int, parts: dict[str, dict]
+) -> None:
     """Write dicts of plain values to a file, which appears whole or not at all.
 
     Raises
@@ -74,7 +73,7 @@ def write_parts(path: str | os.PathLike, kind: str, parts: dict[str, dict]) -> N
     versions = {"panda_sklearn": __version__, "torch": torch.__version__}
     metadata = {
         "kind": kind,
-        "format_version": str(FORMAT_VERSION),
+        "format_version": str(version),
         "versions": json.dumps(versions),
         **text,
     }
@@ -84,8 +83,11 @@ def write_parts(path: str | os.PathLike, kind: str, parts: dict[str, dict]) -> N
 
 
 def read_parts(
-    path: str | os.PathLike, kind: str, known: dict[str, Collection[str]]
-) -> tuple[dict[str, dict[str, Any]], set[str]]:
+    path: str | os.PathLike,
+    kind: str,
+    version: int,
+    known: dict[str, Collection[str]],
+) -> tuple[dict[str, dict[str, Any]], int, set[str]]:
     """Read dicts given to :func:`write_parts`.
 
     Parameters
@@ -95,6 +97,9 @@ def read_parts(
     kind : str
         What the file must say that it holds.
 
+    version : int
+        Of its contents, at most.
+
     known : dict of collections of str
         The names of the dicts to read, and of what may be in each.
 
@@ -102,6 +107,9 @@ def read_parts(
     -------
     parts : dict of dicts
         Of plain values.
+
+    version : int
+        Of the file.
 
     unread : set of str
         The arrays in the file that none of them refers to.
@@ -118,7 +126,7 @@ def read_parts(
     try:
         with safe_open(target, framework="numpy") as file:
             metadata = file.metadata() or {}
-            _check_kind(target, metadata, kind)
+            found = _check_kind(target, metadata, kind, version)
             with reading(target):
                 states = {part: _parse(metadata[part]) for part in known}
             _check_names(target, states, known)
@@ -135,7 +143,7 @@ def read_parts(
             f"{str(target)!r} is not a whole safetensors file ({error}). Copy it "
             "again from where it was saved."
         ) from error
-    return parts, arrays.unread
+    return parts, found, arrays.unread
 
 
 @contextlib.contextmanager
@@ -177,20 +185,21 @@ def _check_size(header: int) -> None:
         )
 
 
-def _check_kind(path: Path, metadata: dict[str, str], kind: str) -> None:
-    """Raise ValueError unless a file is of that kind and of a known version."""
+def _check_kind(path: Path, metadata: dict[str, str], kind: str, version: int) -> int:
+    """The version of a file; ValueError unless it and the kind are known."""
     if metadata.get("kind") != kind:
         raise ValueError(
             f"{str(path)!r} does not hold a {kind}, but "
             f"{reprlib.repr(metadata.get('kind', 'something else'))}."
         )
-    version = metadata.get("format_version")
-    if version not in [str(n + 1) for n in range(FORMAT_VERSION)]:
+    found = metadata.get("format_version")
+    if found is None or found not in [str(n + 1) for n in range(version)]:
         raise ValueError(
-            f"{str(path)!r} is of format version {reprlib.repr(version)}, and this "
-            f"panda_sklearn {__version__} reads versions up to {FORMAT_VERSION}. Use "
+            f"{str(path)!r} is of format version {reprlib.repr(found)}, and this "
+            f"panda_sklearn {__version__} reads versions up to {version}. Use "
             "the version that saved it, or a later one."
         )
+    return int(found)
 
 
 def _check_names(path: Path, states: dict[str, dict], known: dict) -> None:

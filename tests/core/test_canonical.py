@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from panda_sklearn.core import objective
+from panda_sklearn.core import FREE, NONNEGATIVE, objective
 from panda_sklearn.core.canonical import canonical
 from panda_sklearn.core.moments import appearance_moments, part_moments
 from panda_sklearn.core.objective import sample_energies
@@ -29,7 +29,7 @@ def canonical_of(Z, A, P, nonnegative):
         P,
         [M[0] for M in part_moments(Z, A, energy=energy).products(P[None])],
         appearance_moments(Z, P, energy=energy),
-        nonnegative=nonnegative,
+        constraint=NONNEGATIVE if nonnegative else FREE,
     )
 
 

@@ -1,7 +1,5 @@
 """Local edits."""
 
-import copy
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,7 +20,6 @@ from tests.nearness import (
     assert_near,
     assert_thresholded,
     decided,
-    refining_briefly,
 )
 from tests.networks import TinyGenerator
 
@@ -189,9 +186,9 @@ class TestTargets:
             change = (edited - plain).numpy()
             np.testing.assert_allclose(rms(mask, change), target, rtol=0.011)
 
+    @pytest.mark.usefixtures("refining_briefly")
     @pytest.mark.parametrize("refine", [False, True])
-    def test_strengths_found_are_those_of_the_edit(self, pipeline, z, refine):
-        editor = LocalEditor(pipeline[0], refining_briefly(pipeline[1]))
+    def test_strengths_found_are_those_of_the_edit(self, editor, z, refine):
         edits = [Edit(1, 2, -2.0), Edit(0, [0, 1], 0.5, "std")]
         factors = editor.find_strengths(z, edits, 0.1, refine=refine)
         assert factors.shape == (9,) and bool((factors > 0).all())
@@ -254,8 +251,8 @@ class TestTargets:
 
 
 class TestRefinedEdits:
-    def test_refined_parts_are_used(self, pipeline, z, by_hand):
-        editor = LocalEditor(pipeline[0], refining_briefly(pipeline[1]))
+    @pytest.mark.usefixtures("refining_briefly")
+    def test_refined_parts_are_used(self, editor, z, by_hand):
         panda, features = editor.decomposition, editor.extractor.transform(z)
         parts = panda.refine(features)[:, [0, 2]].sum(dim=1)
         scaled = torch.stack([unit_scaled(part) for part in parts])
@@ -277,14 +274,15 @@ class TestRefinedEdits:
         plain = editor.extractor.generate(z)
         assert torch.equal(editor.edit(z, Edit(0, 0, 0.0), refine=True), plain)
 
-    def test_a_part_that_vanishes(self, pipeline, z):
+    def test_a_part_that_vanishes(self, editor, z, monkeypatch):
         """The sample is left as it is, and the user told."""
-        extractor, panda = pipeline[0], copy.deepcopy(pipeline[1])
-        panda._refine = lambda maps, max_iter: torch.zeros(len(maps), 3, 16)
-        editor = LocalEditor(extractor, panda)
+        monkeypatch.setattr(
+            "panda_sklearn.editing._changes.refine_parts",
+            lambda maps, factors, max_iter: torch.zeros(len(maps), 3, 16),
+        )
         with pytest.warns(UserWarning, match="constant in 4 of 4 samples"):
             edited = editor.edit(z[:4], Edit(0, 1, 3.0), refine=True)
-        torch.testing.assert_close(edited, extractor.generate(z[:4]))
+        torch.testing.assert_close(edited, editor.extractor.generate(z[:4]))
 
 
 class TestRemoval:
@@ -327,6 +325,7 @@ class TestRemoval:
         everywhere = editor.remove(z, 1, threshold=-1e9)
         torch.testing.assert_close(everywhere, editor.extractor.generate(z))
 
+    @pytest.mark.usefixtures("refining_briefly")
     def test_latents_with_names_of_columns(self, pipeline, z):
         """The names are checked once: no warning that they are missing."""
         frame = pd.DataFrame(z.numpy(), columns=[f"z{k}" for k in range(6)])
@@ -335,7 +334,7 @@ class TestRemoval:
             partsappearancedecomposition__solver="adam"
         )
         editor, plain = (
-            LocalEditor(extractor, refining_briefly(panda))
+            LocalEditor(extractor, panda)
             for extractor, panda in (
                 clone(pipeline).fit(frame),
                 clone(pipeline).fit(z),

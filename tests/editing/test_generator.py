@@ -17,7 +17,6 @@ from panda_sklearn import (
     PartsAppearanceDecomposition,
 )
 from panda_sklearn.editing import EditedGenerator
-from tests.nearness import refining_briefly
 from tests.networks import TinyGenerator
 
 EDITS = [Edit(1, 2, 3.0), Edit(0, [0, 1], -1.5, "std")]
@@ -32,10 +31,10 @@ def precise(z):
     return LocalEditor(extractor, panda.fit(extractor.transform(z)))
 
 
+@pytest.mark.usefixtures("refining_briefly")
 @pytest.mark.parametrize("refine", [False, True])
 def test_it_gives_what_the_editor_gives(precise, z, refine):
     latents = z.double()
-    precise = LocalEditor(precise.extractor, refining_briefly(precise.decomposition))
     edited = EditedGenerator(precise, EDITS, refine=refine)
     expected = precise.edit(latents, EDITS, refine=refine)
     with torch.no_grad():

@@ -20,7 +20,7 @@ from panda_sklearn.inspection import (
     SaliencyDisplay,
     StrengthsDisplay,
 )
-from tests.nearness import decided, refining_briefly
+from tests.nearness import decided
 from tests.networks import TinyGenerator
 
 
@@ -158,8 +158,9 @@ def test_saliency_with_masks(pipeline, z):
         SaliencyDisplay.from_estimator(panda, X, masks=True)
 
 
+@pytest.mark.usefixtures("refining_briefly")
 def test_refinement(pipeline, z):
-    extractor, panda = pipeline[0], refining_briefly(pipeline[1])
+    extractor, panda = pipeline
     X, images = extractor.transform(z), extractor.generate(z)
     display = RefinementDisplay.from_estimator(panda, X, images, parts=[0, 2])
     assert display.axes_.shape == (3, 5)
@@ -228,8 +229,9 @@ def test_matrix_of_pairs(pipeline, z):
         EditMatrixDisplay.from_editor(editor, z[:1], appearances=[], parts=[0])
 
 
+@pytest.mark.usefixtures("refining_briefly")
 def test_edits_made_elsewhere_and_options(pipeline, z):
-    editor = LocalEditor(pipeline[0], refining_briefly(pipeline[1]))
+    editor = LocalEditor.from_pipeline(pipeline)
     images = editor.extractor.generate(z)
     removed = editor.remove_pixels(z, 0)
     display = EditDisplay.from_images(images, removed)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from panda_sklearn.core.moments import Moments
+from panda_sklearn.core import FREE, NONNEGATIVE, Moments
 from panda_sklearn.solvers.descent import descend, leading_factor, relative_objective
 
 
@@ -26,7 +26,7 @@ def run(moments, X, **options):
         lambda X, which: moments.products(X),
         X,
         energy=moments.energy.expand(len(X)),
-        **{"nonnegative": True, "max_iter": 2000, "tol": 1e-14, **options},
+        **{"constraint": NONNEGATIVE, "max_iter": 2000, "tol": 1e-14, **options},
     )
 
 
@@ -38,8 +38,9 @@ def starts(k, n, r, seed=0):
 @given(st.integers(1, 8), st.integers(0, 20), st.booleans())
 def test_ends_at_a_stationary_point(n, seed, nonnegative):
     moments = make_moments(n, seed)
+    constraint = NONNEGATIVE if nonnegative else FREE
     X, f = run(
-        moments, starts(1, n, min(2, n), seed), nonnegative=nonnegative, max_iter=5000
+        moments, starts(1, n, min(2, n), seed), constraint=constraint, max_iter=5000
     )
     M1X, M2X = moments.products(X)
     gradient = 2 * (X @ (X.mT @ M2X) + M2X @ (X.mT @ X)) - 4 * M1X
@@ -82,7 +83,7 @@ def test_starts_of_any_scale_and_no_energy():
 def test_without_limit_of_rank_the_leading_factor_is_the_minimum():
     moments = make_moments(7)
     best = relative_objective(moments, leading_factor(moments, 7))
-    descended = run(moments, starts(5, 7, 7) - 0.5, nonnegative=False)[1]
+    descended = run(moments, starts(5, 7, 7) - 0.5, constraint=FREE)[1]
     assert best <= float(descended.min()) + 1e-12
     assert float(descended.min()) == pytest.approx(best, abs=1e-6)
 
@@ -97,7 +98,7 @@ def test_with_one_metric_the_leading_factor_spans_the_leading_eigenvectors():
 @pytest.mark.parametrize("seed", range(5))
 def test_with_limited_rank_the_leading_factor_is_nearly_the_minimum(seed):
     moments = make_moments(8, seed)
-    best = float(run(moments, starts(20, 8, 3, seed) - 0.5, nonnegative=False)[1].min())
+    best = float(run(moments, starts(20, 8, 3, seed) - 0.5, constraint=FREE)[1].min())
     value = relative_objective(moments, leading_factor(moments, 3))
     assert best - 1e-9 <= value < best + 2e-3
 
@@ -107,6 +108,6 @@ def test_a_problem_that_no_step_helps_ends():
     moments = make_moments(6)
     exact = leading_factor(moments, 6).float()
     single = Moments(moments.M1.float(), moments.M2.float(), moments.energy, 1e-7)
-    X, f = run(single, exact[None], nonnegative=False, tol=0, max_iter=3000)
+    X, f = run(single, exact[None], constraint=FREE, tol=0, max_iter=3000)
     assert X.isfinite().all() and f.isfinite().all()
     torch.testing.assert_close(X[0] @ X[0].T, exact @ exact.T, rtol=1e-3, atol=1e-3)

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from panda_sklearn.core import hosvd, objective, random_parts
+from panda_sklearn.core import (
+    FREE,
+    NONNEGATIVE,
+    Factors,
+    hosvd,
+    objective,
+    random_parts,
+)
 from panda_sklearn.datasets import make_parts_appearances
 from panda_sklearn.solvers import SOLVERS, DivergenceError, refine_parts
 from panda_sklearn.solvers.base import draw_batches
@@ -14,7 +21,7 @@ DEFAULTS = {
     "max_iter": 100,
     "tol": 0,
     "batch_size": None,
-    "nonnegative": True,
+    "constraint": NONNEGATIVE,
 }
 
 
@@ -112,7 +119,7 @@ def test_batches_go_through_all_samples(name):
     Z = torch.eye(4, dtype=torch.float64)[:, None, :].repeat(1, 3, 1)  # (4, 3, 4)
     start = hosvd(Z, 1), random_parts(4, 4, torch.Generator().manual_seed(0))
     # Without the constraint, under which two positions may get stuck on one part.
-    options = {"batch_size": 1, "max_iter": 1000, "nonnegative": False}
+    options = {"batch_size": 1, "max_iter": 1000, "constraint": FREE}
     result = solve(name, Z, *start, **options)
     errors = [float(objective(z[None], result.A, result.P)) for z in Z]
     assert max(errors) < 0.1 * 3
@@ -129,7 +136,7 @@ def test_history_ends_with_the_objective_of_the_result(problem, name):
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_without_the_constraint_parts_may_be_negative(problem, name):
-    result = solve(name, *problem, nonnegative=False)
+    result = solve(name, *problem, constraint=FREE)
     assert result.P.min() < 0
 
 
@@ -250,14 +257,13 @@ def test_a_pass_of_batches_sees_every_sample_once():
 def test_refinement_descends_each_sample_on_its_own(problem):
     Z, A, _ = problem
     P = solve("pgd", *problem).P
-    alone = torch.cat(
-        [refine_parts(z[None], A, P, max_iter=20, nonnegative=True) for z in Z]
-    )
-    together = refine_parts(Z, A, P, max_iter=20, nonnegative=True)
+    factors = Factors(A, P, NONNEGATIVE)
+    alone = torch.cat([refine_parts(z[None], factors, max_iter=20) for z in Z])
+    together = refine_parts(Z, factors, max_iter=20)
     np.testing.assert_allclose(together, alone, atol=1e-9)
     before = np.array([float(objective(z[None], A, P)) for z in Z])
     after = np.array(
-        [float(objective(z[None], A, p)) for z, p in zip(Z, together, strict=True)]
+        [float(objective(z[None], A, p.T)) for z, p in zip(Z, together, strict=True)]
     )
     assert np.all(after <= before) and np.mean(after) < 0.9 * np.mean(before)
     assert together.min() >= 0

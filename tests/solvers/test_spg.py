@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from panda_sklearn.core import hosvd, objective, random_parts
+from panda_sklearn.core import FREE, NONNEGATIVE, hosvd, objective, random_parts
 from panda_sklearn.datasets import make_parts_appearances
 from panda_sklearn.solvers import pgd, spg
 
@@ -26,8 +26,9 @@ def start(Z, r_c, r_s, n_starts=None, seed=0):
 
 def solve(Z, A, P, seed=0, **options):
     generator = torch.Generator().manual_seed(seed)
-    defaults = {"max_iter": 200, "tol": 1e-9, "nonnegative": True}
-    return spg(Z, A, P, generator=generator, **{**defaults, **options})
+    constraint = NONNEGATIVE if options.pop("nonnegative", True) else FREE
+    options = {"max_iter": 200, "tol": 1e-9, "constraint": constraint, **options}
+    return spg(Z, A, P, generator=generator, **options)
 
 
 def planted(n=60, r_s=3, r_c=5, *, c=8, side=6, snr_db=10, seed=0):
@@ -141,7 +142,7 @@ def test_is_no_worse_than_long_descent(make, slack, ranks):
             max_iter=5_000,
             tol=1e-7,
             batch_size=None,
-            nonnegative=True,
+            constraint=NONNEGATIVE,
             generator=torch.Generator(),
         )
         result = solve(Z, A, P, grow=True)
