@@ -201,7 +201,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "device": [str, torch.device, None],
         "verbose": ["verbose"],
-        "stream": [bool, np.bool_],
+        "stream": ["boolean"],
     }
 
     # ``out`` is no metadata of samples, which scikit-learn would take it for.
@@ -277,8 +277,11 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         TypeError
             If the network is scripted, or the layer gives no tensor.
         """
-        tap = self._tap()
-        latents = self._check_new(X)
+        self._fit(self._tap(), self._check_new(X))
+        return self
+
+    def _fit(self, tap: Tap, latents: ArrayLike) -> None:
+        """Set the fitted attributes from a pass of at most two samples."""
         with Undo() as undo, undo:
             run = self._running(undo)
 
@@ -286,13 +289,13 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
                 return self._learn(run, tap, latents[rows], latents.shape)
 
             next(Batches(min(2, len(latents)), 2).map(learn))
-        return self
 
     @fit_method
     def fit_transform(self, X, y=None):
         r"""Check that the layer can be tapped, and extract its activations.
 
-        Each sample passes the network once.
+        Each sample passes the network once; with ``stream=True`` at most two do, until
+        the batches are iterated over.
 
         Parameters
         ----------
@@ -313,9 +316,10 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             As ``fit``.
         """
         tap = self._tap()
-        if self.stream:
-            return self.fit(X).batches(X)
         latents = self._check_new(X)
+        if self.stream:
+            self._fit(tap, latents)
+            return self._stream(latents)
         return self._extract(tap, latents, learn=True)
 
     def transform(self, X, out=None):
@@ -410,12 +414,13 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     def _stream(self, latents: ArrayLike) -> ExtractedBatches:
         """Batches of activations of checked latents."""
         own = copy.copy(self)
+        own._batch_that_fits = self._batch_that_fits
         return ExtractedBatches(
             own._passing,
             latents,
             sample_shape=self.feature_shape_,
             dtype=self._feature_dtype,
-            batch_size=self.batch_size,
+            batch_size=self._length_of_batches(),
         )
 
     def _passing(self, latents: ArrayLike) -> Generator[ArrayLike, None, None]:
@@ -722,10 +727,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         verbose: int | None = None,
     ) -> Generator[tuple[slice, Tensor], None, None]:
         """Slices of the latents and what ``make`` gives for each, which is not kept."""
-        size, fits = self.batch_size, self._batch_that_fits
-        if fits is not None and fits[:2] == (self.batch_size, self.device):
-            size = fits[2]
-        batches = Batches(len(latents), size)
+        batches = Batches(len(latents), self._length_of_batches())
         with tqdm(
             total=len(latents),
             desc=f"{type(self).__name__}, {what}",
@@ -748,6 +750,13 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         if batches.shrank:
             self._batch_that_fits = (self.batch_size, self.device, batches.size)
             batches.warn()
+
+    def _length_of_batches(self) -> int:
+        """Number of samples in a batch, as far as is known."""
+        fits = self._batch_that_fits
+        if fits is not None and fits[:2] == (self.batch_size, self.device):
+            return fits[2]
+        return self.batch_size
 
     def __getstate__(self):
         """Without the memory and the batch size, which belong to the process."""

@@ -75,7 +75,12 @@ class StoredArray(Source):
 
     def read(self) -> Generator[Tensor, None, None]:
         """All samples in order, in runs, of which one is read ahead."""
-        shape = tuple(self._array.shape)
+        try:
+            shape = tuple(self._array.shape)
+        except Exception as error:  # as of a file that is closed
+            raise OSError(
+                f"{self.name} could not be read ({type(error).__name__}: {error})."
+            ) from error
         if shape != self.shape:
             raise ValueError(
                 f"{self.name} is of shape {shape}, but was of shape {self.shape} when "
