@@ -61,7 +61,12 @@ class Samples(ABC):
 
     check : Check or None
         What is still to be asked of the values, in the next pass.
+
+    ordered : bool
+        Whether the order is one; where each pass has its own, there are sums alone.
     """
+
+    ordered = True
 
     def __init__(
         self,

@@ -155,6 +155,7 @@ class _Read(Samples):
             check=check,
         )
         self.source, self.layout = source, layout
+        self.ordered = source.ordered
 
     def map(
         self, function: Callable[[Tensor], Tensor], *, size: int | None = None
@@ -166,7 +167,7 @@ class _Read(Samples):
         ValueError
             If the samples come in another order in each pass.
         """
-        if not self.source.ordered:
+        if not self.ordered:
             raise ValueError(
                 f"{self.source.name} is shuffled in each pass, so that nobody could say"
                 " which result is whose. Make its DataLoader with shuffle=False."

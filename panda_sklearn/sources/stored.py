@@ -163,12 +163,15 @@ def _origin(array: Any) -> Origin:
 
 
 def _run_length(array: Any, itemsize: int) -> int:
-    """Number of samples to read at a time: of whole chunks, if that can be."""
+    """Number of samples to read at a time: of whole chunks, if memory holds them."""
     sample = max(1, math.prod(array.shape[1:])) * max(4, itemsize)
-    most = max(1, LARGEST_RUN_BYTES // sample)
+    chunk = 1
     for chunks in (getattr(array, "shards", None), getattr(array, "chunks", None)):
         if isinstance(chunks, tuple) and chunks and isinstance(chunks[0], int):
             chunk = min(chunks[0], array.shape[0])
-            if chunk <= most:
-                return chunk * max(1, RUN_BYTES // (sample * chunk))
-    return max(1, RUN_BYTES // sample)
+            if chunk * sample <= LARGEST_RUN_BYTES:
+                break
+    n_pieces = math.ceil(chunk * sample / LARGEST_RUN_BYTES)
+    if n_pieces > 1:
+        return math.ceil(chunk / n_pieces)
+    return chunk * max(1, RUN_BYTES // (sample * chunk))

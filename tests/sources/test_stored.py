@@ -183,12 +183,22 @@ def test_each_chunk_of_zarr_is_read_once_a_pass(options, tmp_path):
     assert len(chunks) <= len(set(chunks)) + 1 and set(reads.values()) == {1}
 
 
-def test_chunks_that_memory_does_not_hold_are_read_in_pieces(monkeypatch):
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"chunks": (30, 2, 2, 2)}, 8),  # in four pieces
+        ({"chunks": (2, 3, 4, 5), "shards": (8, 3, 4, 5)}, 8),
+        ({"chunks": (2, 3, 4, 5), "shards": (30, 3, 4, 5)}, 2),  # whole chunks at least
+        ({"chunks": ((20, 17), (3,), (4,), (5,))}, 3),  # as of dask: they differ
+        ({"chunks": None}, 3),
+    ],
+)
+def test_shards_and_chunks_that_memory_does_not_hold(options, expected, monkeypatch):
     monkeypatch.setattr(stored, "LARGEST_RUN_BYTES", 9 * X[0].nbytes)
     monkeypatch.setattr(stored, "RUN_BYTES", 3 * X[0].nbytes)
-    array = Slices(X, chunks=(30, 3, 4, 5))
+    array = Slices(X, **options)
     batches_of(open_source(array))
-    assert {rows.stop - rows.start for rows in array.asked[:-1]} == {3}
+    assert {rows.stop - rows.start for rows in array.asked[:-1]} == {expected}
 
 
 @pytest.mark.parametrize(
