@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -91,13 +91,14 @@ class StoredArray(Source):
             thread = ThreadPoolExecutor(1, thread_name_prefix="panda_sklearn read")
             undo.note(lambda: thread.shutdown(cancel_futures=True))
             ahead: Future = thread.submit(self._run, starts[0])
+            # To be interrupted while it waits for a thread is what Python's join does
+            # not bear, so that it has nothing to wait for.
+            undo.note(lambda: ahead.cancel() or wait([ahead]))
             for start in starts[1:]:
                 run = ahead.result()
                 ahead = thread.submit(self._run, start)
                 yield self._converted(run)
-            run = ahead.result()
-            del ahead
-            yield self._converted(run)
+            yield self._converted(ahead.result())
 
     def _run(self, start: int) -> ArrayLike:
         """Samples of a run, in memory."""
