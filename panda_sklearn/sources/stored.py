@@ -86,25 +86,27 @@ class StoredArray(Source):
                 f"{self.name} is of shape {shape}, but was of shape {self.shape} when "
                 "it was first looked at: leave it alone while it is read."
             )
-        starts = range(0, shape[0], self._run_length)
+        first, *others = (
+            slice(start, min(start + self._run_length, shape[0]))
+            for start in range(0, shape[0], self._run_length)
+        )
         with Undo() as undo, undo:
             thread = ThreadPoolExecutor(1, thread_name_prefix="panda_sklearn read")
             undo.note(lambda: thread.shutdown(cancel_futures=True))
-            ahead: Future = thread.submit(self._run, starts[0])
+            ahead: Future = thread.submit(self._run, first)
             # To be interrupted while it waits for a thread is what Python's join does
             # not bear, so that it has nothing to wait for.
             undo.note(lambda: ahead.cancel() or wait([ahead]))
-            for start in starts[1:]:
+            for rows in others:
                 run = ahead.result()
-                ahead = thread.submit(self._run, start)
+                ahead = thread.submit(self._run, rows)
                 yield self._converted(run)
             yield self._converted(ahead.result())
 
-    def _run(self, start: int) -> ArrayLike:
+    def _run(self, rows: slice) -> ArrayLike:
         """Samples of a run, in memory."""
-        stop = min(start + self._run_length, self._array.shape[0])
         try:
-            run = self._array[start:stop]
+            run = self._array[rows]
             if mapping_of(run) is not None:
                 run = np.array(run)
                 release(self._array)
@@ -112,13 +114,14 @@ class StoredArray(Source):
                 run = np.asarray(run)
         except Exception as error:
             raise OSError(
-                f"Samples {start} to {stop - 1} of {self.name} could not be read "
-                f"({type(error).__name__}: {error})."
+                f"Samples {rows.start} to {rows.stop - 1} of {self.name} could not be "
+                f"read ({type(error).__name__}: {error})."
             ) from error
-        if tuple(run.shape) != (stop - start, *self.sample_shape):
+        expected = (rows.stop - rows.start, *self.sample_shape)
+        if tuple(run.shape) != expected:
             raise ValueError(
-                f"{self.name}[{start}:{stop}] is of shape {tuple(run.shape)}, expected "
-                f"{(stop - start, *self.sample_shape)}."
+                f"{self.name}[{rows.start}:{rows.stop}] is of shape {tuple(run.shape)},"
+                f" expected {expected}."
             )
         return run
 

@@ -349,9 +349,13 @@ def test_exceptions_of_a_user_s_own_come_through():
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_iterators_are_closed_after_an_exception(error):
-    closed = []
+    closed, kept = [], []
 
     class Noting(Files):
+        def __iter__(self):
+            kept.append(super().__iter__())  # not closed for want of references
+            return kept[-1]
+
         def parts(self):
             try:
                 yield from super().parts()
