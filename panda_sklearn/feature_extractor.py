@@ -7,13 +7,15 @@ nothing of the decomposition.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Generator
 from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.utils.metadata_routing import UNUSED
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -26,8 +28,10 @@ from panda_sklearn.generators._calls import (
     running,
 )
 from panda_sklearn.generators._layers import list_layers
+from panda_sklearn.sources import ExtractedBatches, Writer
 from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor, is_floating
 from panda_sklearn.utils.batches import Batches
+from panda_sklearn.utils.borrowing import hold
 from panda_sklearn.utils.hooks import (
     Tap,
     can_be_stopped,
@@ -129,6 +133,12 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     verbose : int, default=0
         Whether to show a progress bar.
 
+    stream : bool, default=False
+        Whether ``transform`` and ``fit_transform`` return what ``batches`` does, rather
+        than an array: for activations that memory does not hold, in a Pipeline with a
+        :class:`~panda_sklearn.PartsAppearanceDecomposition`. The network then runs in
+        each pass through the samples.
+
     Attributes
     ----------
     feature_shape_ : tuple of int
@@ -198,7 +208,11 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "device": [str, torch.device, None],
         "verbose": ["verbose"],
+        "stream": ["boolean"],
     }
+
+    # ``out`` is no metadata of samples, which scikit-learn would take it for.
+    __metadata_request__transform: ClassVar[dict] = {"out": UNUSED}
 
     list_layers = staticmethod(list_layers)
 
@@ -207,6 +221,9 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
 
     # Whether fit saw floating latents, rather than classes or token numbers.
     _takes_floats = True
+
+    # Type of the activations that fit saw.
+    _feature_dtype = torch.float32
 
     # Where the accelerator's memory ran out: batch_size, device, and what it holds.
     _batch_that_fits: tuple[int, Any, int] | None = None
@@ -226,6 +243,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         batch_size=32,
         device=None,
         verbose=0,
+        stream=False,
     ):
         self.generator = generator
         self.layer = layer
@@ -239,6 +257,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         self.batch_size = batch_size
         self.device = device
         self.verbose = verbose
+        self.stream = stream
 
     @fit_method
     def fit(self, X, y=None):
@@ -265,8 +284,11 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         TypeError
             If the network is scripted, or the layer gives no tensor.
         """
-        tap = self._tap()
-        latents = self._check_new(X)
+        self._fit(self._tap(), self._check_new(X))
+        return self
+
+    def _fit(self, tap: Tap, latents: ArrayLike) -> None:
+        """Set the fitted attributes from a pass of at most two samples."""
         with Undo() as undo, undo:
             run = self._running(undo)
 
@@ -274,13 +296,13 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
                 return self._learn(run, tap, latents[rows], latents.shape)
 
             next(Batches(min(2, len(latents)), 2).map(learn))
-        return self
 
     @fit_method
     def fit_transform(self, X, y=None):
         r"""Check that the layer can be tapped, and extract its activations.
 
-        Each sample passes the network once.
+        Each sample passes the network once; with ``stream=True`` at most two do, until
+        the batches are iterated over.
 
         Parameters
         ----------
@@ -293,7 +315,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         Returns
         -------
         features : array of shape (n_samples, n_channels, \*spatial)
-            The layer's activations.
+            The layer's activations; their batches, with ``stream=True``.
 
         Raises
         ------
@@ -302,9 +324,12 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         """
         tap = self._tap()
         latents = self._check_new(X)
+        if self.stream:
+            self._fit(tap, latents)
+            return self._stream(latents)
         return self._extract(tap, latents, learn=True)
 
-    def transform(self, X):
+    def transform(self, X, out=None):
         r"""Extract the activations of the layer.
 
         The forward pass ends where they are known.
@@ -314,18 +339,37 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         X : array of shape (n_samples, ...)
             Latents.
 
+        out : array of shape (n_samples, n_channels, \*spatial), default=None
+            Where to write the activations, batch by batch: a memory map, an HDF5
+            dataset, a Zarr array, an array or tensor, or anything else that can be
+            assigned to by slices. After an exception it is not complete.
+
         Returns
         -------
         features : array of shape (n_samples, n_channels, \*spatial)
-            The layer's activations.
+            The layer's activations; ``out``, if given; with ``stream=True``, what
+            ``batches`` returns.
 
         Raises
         ------
         TypeError, ValueError
             If ``X`` is of another shape than in ``fit``, holds something else than
-            finite numbers, or a parameter was set to a value that is none.
+            finite numbers, or a parameter was set to a value that is none; if ``out``
+            is of another shape, holds no floating-point numbers, or is given with
+            ``stream=True``.
+        OSError
+            If ``out`` cannot be written to.
         """
         latents, _ = self._check_latents(X, "X")
+        if out is not None:
+            if self.stream:
+                raise ValueError(
+                    "out is for stream=False: with stream=True the activations are "
+                    "stored nowhere."
+                )
+            return self._write(latents, out)
+        if self.stream:
+            return self._stream(latents)
         if self._memory is None:
             return self._recall(latents)
         return self._memory.cache(self._recall)(latents)
@@ -334,23 +378,114 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         """Activations of checked latents; what a memory remembers."""
         return self._extract(self._tap(), latents, learn=False)
 
+    def batches(self, latents):
+        r"""Make the activations anew each time that they are iterated over.
+
+        Nothing is stored: for activations that memory does not hold. A
+        :class:`~panda_sklearn.PartsAppearanceDecomposition` takes them as ``X``.
+
+        Parameters
+        ----------
+        latents : array of shape (n_samples, ...)
+            Latents.
+
+        Returns
+        -------
+        batches : ExtractedBatches
+            An object to iterate over as often as wanted, with a length: in each pass it
+            runs the network on all latents and gives the layer's activations, arrays of
+            shape (batch_size, n_channels, \*spatial), batch by batch. Changes of the
+            transformer do not reach it; the network is borrowed from the first batch of
+            a pass to its end, or until the iterator is closed or deleted.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``latents`` are of another shape than in ``fit``, hold something else
+            than finite numbers, or a parameter was set to a value that is none.
+
+        Examples
+        --------
+        >>> from panda_sklearn import GeneratorFeatureExtractor
+        >>> from panda_sklearn.datasets import load_face_generator, sample_latents
+        >>> generator = load_face_generator()
+        >>> latents = sample_latents(generator, 50, random_state=0)
+        >>> extractor = GeneratorFeatureExtractor(generator, "block8").fit(latents)
+        >>> for features in extractor.batches(latents):
+        ...     print(features.shape)
+        torch.Size([32, 128, 8, 8])
+        torch.Size([18, 128, 8, 8])
+        """
+        return self._stream(self._check_latents(latents)[0])
+
+    def _stream(self, latents: ArrayLike) -> ExtractedBatches:
+        """Batches of activations of checked latents."""
+        own = copy.copy(self)
+        own._batch_that_fits = self._batch_that_fits
+        return ExtractedBatches(
+            own._passing,
+            latents,
+            sample_shape=self.feature_shape_,
+            dtype=self._feature_dtype,
+            batch_size=self._length_of_batches(),
+        )
+
+    def _passing(self, latents: ArrayLike) -> Generator[ArrayLike, None, None]:
+        """Activations of checked latents, batch by batch.
+
+        Between batches the network is only held, and the process is as it was: its mode
+        of gradients, its random numbers.
+        """
+        extract = self._extraction(self._tap(), latents)
+        origin = Origin.of(latents)
+
+        def make(where: slice) -> Tensor:
+            with Undo() as undo, undo:
+                return extract(self._running(undo), where)
+
+        with Undo() as undo, undo:
+            hold(undo, self.generator, self._destination())
+            for _, part in self._each(make, latents, "activations"):
+                yield origin.give(part)
+
+    def _write(self, latents: ArrayLike, out: Any) -> Any:
+        """Activations of checked latents, written to ``out``."""
+        extract = self._extraction(self._tap(), latents)
+        shape = (len(latents), *self.feature_shape_)
+        with Writer(out, shape, self._feature_dtype) as writer, Undo() as undo, undo:
+            make = functools.partial(extract, self._running(undo))
+            for _, part in self._each(make, latents, "activations"):
+                writer.write(part)
+        return out
+
     def _extract(self, tap: Tap, latents: ArrayLike, *, learn: bool) -> ArrayLike:
-        """Activations, batch by batch; ``learn`` from the first as ``fit`` does."""
+        """Activations, in one; ``learn`` from the first batch as ``fit`` does."""
         fitted = not learn
-        stop = can_be_stopped(self.generator)
+        extract = self._extraction(tap, latents)
 
         def make(run: Run, where: slice) -> Tensor:
             nonlocal fitted
+            if fitted:
+                return extract(run, where)
+            found = self._learn(run, tap, latents[where], latents.shape)
+            fitted = True
+            return found
+
+        return Origin.of(latents).give(self._collect(make, latents, "activations"))
+
+    def _extraction(
+        self, tap: Tap, latents: ArrayLike
+    ) -> Callable[[Run, slice], Tensor]:
+        """A function that gives the activations of slices of checked latents."""
+        stop = can_be_stopped(self.generator)
+
+        def extract(run: Run, where: slice) -> Tensor:
             batch = latents[where]
-            if not fitted:
-                found = self._learn(run, tap, batch, latents.shape)
-                fitted = True
-                return found
             found = capture(tap, lambda: run(batch), stop=stop).found()
             self._check_shape(found)
             return found
 
-        return Origin.of(latents).give(self._collect(make, latents, "activations"))
+        return extract
 
     def _learn(
         self, run: Run, tap: Tap, latents: ArrayLike, shape: tuple[int, ...]
@@ -367,6 +502,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
                 "the latents."
             )
         self.feature_shape_ = tuple(found.shape[1:])
+        self._feature_dtype = found.dtype
         self.latent_shape_ = tuple(shape[1:])
         self._takes_floats = is_floating(latents)
         self.image_shape_ = None
@@ -469,8 +605,11 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
 
     def _running(self, undo: Undo) -> Run:
         """Borrow the network; it is moved only if ``device`` says so."""
-        device = None if self.device is None else check_device(self.device)
-        return running(undo, self.generator, self.forward, device)
+        return running(undo, self.generator, self.forward, self._destination())
+
+    def _destination(self) -> torch.device | None:
+        """Where to move the network; ``None`` is nowhere."""
+        return None if self.device is None else check_device(self.device)
 
     def _check_new(self, X: ArrayLike) -> ArrayLike:
         """Latents of any shape, for ``fit``."""
@@ -545,40 +684,56 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         meanwhile.
         """
         device = Origin.of(latents).device
-        size, fits = self.batch_size, self._batch_that_fits
-        if fits is not None and fits[:2] == (self.batch_size, self.device):
-            size = fits[2]
-        batches = Batches(len(latents), size)
         whole: Tensor | None = None
-        with (
-            Undo() as undo,
-            undo,
-            tqdm(
-                total=len(latents),
-                desc=f"{type(self).__name__}, {what}",
-                disable=not (self.verbose if verbose is None else verbose),
-                mininterval=1,
-            ) as bar,
-        ):
-            run = self._running(undo)
-            for where, part in batches.map(lambda where: make(run, where)):
+        with Undo() as undo, undo:
+            make_one = functools.partial(make, self._running(undo))
+            for where, part in self._each(make_one, latents, what, verbose):
+                if whole is None:
+                    shape = (len(latents), *part.shape[1:])
+                    whole = torch.empty(shape, dtype=part.dtype, device=device)
+                whole[where].copy_(part)
+                del part
+        assert whole is not None  # there is a sample at least
+        return whole
+
+    def _each(
+        self,
+        make: Callable[[slice], Tensor],
+        latents: ArrayLike,
+        what: str,
+        verbose: int | None = None,
+    ) -> Generator[tuple[slice, Tensor], None, None]:
+        """Slices of the latents and what ``make`` gives for each, which is not kept."""
+        batches = Batches(len(latents), self._length_of_batches())
+        with tqdm(
+            total=len(latents),
+            desc=f"{type(self).__name__}, {what}",
+            disable=not (self.verbose if verbose is None else verbose),
+            mininterval=1,
+        ) as bar:
+
+            def make_and_check(where: slice) -> Tensor:
+                part = make(where)
                 n = where.stop - where.start
                 if part.ndim == 0 or len(part) != n:
                     raise ValueError(
                         f"The network gave {what} of shape {tuple(part.shape)} for {n} "
                         "samples: their first axis must be the samples."
                     )
-                if whole is None:
-                    shape = (len(latents), *part.shape[1:])
-                    whole = torch.empty(shape, dtype=part.dtype, device=device)
-                whole[where].copy_(part.detach())
-                del part
                 bar.update(n)
+                return part.detach()
+
+            yield from batches.map(make_and_check)
         if batches.shrank:
             self._batch_that_fits = (self.batch_size, self.device, batches.size)
             batches.warn()
-        assert whole is not None  # there is a sample at least
-        return whole
+
+    def _length_of_batches(self) -> int:
+        """Number of samples in a batch, as far as is known."""
+        fits = self._batch_that_fits
+        if fits is not None and fits[:2] == (self.batch_size, self.device):
+            return fits[2]
+        return self.batch_size
 
     def __getstate__(self):
         """Without the memory and the batch size, which belong to the process."""

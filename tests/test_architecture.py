@@ -18,6 +18,7 @@ FLOORS = {
     "panda_sklearn.solvers": 1,
     "panda_sklearn.utils": 2,
     "panda_sklearn.generators": 2,
+    "panda_sklearn.sources": 2,
     "panda_sklearn.datasets": 2,
     "panda_sklearn.memory": 2,
     "panda_sklearn.metrics": 4,

@@ -116,12 +116,14 @@ def extractor_rows(w):
             "batch_size": 32,
             "device": "cpu",
             "verbose": 0,
+            "stream": False,
         },
         valid={
             **dict.fromkeys(("forward", "select", "call", "device"), "none"),
             "channel_axis": "negative",
             "token_grid": "none",
             "verbose": FLAG,
+            "stream": FLAG,
         },
         tried={"select": "str negative"},
     )
@@ -138,8 +140,15 @@ def extractor_rows(w):
     yield Row(
         "GeneratorFeatureExtractor.transform",
         w.extractor.transform,
-        {"X": w.z},
-        valid={"X": "short"},
+        {"X": w.z, "out": np.empty_like(w.X)},
+        valid={"X": "", "out": "none with-nan tensor-nan all-huge"},
+        words={"X": ["out"]},  # which must be as long
+    )
+    yield Row(
+        "GeneratorFeatureExtractor.batches",
+        w.extractor.batches,
+        {"latents": w.z},
+        valid={"latents": "short"},
     )
     yield Row(
         "GeneratorFeatureExtractor.generate",

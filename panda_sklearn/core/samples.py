@@ -63,7 +63,12 @@ class Samples(ABC):
 
     check : Check or None
         What is still to be asked of the values, in the next pass.
+
+    ordered : bool
+        Whether the order is one; where each pass has its own, there are sums alone.
     """
+
+    ordered = True
 
     def __init__(
         self,
@@ -138,14 +143,18 @@ class Samples(ABC):
             self.check = None
 
     def _in_batches(self, size: int) -> Generator[Tensor, None, None]:
-        """What is read, cut and joined: the same for all ways to read the same data."""
+        """What is read, cut and joined: the same for all ways to read the same data.
+
+        What waits for more is copied: it shall not keep all that was read with it, nor
+        change where the next is read into the same memory.
+        """
         waiting: list[Tensor] = []
         n_waiting = 0
         with contextlib.closing(self._read()) as reading:
             for read in reading:
                 if n_waiting:
                     rest, read = read[: size - n_waiting], read[size - n_waiting :]
-                    waiting.append(rest)
+                    waiting.append(rest.clone())
                     n_waiting += len(rest)
                     if n_waiting < size:
                         continue
@@ -154,7 +163,7 @@ class Samples(ABC):
                 whole = len(read) - len(read) % size
                 yield from read[:whole].split(size) if whole else ()
                 if whole < len(read):
-                    waiting, n_waiting = [read[whole:]], len(read) - whole
+                    waiting, n_waiting = [read[whole:].clone()], len(read) - whole
         if waiting:
             yield torch.cat(waiting)
 

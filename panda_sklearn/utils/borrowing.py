@@ -1,9 +1,9 @@
 """Running somebody else's network, and leaving it and the process as they were.
 
 Floor 2: torch alone. :func:`borrow` puts a network into the state in which it may be
-run; :func:`preserve_random_state` keeps torch's global random numbers, which
-:func:`seed_noise` sets before a pass. Both note in an
-:class:`~panda_sklearn.utils.undo.Undo` how to put back what they change. Several
+run, of which :func:`hold` keeps some between runs; :func:`preserve_random_state` keeps
+torch's global random numbers, which :func:`seed_noise` sets before a pass. They note in
+an :class:`~panda_sklearn.utils.undo.Undo` how to put back what they change. Several
 threads may use them at a time, on one network or on networks that share submodules.
 """
 
@@ -23,6 +23,7 @@ from panda_sklearn.utils.undo import Undo
 
 __all__ = [
     "borrow",
+    "hold",
     "preserve_random_state",
     "run_eagerly",
     "seed_noise",
@@ -61,10 +62,27 @@ _lock = threading.RLock()
 def borrow(undo: Undo, model: nn.Module, device: torch.device | None = None) -> None:
     """Have a network in evaluation mode, on a device, and gradients off.
 
+    As :func:`hold`, and for whatever the thread does meanwhile: the mode of gradients
+    is put back at the end, too.
+
+    Raises
+    ------
+    RuntimeError, ValueError
+        As :func:`hold`.
+    """
+    gradients = torch.is_grad_enabled()
+    undo.note(lambda: torch.set_grad_enabled(gradients))
+    torch.set_grad_enabled(False)
+    run_eagerly(undo, model)
+    hold(undo, model, device)
+
+
+def hold(undo: Undo, model: nn.Module, device: torch.device | None = None) -> None:
+    """Have a network in evaluation mode and on a device.
+
     ``device=None`` leaves it on its device, or devices. At the end each submodule's own
-    mode, the network's device and the mode of gradients are as they were. Modules that
-    several calls use at a time are put back when the last of these ends; such calls
-    must agree on the device.
+    mode and the network's device are as they were. Modules that several calls use at a
+    time are put back when the last of these ends; such calls must agree on the device.
 
     Raises
     ------
@@ -73,10 +91,6 @@ def borrow(undo: Undo, model: nn.Module, device: torch.device | None = None) -> 
     ValueError
         If the network is to be moved, and cannot.
     """
-    gradients = torch.is_grad_enabled()
-    undo.note(lambda: torch.set_grad_enabled(gradients))
-    torch.set_grad_enabled(False)
-    run_eagerly(undo, model)
     loan = _Loan(model, device)
     undo.note(loan.end)
     loan.begin()

@@ -3,7 +3,8 @@
 Floor 2. Everything is checked here, once, before any work; the floors below trust
 their inputs. ``Interval``, ``StrOptions`` and ``_fit_context`` are not part of
 scikit-learn's public interface: only this module knows where they live. Checks of
-single values are in :mod:`panda_sklearn.utils.scalars`.
+single values are in :mod:`panda_sklearn.utils.scalars`, of the values of arrays in
+:mod:`panda_sklearn.utils.values`.
 """
 
 from __future__ import annotations
@@ -46,6 +47,12 @@ from panda_sklearn.utils.scalars import (
     shown,
 )
 from panda_sklearn.utils.undo import Undo
+from panda_sklearn.utils.values import (
+    check_factor_scale,
+    check_finite,
+    check_fits,
+    check_scale,
+)
 
 __all__ = [
     "LARGEST",
@@ -57,6 +64,7 @@ __all__ = [
     "StrOptions",
     "as_numeric",
     "check_array_like",
+    "check_axes",
     "check_choice",
     "check_count",
     "check_device",
@@ -225,7 +233,7 @@ def _validated(estimator: Any, X: Any, reset: bool, keep_dtype: bool) -> ArrayLi
     if isinstance(X, torch.Tensor) or (isinstance(X, np.ndarray) and is_numeric(X)):
         # Not check_array: it would bring tensors to the host, and for arrays it changes
         # the filters of warnings, which belong to all threads.
-        _check_axes(X)
+        check_axes(X)
         if X.ndim == 2:
             validate_data(estimator, X, reset=reset, skip_check_array=True)
         if isinstance(X, np.ndarray):
@@ -246,15 +254,11 @@ def _validated(estimator: Any, X: Any, reset: bool, keep_dtype: bool) -> ArrayLi
     if isinstance(X, np.ndarray) and not keep_dtype:
         double = X.dtype.kind == "f" and X.dtype.itemsize >= 8
         X = X.astype(np.float64 if double else np.float32, copy=False)
-    if 0 in X.shape:
-        raise ValueError(
-            f"Found array with 0 feature(s) (shape={tuple(X.shape)}) while a minimum "
-            "of 1 is required."
-        )
+    check_axes(X)
     return X
 
 
-def _check_axes(X: ArrayLike) -> None:
+def check_axes(X: Any) -> None:
     """What check_array checks, but for the values; in scikit-learn's words."""
     if isinstance(X, torch.Tensor) and X.is_complex():
         raise ValueError(
@@ -270,36 +274,11 @@ def _check_axes(X: ArrayLike) -> None:
             f"Found array with 0 sample(s) (shape={tuple(X.shape)}) while a minimum of "
             "1 is required."
         )
-
-
-def check_finite(X: ArrayLike, name: str) -> None:
-    """Raise ValueError that names the first entry which is NaN or infinite."""
-    if isinstance(X, torch.Tensor):
-        if not X.is_floating_point():
-            return
-    elif X.dtype.kind != "f":
-        return
-    for start, batch in _batches(X):  # noqa: B007, used after the loop
-        T = as_tensor(batch, keep_type=True)
-        # Both are NaN if any value is; made in one pass, which isfinite is not.
-        if T.numel() and not all(map(math.isfinite, map(float, torch.aminmax(T)))):
-            break
-    else:
-        return
-    first = (~T.isfinite()).nonzero()[0].tolist()
-    where = (start + first[0], *first[1:])
-    kind = "NaN" if math.isnan(float(X[where])) else "infinity"
-    raise ValueError(
-        f"Input {name} contains {kind}, first at {name}[{', '.join(map(str, where))}]. "
-        "Remove or replace such samples."
-    )
-
-
-def _batches(X: ArrayLike) -> Any:
-    """Views of about 8 M numbers along the first axis, with where each begins."""
-    size = max(1, 2**23 // max(1, math.prod(X.shape[1:])))
-    for start in range(0, len(X), size):
-        yield start, X[start : start + size]
+    if 0 in X.shape:
+        raise ValueError(
+            f"Found array with 0 feature(s) (shape={tuple(X.shape)}) while a minimum "
+            "of 1 is required."
+        )
 
 
 def check_array_like(values: Any, name: str, expected: str) -> None:
@@ -395,20 +374,6 @@ def check_values(
     return array
 
 
-def check_fits(values: Any, name: str, dtype: torch.dtype) -> None:
-    """Raise ValueError if values are too large for a dtype that is narrower."""
-    tensor = isinstance(values, torch.Tensor)
-    floating = values.is_floating_point() if tensor else values.dtype.kind == "f"
-    if not floating or values.dtype.itemsize <= dtype.itemsize:
-        return
-    largest = max(abs(float(values.min())), abs(float(values.max())))
-    if largest > torch.finfo(dtype).max:
-        raise ValueError(
-            f"{name} has values up to {largest:g}, which do not fit in {dtype}. Scale "
-            "them down."
-        )
-
-
 def check_mask(mask: Any, name: str, shape: str = "(*spatial)") -> torch.Tensor:
     """A mask as a floating tensor.
 
@@ -478,36 +443,6 @@ def check_device(device: str | torch.device) -> torch.device:
             f"device={str(device)!r} cannot be used here ({reason}). "
             "Use 'cpu', None, or a device that torch has on this machine."
         ) from error
-
-
-def check_scale(Z: torch.Tensor, *, squared: bool = True) -> None:
-    """Raise ValueError if sums of the values, or of powers, leave their dtype's range.
-
-    ``squared`` says that powers are taken.
-    """
-    most = torch.finfo(Z.dtype).max ** (0.4 if squared else 0.9)
-    _check_range(Z, "X", Z.dtype, 1 / most if squared else 0.0, most)
-
-
-def check_factor_scale(factor: torch.Tensor, name: str, dtype: torch.dtype) -> None:
-    """Raise ValueError for a factor too large or small for data of a type.
-
-    The objective holds the fourth power of each.
-    """
-    limit = torch.finfo(dtype).max ** 0.125
-    _check_range(factor, name, dtype, 1 / limit, limit)
-
-
-def _check_range(
-    T: torch.Tensor, name: str, dtype: torch.dtype, least: float, most: float
-) -> None:
-    largest = max(abs(float(edge)) for edge in torch.aminmax(T))
-    if largest > most or 0 < largest < least:
-        raise ValueError(
-            f"The largest magnitude in {name} is {largest:.3g}, too large or small to "
-            f"compute with in {dtype}: it must be between {least:.0e} and {most:.0e}. "
-            f"Divide {name} by its largest magnitude."
-        )
 
 
 def find_layout(

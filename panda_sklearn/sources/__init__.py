@@ -1,0 +1,104 @@
+"""Data that are read in batches, again and again, rather than loaded.
+
+Floor 2. :func:`is_source` tells them from arrays, :func:`open_source` makes one of
+them: arrays on disk (:mod:`panda_sklearn.sources.stored`), loaders, datasets and
+batches of a user's own (:mod:`panda_sklearn.sources.batches`), and activations made
+anew in each pass (:mod:`panda_sklearn.sources.extracted`). Results go into arrays by
+:mod:`panda_sklearn.sources.writing`.
+"""
+
+from __future__ import annotations
+
+import array
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Set
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from panda_sklearn.sources.base import Source
+from panda_sklearn.sources.batches import BatchSource, ItemsInBatches
+from panda_sklearn.sources.extracted import ExtractedBatches
+from panda_sklearn.sources.mapped import mapping_of
+from panda_sklearn.sources.stored import StoredArray
+from panda_sklearn.sources.writing import Writer
+from panda_sklearn.utils.validation import shown
+
+__all__ = ["ExtractedBatches", "Source", "Writer", "is_source", "open_source"]
+
+# What is in memory, or no data: never a source.
+IN_MEMORY = (
+    *(torch.Tensor, np.generic, list, tuple, range, deque, array.array, memoryview),
+    *(str, bytes, bytearray, Mapping, Set, type),
+)
+
+
+def is_source(X: Any) -> bool:
+    """Whether something is to be read in batches, rather than loaded.
+
+    True for memory maps, for what has ``shape``, ``dtype`` and slices and is no array
+    in memory, for a torch ``Dataset`` or ``DataLoader``, and for what can be iterated
+    over. Lists and tuples are arrays in memory. Nothing is read.
+    """
+    if isinstance(X, np.ndarray):
+        return mapping_of(X) is not None
+    if isinstance(X, IN_MEMORY) or scipy.sparse.issparse(X):
+        return False
+    if isinstance(X, Dataset | DataLoader) or _is_stored(X):
+        return True
+    return isinstance(X, Iterable) and not hasattr(X, "__array__")
+
+
+def open_source(
+    X: Any, name: str = "X", device: str | torch.device | None = None
+) -> Source:
+    """Make something readable in batches.
+
+    Parameters
+    ----------
+    X : object
+        What :func:`is_source` says to be one.
+
+    name : str, default="X"
+        What the user calls it.
+
+    device : str or torch.device, default=None
+        Where to bring what is read; tensors stay where they are.
+
+    Returns
+    -------
+    source : Source
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no source, can be iterated over but once, has nothing in it, or holds
+        something else than real numbers.
+    """
+    if not is_source(X):
+        raise TypeError(
+            f"{name} must be an array on disk, a Dataset, a DataLoader or an object "
+            f"that gives batches each time it is iterated over, got {shown(X)}."
+        )
+    if isinstance(X, Dataset):
+        return BatchSource(ItemsInBatches(X, name), name, device)
+    if isinstance(X, DataLoader):
+        return BatchSource(X, name, device)
+    if isinstance(X, np.ndarray) or _is_stored(X):
+        return StoredArray(X, name, device)
+    if isinstance(X, Iterator):
+        raise TypeError(
+            f"{name} is a {type(X).__name__}, which can be iterated over only once, but"
+            " samples are read several times. Give its batches to partial_fit one by "
+            "one, or make it re-iterable: a DataLoader, or an object whose __iter__ "
+            "begins anew each time."
+        )
+    return BatchSource(X, name, device)
+
+
+def _is_stored(X: Any) -> bool:
+    """Whether something has a shape, a type and slices."""
+    return all(hasattr(X, name) for name in ("shape", "dtype", "__getitem__"))

@@ -1,0 +1,36 @@
+"""Arrays that map a file into memory.
+
+Floor 2: numpy.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any
+
+import numpy as np
+
+__all__ = ["mapping_of", "release"]
+
+
+def mapping_of(X: Any) -> mmap.mmap | None:
+    """The mapping that a memmap, or a view of one, looks into.
+
+    ``None`` for copies, which may be of the type memmap all the same.
+    """
+    if not isinstance(X, np.memmap):
+        return None
+    while isinstance(X, np.ndarray):
+        X = X.base
+    return X if isinstance(X, mmap.mmap) else None
+
+
+def release(X: Any) -> None:
+    """Let go of a memmap's pages in memory; what was written to them is kept.
+
+    Of private mappings, of mode "c", changes would be lost: they are left alone.
+    """
+    mapping = mapping_of(X)
+    advice = getattr(mmap, "MADV_DONTNEED", None)
+    if mapping is not None and advice is not None and X.mode in ("r", "r+", "w+"):
+        mapping.madvise(advice)

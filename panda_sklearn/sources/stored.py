@@ -1,0 +1,181 @@
+"""Arrays on disk: memory maps, HDF5, Zarr, whatever has a shape and gives slices.
+
+Floor 2: torch and numpy; no library of storage is imported. They are read in runs of
+samples that end where chunks end, so that each chunk is read once, and the next run is
+read by a thread while one is worked on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from panda_sklearn.sources.base import RUN_BYTES, Source
+from panda_sklearn.sources.mapped import mapping_of, release
+from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor
+from panda_sklearn.utils.undo import Undo
+from panda_sklearn.utils.validation import check_array_like, check_axes, shown
+
+__all__ = ["StoredArray"]
+
+# Chunks of more samples than fit in so many bytes are read in pieces, and so more than
+# once: three runs are in memory at a time.
+LARGEST_RUN_BYTES = 2**27
+
+# Types of numbers that numpy knows by name alone, once ml_dtypes is imported.
+SMALL_FLOATS = ("bfloat16", "float8", "float6", "float4")
+
+
+class StoredArray(Source):
+    """An array that is read by slices.
+
+    Parameters
+    ----------
+    array : object
+        With ``shape``, ``dtype`` and slices along the first axis, which are arrays or
+        tensors.
+
+    name : str
+        What the user calls it.
+
+    device : str or torch.device, default=None
+        Where to bring what is read, unless it is tensors.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it holds no real numbers, or has less than two axes or nothing in it.
+    """
+
+    def __init__(
+        self, array: Any, name: str, device: str | torch.device | None = None
+    ) -> None:
+        check_array_like(array, name, "an array of numbers")
+        shape = tuple(map(int, array.shape))
+        dtype = array.dtype
+        if not isinstance(dtype, torch.dtype):
+            dtype = _numeric_type(array, name)
+        super().__init__(
+            name,
+            shape[1:],
+            n_samples=shape[0],
+            dtype=_precision(dtype),
+            origin=_origin(array),
+            device=device,
+        )
+        check_axes(self)
+        self._array = array
+        self._run_length = _run_length(array, dtype.itemsize)
+
+    def read(self) -> Generator[Tensor, None, None]:
+        """All samples in order, in runs, of which one is read ahead."""
+        try:
+            shape = tuple(self._array.shape)
+        except Exception as error:  # as of a file that is closed
+            raise OSError(
+                f"{self.name} could not be read ({type(error).__name__}: {error})."
+            ) from error
+        if shape != self.shape:
+            raise ValueError(
+                f"{self.name} is of shape {shape}, but was of shape {self.shape} when "
+                "it was first looked at: leave it alone while it is read."
+            )
+        first, *others = (
+            slice(start, min(start + self._run_length, shape[0]))
+            for start in range(0, shape[0], self._run_length)
+        )
+        with Undo() as undo, undo:
+            thread = ThreadPoolExecutor(1, thread_name_prefix="panda_sklearn read")
+            undo.note(lambda: thread.shutdown(cancel_futures=True))
+            ahead: Future = thread.submit(self._run, first)
+            # To be interrupted while it waits for a thread is what Python's join does
+            # not bear, so that it has nothing to wait for.
+            undo.note(lambda: ahead.cancel() or wait([ahead]))
+            for rows in others:
+                run = ahead.result()
+                ahead = thread.submit(self._run, rows)
+                yield self._converted(run)
+            yield self._converted(ahead.result())
+
+    def _run(self, rows: slice) -> ArrayLike:
+        """Samples of a run, in memory."""
+        try:
+            run = self._array[rows]
+            if mapping_of(run) is not None:
+                run = np.array(run)
+                release(self._array)
+            elif not isinstance(run, Tensor):
+                run = np.asarray(run)
+        except Exception as error:
+            raise OSError(
+                f"Samples {rows.start} to {rows.stop - 1} of {self.name} could not be "
+                f"read ({type(error).__name__}: {error})."
+            ) from error
+        expected = (rows.stop - rows.start, *self.sample_shape)
+        if tuple(run.shape) != expected:
+            raise ValueError(
+                f"{self.name}[{rows.start}:{rows.stop}] is of shape {tuple(run.shape)},"
+                f" expected {expected}."
+            )
+        return run
+
+    def _converted(self, run: ArrayLike) -> Tensor:
+        if not isinstance(run, Tensor) and run.dtype.name.startswith(SMALL_FLOATS):
+            run = run.astype(np.float32)
+        return as_tensor(run, self.device).to(self.dtype)
+
+
+def _numeric_type(array: Any, name: str) -> np.dtype:
+    """Numpy's type of an array of numbers.
+
+    Raises
+    ------
+    TypeError
+        If they are none.
+    """
+    try:
+        dtype = np.dtype(array.dtype)
+    except TypeError:
+        dtype = np.dtype(object)
+    if dtype.kind not in "fiub" and not dtype.name.startswith(SMALL_FLOATS):
+        raise TypeError(
+            f"{name} must be an array of numbers, got {shown(array)} with values of "
+            f"type {array.dtype}."
+        )
+    return dtype
+
+
+def _precision(dtype: torch.dtype | np.dtype) -> torch.dtype:
+    """Single or double, as a type asks for."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    double = dtype.kind == "f" and dtype.itemsize >= 8
+    return torch.float64 if double else torch.float32
+
+
+def _origin(array: Any) -> Origin:
+    """Where slices are: tensors if the array's type is one of torch."""
+    tensors = isinstance(array.dtype, torch.dtype)
+    where = getattr(array, "device", "cpu") if tensors else "cpu"
+    return Origin(tensors, torch.device(where))
+
+
+def _run_length(array: Any, itemsize: int) -> int:
+    """Number of samples to read at a time: of whole chunks, if memory holds them."""
+    sample = max(1, math.prod(array.shape[1:])) * max(4, itemsize)
+    chunk = 1
+    for chunks in (getattr(array, "shards", None), getattr(array, "chunks", None)):
+        if isinstance(chunks, tuple) and chunks and isinstance(chunks[0], int):
+            chunk = min(chunks[0], array.shape[0])
+            if chunk * sample <= LARGEST_RUN_BYTES:
+                break
+    n_pieces = math.ceil(chunk * sample / LARGEST_RUN_BYTES)
+    if n_pieces > 1:
+        return math.ceil(chunk / n_pieces)
+    return chunk * max(1, RUN_BYTES // (sample * chunk))
