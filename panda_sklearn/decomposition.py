@@ -8,9 +8,10 @@ nothing of networks.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -18,15 +19,17 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.metaestimators import available_if
 from torch import Tensor
 from tqdm import tqdm
 
 from panda_sklearn._state import OF_FILE, OF_STREAM, RECORDS, read_file, write_file
+from panda_sklearn.core.channels import ChannelMoments
 from panda_sklearn.core.constraint import FREE, NONNEGATIVE, Constraint
 from panda_sklearn.core.factors import Factors
-from panda_sklearn.core.moments import ChannelMoments
 from panda_sklearn.core.objective import accumulator_dtype, sample_energies
+from panda_sklearn.core.samples import InMemory, Samples
 from panda_sklearn.solvers import (
     SOLVERS,
     Callback,
@@ -35,9 +38,9 @@ from panda_sklearn.solvers import (
     learn,
     refine_parts,
 )
+from panda_sklearn.sources import Writer, open_data
 from panda_sklearn.utils.arithmetic import own_arithmetic
 from panda_sklearn.utils.arrays import (
-    ArrayLike,
     MapLayout,
     Origin,
     as_tensor,
@@ -58,7 +61,6 @@ from panda_sklearn.utils.validation import (
     check_flag,
     check_index,
     check_is_fitted,
-    check_numbers,
     check_parameters,
     check_random_state,
     check_same_layout,
@@ -68,13 +70,17 @@ from panda_sklearn.utils.validation import (
     fit_method,
     wants_container,
 )
+from panda_sklearn.utils.values import ValueCheck
 
 __all__ = [
     "PartsAppearanceDecomposition",
-    "check_maps",
     "factors_of",
     "layout_of",
+    "samples_of",
 ]
+
+# Numbers of samples that partial_fit learns from at a time, of data not in memory.
+LEARNT_AT_ONCE = 2**25
 
 # How often partial_fit solves for parts and for appearances, at most.
 STEPS_PER_BATCH = 10
@@ -82,7 +88,7 @@ STEPS_PER_BATCH = 10
 
 def _learns_from_streams(panda: PartsAppearanceDecomposition) -> bool:
     """Whether the solver can; else the estimator has no ``partial_fit``."""
-    if panda.solver != "spg":
+    if not SOLVERS[panda.solver].learns_from_streams:
         raise AttributeError(
             f"partial_fit needs solver='spg', got solver={panda.solver!r}. Fit all "
             "samples at once instead."
@@ -308,6 +314,9 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         "verbose": ["verbose"],
     }
 
+    # ``out`` is no metadata of samples, which scikit-learn would take it for.
+    __metadata_request__transform: ClassVar[dict] = {"out": UNUSED}
+
     def __init__(
         self,
         n_parts=None,
@@ -376,21 +385,19 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         ConvergenceWarning
             If ``max_iter`` iterations did not meet ``tol``.
         """
-        Z, layout, origin, start = self._check_fit(X)
+        samples, layout, origin, start = self._check_fit(X)
         with torch.inference_mode(False):
-            hosvd = isinstance(self.init, str) and self.init == "hosvd"
-            channels = ChannelMoments.of_data(Z) if hosvd else None
-            result = self._best_fit(Z, start, channels)
-            A = result.A
-            if channels is not None and channels.tells(A, torch.finfo(Z.dtype).eps):
+            result = self._best_fit(samples, start)
+            A, channels = result.A, result.channels
+            if channels is not None and channels.tells(A, torch.finfo(A.dtype).eps):
                 saliencies = channels.turned(A)
             else:
-                saliencies = ChannelMoments.of_data(Z, A)
+                saliencies = ChannelMoments.of_data(samples, A)
             self._store(A, result.P, saliencies, layout, origin)
         for name in OF_STREAM | OF_FILE:
             self.__dict__.pop(name, None)
         self.n_iter_ = result.n_iter
-        self.n_passes_ = 0
+        self.n_passes_ = samples.n_passes
         self.objective_history_ = np.array(result.objective_history)
         self.reconstruction_err_ = result.objective_history[-1]
         if not result.converged and self.tol > 0:
@@ -435,84 +442,99 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             As ``fit``, or if ``X`` is laid out differently from earlier batches.
         """
         first = not hasattr(self, "parts_")
-        Z, layout, origin, start = self._check_fit(X, reset=first)
+        samples, layout, origin, start = self._check_fit(X, reset=first)
+        size = samples.n_samples
+        if not isinstance(samples, InMemory):
+            size = max(1, LEARNT_AT_ONCE // math.prod(layout.map_shape))
+        for Z in samples.map(_itself, size=size):
+            with torch.inference_mode(False):
+                self._learn(Z, layout, origin, start)
+        return self
+
+    def _learn(
+        self, Z: Tensor, layout: MapLayout, origin: Origin, start: Start
+    ) -> None:
+        """Learn from a batch in memory."""
         past = getattr(self, "_past", None)
-        with torch.inference_mode(False):
-            if first:
-                result = self._best_fit(Z, start, None)
-                A, P = result.A, result.P
-            else:
-                factors = factors_of(self, Z)
-                A, P = factors.A, factors.P
-            A, P, past, objective = learn(
-                Z,
-                A,
-                P,
-                past.to(Z.device) if past is not None else None,
-                max_iter=STEPS_PER_BATCH,
-                tol=self.tol,
-                constraint=self._constraint,
-                batch_size=self._batch_size,
-                generator=randomness(check_random_state(self.random_state)),
-            )
-            seen = past.n_samples - len(Z)
-            wide = accumulator_dtype(Z.device)  # later batches turn it, unseen
-            channels = ChannelMoments.of_data(Z, products=wide)
-            if seen:
-                channels = self._channels.to(Z.device) + channels
-            A, P = A.to(Z), P.to(Z)
-            self._store(A, P, channels.turned(A), layout, origin)
+        if hasattr(self, "parts_"):
+            factors = factors_of(self, Z)
+            A, P = factors.A, factors.P
+        else:
+            result = self._best_fit(InMemory(Z), start)
+            A, P = result.A, result.P
+        A, P, past, objective = learn(
+            Z,
+            A,
+            P,
+            past.to(Z.device) if past is not None else None,
+            max_iter=STEPS_PER_BATCH,
+            tol=self.tol,
+            constraint=self._constraint,
+            generator=randomness(check_random_state(self.random_state)),
+        )
+        seen = past.n_samples - len(Z)
+        wide = accumulator_dtype(Z.device)  # later batches turn it, unseen
+        channels = ChannelMoments.of_data(Z, products=wide)
+        if seen:
+            channels = self._channels.to(Z.device) + channels
+        A, P = A.to(Z), P.to(Z)
+        self._store(A, P, channels.turned(A), layout, origin)
         history = self.objective_history_ if seen else []
-        home = X.device if isinstance(X, Tensor) else torch.device("cpu")
-        self._past = past.to(home)
-        self._channels = channels.to(home)
+        self._past = past.to(origin.device)
+        self._channels = channels.to(origin.device)
         self.n_samples_seen_ = past.n_samples
         self.objective_history_ = np.append(history, objective)
         self.n_iter_ = len(self.objective_history_)
-        self.n_passes_ = 0
+        self.n_passes_ = 1
         self.reconstruction_err_ = objective
-        return self
 
     def _check_fit(
-        self, X: ArrayLike, *, reset: bool = True
-    ) -> tuple[Tensor, MapLayout, Origin, Start]:
-        """Checked activations as (N, C, S), their layout and kind, and the start."""
-        X = check_numbers(self, X, reset=reset)
+        self, X: Any, *, reset: bool = True
+    ) -> tuple[Samples, MapLayout, Origin, Start]:
+        """The samples, whose values are still to be checked, layout, kind and start."""
+        in_memory = not SOLVERS[self.solver].reads_in_order
+        if self.device is not None:
+            check_device(self.device)
+        data = open_data(self, X, reset=reset, in_memory=in_memory)
         if reset:
             layout = find_layout(
-                X, map_shape=self.map_shape, channel_axis=self.channel_axis
+                data, map_shape=self.map_shape, channel_axis=self.channel_axis
             )
         else:
             layout = layout_of(self)
-            check_same_layout(self, X, layout)
-        dtype = as_tensor(X[:1]).dtype
-        start = check_start(self, layout, dtype, self._constraint, goes_on=not reset)
-        if self.device is not None:
-            check_device(self.device)
-        Z = layout.to_maps(as_tensor(X, self.device))
-        check_scale(Z)
-        return Z, layout, Origin.of(X), start
+            check_same_layout(self, data, layout)
+        start = check_start(
+            self, layout, data.dtype, self._constraint, goes_on=not reset
+        )
+        check, batch_size = ValueCheck(layout), self._batch_size
+        samples = data.samples(
+            layout, check=check, batch_size=None if in_memory else batch_size
+        )
+        if in_memory:
+            samples.accumulate(_nothing)  # but a look at the values
+        return samples, layout, data.origin, start
 
-    def _best_fit(
-        self, Z: Tensor, start: Start, channels: ChannelMoments | None
-    ) -> SolverResult:
+    def _best_fit(self, samples: Samples, start: Start) -> SolverResult:
         """The best result of all starts."""
         R_C, R_S, given = start
+        solver = SOLVERS[self.solver]
+        options: dict[str, Any] = {}
+        if solver.takes_rate:
+            options["learning_rate"] = self.learning_rate
+            options["batch_size"] = self._batch_size
         return best_fit(
-            Z,
+            samples,
             R_C,
             R_S,
-            solver=self.solver,
+            solver=solver,
             init=self.init if given is None else given,
             n_init=None if self.n_init == "auto" else self.n_init,
             generator=randomness(check_random_state(self.random_state)),
             watched=self._watched,
-            scatter=None if channels is None else channels.about_zero(),
-            learning_rate=self.learning_rate,
             max_iter=self.max_iter,
             tol=self.tol,
-            batch_size=self._batch_size,
             constraint=self._constraint,
+            **options,
         )
 
     @contextlib.contextmanager
@@ -527,7 +549,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             yield show
             bar.total = bar.n  # done, whatever max_iter was
 
-    def _bar(self, note: str, total: int) -> tqdm:
+    def _bar(self, note: str, total: int | None) -> tqdm:
         """A progress bar, if one is wanted."""
         return tqdm(
             total=total,
@@ -559,13 +581,18 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
     # Encoding
 
     @own_arithmetic
-    def transform(self, X):
+    def transform(self, X, *, out=None):
         r"""Encode activations as coefficients, one row a sample.
 
         Parameters
         ----------
         X : array of shape (n_samples, n_channels, \*spatial)
             Activations, laid out as for ``fit``.
+
+        out : array of shape (n_samples, n_appearances * n_parts), default=None
+            What to write the result into, batch by batch, and to return: an array, a
+            tensor, a memory map, an HDF5 dataset or anything else that can be assigned
+            to by slices.
 
         Returns
         -------
@@ -579,14 +606,13 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             If ``X`` is not numeric, dense and finite, or its samples are of another
             shape than in ``fit``; or if a parameter was set to something else since.
         """
-        L = self.coefficients(X)
-        T = L.reshape(len(L), -1)
-        if isinstance(T, Tensor) and wants_container(self):
+        T = self._of_samples(X, lambda factors, Z: factors.encode(Z).flatten(1), out)
+        if out is None and isinstance(T, Tensor) and wants_container(self):
             return T.cpu().numpy()
         return T
 
     @own_arithmetic
-    def coefficients(self, X):
+    def coefficients(self, X, *, out=None):
         r"""Encode activations as coefficients, one matrix a sample.
 
         Parameters
@@ -594,13 +620,17 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         X : array of shape (n_samples, n_channels, \*spatial)
             Activations, laid out as for ``fit``.
 
+        out : array of shape (n_samples, n_appearances, n_parts), default=None
+            What to write the result into, batch by batch, and to return: an array, a
+            tensor, a memory map, an HDF5 dataset or anything else that can be assigned
+            to by slices.
+
         Returns
         -------
         L : array of shape (n_samples, n_appearances, n_parts)
             The coefficients A'Z_iP of equation (2).
         """
-        Z, origin = check_maps(self, X)
-        return origin.give(factors_of(self, Z).encode(Z))
+        return self._of_samples(X, lambda factors, Z: factors.encode(Z), out)
 
     @own_arithmetic
     def inverse_transform(self, X):
@@ -655,12 +685,17 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             activations that are all zero it is 1, since zero is what they are
             reconstructed to.
         """
-        Z, _ = check_maps(self, X, squared=True)
-        energy = float(sample_energies(Z).sum())
-        if energy == 0:
-            return 1.0
-        error = float(factors_of(self, Z).objective(Z))
-        return 1 - max(error, 0.0) / energy
+        samples, _ = samples_of(self, X, squared=True)
+        factors = factors_of(self, samples)
+
+        def add(Z: Tensor, error: Tensor, energy: Tensor) -> None:
+            error += factors.objective(Z)
+            energy += sample_energies(Z).sum()
+
+        dtype = accumulator_dtype(samples.device)
+        totals = torch.zeros(2, dtype=dtype, device=samples.device).unbind()
+        error, energy = map(float, samples.accumulate(add, *totals))
+        return 1 - max(error, 0.0) / energy if energy > 0 else 1.0
 
     def get_feature_names_out(self, input_features=None):
         """Name the columns of ``transform``.
@@ -715,9 +750,11 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         spatial = self.map_shape_[1:]
         size = spatial if size is None else check_size(size, len(spatial))
-        Z, origin = check_maps(self, X)
-        Y = factors_of(self, Z).saliency(Z)
-        return origin.give(resize(Y.unflatten(2, spatial), size))
+
+        def maps(factors: Factors, Z: Tensor) -> Tensor:
+            return resize(factors.saliency(Z).unflatten(2, spatial), size)
+
+        return self._of_samples(X, maps)
 
     @own_arithmetic
     def localize(
@@ -769,11 +806,12 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         check_flag("upsample_first", upsample_first)
         if level is None:
             level = float(self.saliency_mean_[k])
-        Z, origin = check_maps(self, X)
-        maps = (factors_of(self, Z).A[:, k] @ Z).unflatten(1, spatial)
-        return origin.give(
-            masks_of(maps, size, level, quantile, upsample_first=upsample_first)
-        )
+
+        def masks(factors: Factors, Z: Tensor) -> Tensor:
+            maps = (factors.A[:, k] @ Z).unflatten(1, spatial)
+            return masks_of(maps, size, level, quantile, upsample_first=upsample_first)
+
+        return self._of_samples(X, masks)
 
     @own_arithmetic
     def refine(self, X, max_iter=100):
@@ -802,11 +840,14 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         reconstruction_errors : By how much the objective falls.
         """
         max_iter = check_count("max_iter", max_iter, at_least=0)
-        Z, origin = check_maps(self, X)
-        factors = factors_of(self, Z)
-        with self._bar(", refinement", len(Z)) as bar:
-            parts = refine_parts(Z, factors, max_iter=max_iter, done=bar.update)
-        return origin.give(parts.unflatten(2, self.map_shape_[1:]))
+        spatial = self.map_shape_[1:]
+        with self._bar(", refinement", None) as bar:
+
+            def refined(factors: Factors, Z: Tensor) -> Tensor:
+                parts = refine_parts(Z, factors, max_iter=max_iter, done=bar.update)
+                return parts.unflatten(2, spatial)
+
+            return self._of_samples(X, refined)
 
     @own_arithmetic
     def reconstruction_errors(self, X, parts=None):
@@ -826,23 +867,33 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             The squared error :math:`\lVert Z_i - A (A^\top Z_i P_i) P_i^\top
             \rVert_F^2` of each sample, equation (6); in double precision.
         """
-        Z, origin = check_maps(self, X, squared=True)
-        if parts is not None:
-            spatial = self.map_shape_[1:]
-            shape = f"(n_samples, n_parts, *{spatial})"
-            parts = check_values(parts, "parts", shape)
-            if parts.ndim != 2 + len(spatial) or parts.shape[2:] != spatial:
-                raise ValueError(
-                    f"parts must be of shape {shape}, as from refine, got "
-                    f"{tuple(parts.shape)}."
-                )
-            if len(parts) != len(Z):
-                raise ValueError(
-                    f"parts must be those of the {len(Z)} samples of X, got those of "
-                    f"{len(parts)}."
-                )
-            parts = as_tensor(parts).to(Z).flatten(2)
-        return origin.give(factors_of(self, Z).sample_objectives(Z, parts))
+        if parts is None:
+            return self._of_samples(
+                X, lambda factors, Z: factors.sample_objectives(Z), squared=True
+            )
+        samples, origin = samples_of(self, X, squared=True)
+        spatial = self.map_shape_[1:]
+        shape = f"(n_samples, n_parts, *{spatial})"
+        parts = check_values(parts, "parts", shape)
+        if parts.ndim != 2 + len(spatial) or parts.shape[2:] != spatial:
+            raise ValueError(
+                f"parts must be of shape {shape}, as from refine, got "
+                f"{tuple(parts.shape)}."
+            )
+        if samples.n_samples not in (None, len(parts)):
+            raise ValueError(
+                f"parts must be those of the {samples.n_samples} samples of X, got "
+                f"those of {len(parts)}."
+            )
+        factors = factors_of(self, samples)
+        left = as_tensor(parts).to(factors.A).flatten(2)
+
+        def errors(Z: Tensor) -> Tensor:
+            nonlocal left
+            own, left = left[: len(Z)], left[len(Z) :]
+            return factors.sample_objectives(Z, own)
+
+        return origin.give(torch.cat(list(samples.map(errors))))
 
     # Keeping
 
@@ -947,6 +998,36 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
 
     # Helpers
 
+    def _of_samples(
+        self,
+        X: Any,
+        function: Callable[[Factors, Tensor], Tensor],
+        out: Any = None,
+        *,
+        squared: bool = False,
+    ) -> Any:
+        """What a function makes of samples and the factors, as one array or in ``out``.
+
+        It is given some samples (n, C, S) at a time.
+        """
+        samples, origin = samples_of(self, X, squared=squared)
+        factors = factors_of(self, samples)
+        if out is None:
+            results = samples.map(lambda Z: function(factors, Z))
+            return origin.give(_joined(results, samples.n_samples))
+        like = torch.zeros(
+            1,
+            samples.n_channels,
+            samples.n_positions,
+            dtype=samples.dtype,
+            device=samples.device,
+        )
+        one = function(factors, like)
+        with Writer(out, (samples.n_samples, *one.shape[1:]), one.dtype) as writer:
+            for some in samples.map(lambda Z: function(factors, Z)):
+                writer.write(some)
+        return out
+
     @property
     def _constraint(self) -> Constraint:
         """What parts may be."""
@@ -969,25 +1050,49 @@ def layout_of(panda: PartsAppearanceDecomposition) -> MapLayout:
     return MapLayout(panda.map_shape_, panda.channel_axis, panda._flattened)
 
 
-def factors_of(panda: PartsAppearanceDecomposition, like: Tensor) -> Factors:
-    """The fitted factors, of the type and on the device of a tensor."""
+def factors_of(panda: PartsAppearanceDecomposition, like: Tensor | Samples) -> Factors:
+    """The fitted factors, of the type and on the device of a tensor or samples."""
     A, P = as_tensor(panda.appearances_).T, as_tensor(panda.parts_).flatten(1).T
-    return Factors(A, P, panda._constraint).to(like)
+    return Factors(A, P, panda._constraint).to(like.device, like.dtype)
 
 
-def check_maps(
-    panda: PartsAppearanceDecomposition, X: ArrayLike, *, squared: bool = False
-) -> tuple[Tensor, Origin]:
-    """Checked activations as a tensor (N, C, S), and where they came from.
+def samples_of(
+    panda: PartsAppearanceDecomposition, X: Any, *, squared: bool = False
+) -> tuple[Samples, Origin]:
+    """Samples laid out as those of ``fit``, and where they came from.
 
-    With the parameters, which may have changed since fit. ``squared`` says that powers
-    of the activations will be taken.
+    With the parameters, which may have changed since. Values are checked as they are
+    read; ``squared`` says that powers of them will be taken.
     """
     check_is_fitted(panda)
     check_parameters(panda)
-    X = check_numbers(panda, X, reset=False)
+    data = open_data(panda, X, reset=False)
     layout = layout_of(panda)
-    check_same_layout(panda, X, layout)
-    Z = layout.to_maps(as_tensor(X, panda.device))
-    check_scale(Z, squared=squared)
-    return Z, Origin.of(X)
+    check_same_layout(panda, data, layout)
+    check = ValueCheck(layout, squared=squared)
+    return data.samples(layout, check=check), data.origin
+
+
+def _joined(results: Iterator[Tensor], n_samples: int | None) -> Tensor:
+    """Results of batches as one tensor; each is let go when it has been copied."""
+    first = next(results)
+    if n_samples is None:
+        return torch.cat([first, *results])
+    if len(first) == n_samples:
+        (*_,) = results  # the end of the pass
+        return first
+    whole = first.new_empty(n_samples, *first.shape[1:])
+    whole[: len(first)] = first
+    done = len(first)
+    for some in results:
+        whole[done : done + len(some)] = some
+        done += len(some)
+    return whole
+
+
+def _itself(Z: Tensor) -> Tensor:
+    return Z
+
+
+def _nothing(Z: Tensor) -> None:
+    pass

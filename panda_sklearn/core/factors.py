@@ -34,9 +34,9 @@ class Factors:
     P: Tensor
     constraint: Constraint
 
-    def to(self, like: Tensor) -> Factors:
-        """The same, of the type and on the device of a tensor."""
-        return replace(self, A=self.A.to(like), P=self.P.to(like))
+    def to(self, device: torch.device, dtype: torch.dtype) -> Factors:
+        """The same, on a device and of a type."""
+        return replace(self, A=self.A.to(device, dtype), P=self.P.to(device, dtype))
 
     def encode(self, Z: Tensor) -> Tensor:
         """Coefficients (N, R_C, R_S) of samples (N, C, S), equation (2)."""

@@ -142,7 +142,9 @@ def diagonalised(X: Tensor) -> tuple[Tensor, Tensor]:
     """
     G = X.T @ X
     g = G.diagonal()
-    if not bool((G - g.diag()).abs().max() > torch.finfo(G.dtype).eps * len(G) * g.max()):
+    if not bool(
+        (G - g.diag()).abs().max() > torch.finfo(G.dtype).eps * len(G) * g.max()
+    ):
         return X, g.clone()
     g, R = torch.linalg.eigh(G)
     return X @ R, g.clamp(min=0)

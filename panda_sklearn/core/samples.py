@@ -122,9 +122,14 @@ class Samples(ABC):
             add(batch, *totals)
         return totals
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
-        """What a function makes of each batch, in the order of the samples."""
-        for batch in self._pass(self._size()):
+    def map(
+        self, function: Callable[[Tensor], Tensor], *, size: int | None = None
+    ) -> Iterator[Tensor]:
+        """What a function makes of each batch, in the order of the samples.
+
+        Batches are of ``size`` samples, if it is given.
+        """
+        for batch in self._pass(size or self.batch_size or self._size()):
             yield function(batch)
 
     def _pass(self, size: int) -> Generator[Tensor, None, None]:

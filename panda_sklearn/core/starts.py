@@ -45,9 +45,7 @@ def hosvd(Z: Tensor, n_appearances: int, *, scatter: Tensor | None = None) -> Te
     return signed(A).to(Z.dtype).contiguous()
 
 
-def nearly_hosvd(
-    Z: Tensor, n_appearances: int, generator: torch.Generator
-) -> Tensor:
+def nearly_hosvd(Z: Tensor, n_appearances: int, generator: torch.Generator) -> Tensor:
     """About what :func:`hosvd` gives, without a C x C matrix: by subspace iteration.
 
     Of a few more vectors than asked for, whose span a product with the scatter turns

@@ -16,11 +16,11 @@ import torch
 from sklearn.base import clone
 from torch import Tensor
 
-from panda_sklearn.core.objective import batches_of, cancels
+from panda_sklearn.core.objective import cancels
 from panda_sklearn.decomposition import (
     PartsAppearanceDecomposition,
-    check_maps,
     factors_of,
+    samples_of,
 )
 from panda_sklearn.metrics._factors import (
     dead_parts,
@@ -135,8 +135,8 @@ def heldout_reconstruction(
     if not whole_channels:
         _check_folds(panda.appearances_, n_folds, "appearances", "channels")
     panda, X = _find(estimator, X)
-    Z, _ = check_maps(panda, X, squared=True)
-    factors = factors_of(panda, Z)
+    samples, _ = samples_of(panda, X, squared=True)
+    factors = factors_of(panda, samples)
     A, P = factors.A.double(), factors.P.double()
     positions = _predictors(P, n_folds, random)
     if whole_channels:
@@ -144,9 +144,8 @@ def heldout_reconstruction(
         basis = torch.linalg.qr(A)[0] if A.shape[1] < len(A) else None
     else:
         channels = _predictors(A, n_folds, random)
-    error = torch.zeros((), dtype=torch.float64, device=Z.device)
-    energy = torch.zeros_like(error)
-    for batch in batches_of(Z):
+
+    def add(batch: Tensor, error: Tensor, energy: Tensor) -> None:
         total = _sum_of_squares(batch)
         energy += total
         if whole_channels and basis is not None:
@@ -164,6 +163,9 @@ def heldout_reconstruction(
                 continue
             for c_h, c_o, left in channels:
                 error += _sum_of_squares(wanted[:, c_h] - left.to(batch) @ seen[:, c_o])
+
+    totals = torch.zeros(2, dtype=torch.float64, device=samples.device).unbind()
+    error, energy = samples.accumulate(add, *totals)
     return 1 - float(error / energy) if float(energy) > 0 else 1.0
 
 

@@ -150,9 +150,7 @@ class Alternation:
         """
         of_parts = self._part_moments()
         tol = max(EXACT, EXACT_RELATIVE * self.fall)
-        solution, f_solution = solve_parts(
-            of_parts, self.P, self.constraint, tol
-        )
+        solution, f_solution = solve_parts(of_parts, self.P, self.constraint, tol)
         P, of_appearances, A, f = self._extrapolate(solution, f_solution)
         if self.products == self.samples.dtype and cancels(f, 1.0, self.samples):
             self.products = accumulator_dtype(self.samples.device)
@@ -324,7 +322,10 @@ def _in_space(
 
 
 def descend_shared(
-    moments: Moments | FactoredMoments, X: Tensor, constraint: Constraint, **options: Any
+    moments: Moments | FactoredMoments,
+    X: Tensor,
+    constraint: Constraint,
+    **options: Any,
 ) -> tuple[Tensor, Tensor]:
     """:func:`descend` where all problems share their moments."""
     return descend(

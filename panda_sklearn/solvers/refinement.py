@@ -92,5 +92,7 @@ def _refined(Z: Tensor, factors: Factors, max_iter: int) -> Tensor:
     if bool(low.any()):
         refined = refined.contiguous()
         wide = Z[low].to(accumulator_dtype(Z.device))
-        refined[low] = _refined(wide, factors.to(wide), max_iter).to(Z)
+        refined[low] = _refined(wide, factors.to(wide.device, wide.dtype), max_iter).to(
+            Z
+        )
     return refined

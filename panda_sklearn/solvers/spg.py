@@ -171,9 +171,7 @@ def spg(
         P, f = lightly(_promising_starts, known.some, A, starts, *options, products)
         if cancels(f.min(), 1.0, samples):
             products = dtype
-            P, f = lightly(
-                _promising_starts, known.some, A, starts, *options, products
-            )
+            P, f = lightly(_promising_starts, known.some, A, starts, *options, products)
     else:
         A, P = (factor.to(samples.device, dtype) for factor in init)
         P = P[None]
@@ -350,9 +348,7 @@ class _Passes:
         form = factored_part_moments if self.factored else part_moments
         moments = form(self.some.Z, A, **options)
         before = _value(P, one_of(moments.products(P[None])), linear)
-        P, _ = solve_parts(
-            moments, P, self.constraint, self.inner_tol, linear=linear
-        )
+        P, _ = solve_parts(moments, P, self.constraint, self.inner_tol, linear=linear)
         self.own_products = one_of(moments.products(P[None]))
         after = _value(P, self.own_products, linear)
         return P, float((before - after) / self.energy_of_some)

@@ -84,7 +84,5 @@ def learn(
     assert isinstance(fit.of_parts, Moments)
     n_samples = len(Z) + (past.n_samples if past is not None else 0)
     of_appearances = fit.of_appearances
-    past = Past(
-        fit.of_parts.rescaled(c), of_appearances.rescaled(1 / c), n_samples
-    )
+    past = Past(fit.of_parts.rescaled(c), of_appearances.rescaled(1 / c), n_samples)
     return A, P, past, max(fit.f, 0.0) * float(of_appearances.energy) / n_samples

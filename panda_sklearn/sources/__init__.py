@@ -22,12 +22,26 @@ from torch.utils.data import DataLoader, Dataset
 from panda_sklearn.sources.base import Source
 from panda_sklearn.sources.batches import BatchSource, ItemsInBatches
 from panda_sklearn.sources.extracted import ExtractedBatches
+from panda_sklearn.sources.loaded import LoadedArray
 from panda_sklearn.sources.mapped import mapping_of
 from panda_sklearn.sources.stored import StoredArray
 from panda_sklearn.sources.writing import Writer
-from panda_sklearn.utils.validation import shown
+from panda_sklearn.utils.validation import (
+    check_axes,
+    check_columns,
+    check_numbers,
+    shown,
+)
 
-__all__ = ["ExtractedBatches", "Source", "Writer", "is_source", "open_source"]
+__all__ = [
+    "ExtractedBatches",
+    "LoadedArray",
+    "Source",
+    "Writer",
+    "is_source",
+    "open_data",
+    "open_source",
+]
 
 # What is in memory, or no data: never a source.
 IN_MEMORY = (
@@ -97,6 +111,46 @@ def open_source(
             "begins anew each time."
         )
     return BatchSource(X, name, device)
+
+
+def open_data(
+    estimator: Any, X: Any, *, reset: bool, in_memory: bool = False
+) -> Source | LoadedArray:
+    """What an estimator is given, whatever it is; its values are not looked at yet.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Learns the number of columns and their names, or compares them with X's. Its
+        ``device`` is where the work is to be done.
+
+    X : object
+        An array, or what :func:`is_source` says to be read in batches.
+
+    reset : bool
+        Whether to learn.
+
+    in_memory : bool, default=False
+        Whether it must be in memory.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is neither, or has no samples, or is not in memory but must be.
+    """
+    if is_source(X) and not (in_memory and isinstance(X, np.ndarray)):
+        source = open_source(X, device=estimator.device)
+        if in_memory:
+            raise ValueError(
+                f"solver={estimator.solver!r} draws samples at random and needs them in"
+                f" memory, but X is a {type(X).__name__}. Load it, or use solver='spg'."
+            )
+        check_axes(source)
+        if source.ndim == 2:
+            check_columns(estimator, source, reset=reset)
+        return source
+    X = check_numbers(estimator, X, reset=reset, finite=False)
+    return LoadedArray(X, estimator.device)
 
 
 def _is_stored(X: Any) -> bool:

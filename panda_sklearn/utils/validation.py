@@ -66,6 +66,7 @@ __all__ = [
     "check_array_like",
     "check_axes",
     "check_choice",
+    "check_columns",
     "check_count",
     "check_device",
     "check_factor_scale",
@@ -192,14 +193,15 @@ def check_numbers(
     *,
     reset: bool,
     keep_dtype: bool = False,
+    finite: bool = True,
     name: str = "X",
     shape: str = MAPS,
 ) -> ArrayLike:
     """A numeric, dense, finite array or tensor of two axes or more.
 
     Sets or compares ``n_features_in_`` (and names of columns) for arrays of two axes.
-    Numpy input becomes float32 or float64, unless ``keep_dtype``. The user knows it as
-    ``name``, of ``shape``.
+    Numpy input becomes float32 or float64, unless ``keep_dtype``. Values are not looked
+    at where ``finite`` is false. The user knows it as ``name``, of ``shape``.
 
     Raises
     ------
@@ -212,7 +214,8 @@ def check_numbers(
     check_array_like(X, name, f"an array of shape {shape}")
     with _named(name):
         X = _validated(estimator, X, reset, keep_dtype)
-    check_finite(X, name)
+    if finite:
+        check_finite(X, name)
     return X
 
 
@@ -235,7 +238,7 @@ def _validated(estimator: Any, X: Any, reset: bool, keep_dtype: bool) -> ArrayLi
         # the filters of warnings, which belong to all threads.
         check_axes(X)
         if X.ndim == 2:
-            validate_data(estimator, X, reset=reset, skip_check_array=True)
+            check_columns(estimator, X, reset=reset)
         if isinstance(X, np.ndarray):
             X = np.asarray(X, order="C")
     else:
@@ -256,6 +259,11 @@ def _validated(estimator: Any, X: Any, reset: bool, keep_dtype: bool) -> ArrayLi
         X = X.astype(np.float64 if double else np.float32, copy=False)
     check_axes(X)
     return X
+
+
+def check_columns(estimator: Any, X: Any, *, reset: bool) -> None:
+    """Set ``n_features_in_`` to the number of columns of X, or compare the two."""
+    validate_data(estimator, X, reset=reset, skip_check_array=True)
 
 
 def check_axes(X: Any) -> None:
