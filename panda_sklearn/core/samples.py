@@ -22,9 +22,9 @@ from torch import Tensor
 __all__ = ["Check", "InMemory", "Samples", "as_samples"]
 
 # Numbers in a batch, so few that its products stay in the cache, and how often as many
-# a batch may have; and the number of batches that a pass takes at least, so that products
-# need little memory beside data that are in memory, unless batches have fewer numbers
-# than the last.
+# a batch may have. And the number of batches that a pass takes at least, so that
+# products need little memory beside data that are in memory, unless batches have fewer
+# numbers than the last.
 BATCH_ELEMENTS = 2**21
 LARGEST_BATCH = 8
 BATCHES_AT_LEAST = 16
@@ -118,8 +118,10 @@ class Samples(ABC):
         totals : tuple of Tensor
             The sums over all samples.
         """
-        for batch in self._pass(self.batch_size or self._size(size)):
-            add(batch, *totals)
+        size = self.batch_size or self._size(size)
+        with contextlib.closing(self._pass(size)) as batches:
+            for batch in batches:
+                add(batch, *totals)
         return totals
 
     def map(
@@ -129,8 +131,10 @@ class Samples(ABC):
 
         Batches are of ``size`` samples, if it is given.
         """
-        for batch in self._pass(size or self.batch_size or self._size()):
-            yield function(batch)
+        size = size or self.batch_size or self._size()
+        with contextlib.closing(self._pass(size)) as batches:
+            for batch in batches:
+                yield function(batch)
 
     def _pass(self, size: int) -> Generator[Tensor, None, None]:
         """Batches of one pass, of ``size`` samples but for the last."""
