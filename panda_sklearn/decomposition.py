@@ -839,6 +839,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         --------
         reconstruction_errors : By how much the objective falls.
         """
+        check_is_fitted(self)
         max_iter = check_count("max_iter", max_iter, at_least=0)
         spatial = self.map_shape_[1:]
         with self._bar(", refinement", None) as bar:

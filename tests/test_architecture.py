@@ -17,6 +17,7 @@ FLOORS = {
     "panda_sklearn.core": 0,
     "panda_sklearn.solvers": 1,
     "panda_sklearn.utils": 2,
+    "panda_sklearn.utils.undo": 0,
     "panda_sklearn.generators": 2,
     "panda_sklearn.sources": 2,
     "panda_sklearn.datasets": 2,

@@ -142,9 +142,8 @@ def diagonalised(X: Tensor) -> tuple[Tensor, Tensor]:
     """
     G = X.T @ X
     g = G.diagonal()
-    if not bool(
-        (G - g.diag()).abs().max() > torch.finfo(G.dtype).eps * len(G) * g.max()
-    ):
+    rounding = torch.finfo(G.dtype).eps * len(G) * g.max()
+    if bool((G - g.diag()).abs().max() <= rounding):  # it is already
         return X, g.clone()
     g, R = torch.linalg.eigh(G)
     return X @ R, g.clamp(min=0)

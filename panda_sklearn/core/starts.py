@@ -21,7 +21,7 @@ __all__ = [
     "revived",
 ]
 
-# Vectors beside those asked for, and products with the scatter, of the subspace iteration.
+# Vectors beside those asked for, and products with the scatter, of subspace iteration.
 SPARE = 8
 TURNS = 6
 

@@ -34,7 +34,7 @@ def with_threads_for(
     *args: Parameters.args,
     **kwargs: Parameters.kwargs,
 ) -> Result:
-    """Call a function whose operations have so much to do, each on one thread if little.
+    """Call a function, on one thread if its operations have no more to do than this.
 
     The number of threads is what it was afterwards, whatever happens.
     """

@@ -17,7 +17,6 @@ from panda_sklearn.core.objective import (
     accumulator_dtype,
     batches_of,
     cancels,
-    sample_energies,
 )
 from panda_sklearn.solvers.descent import descend
 
@@ -66,7 +65,8 @@ def refine_parts(
 def _refined(Z: Tensor, factors: Factors, max_iter: int) -> Tensor:
     """Parts (N, S, R_S) of a few samples."""
     A, g = diagonalised(factors.A)
-    norms = sample_energies(Z).sqrt().to(Z)
+    wide = accumulator_dtype(Z.device)
+    norms = torch.linalg.vector_norm(Z, dim=(1, 2), dtype=wide).to(Z)
     maps = A.T @ (Z / torch.where(norms > 0, norms, 1)[:, None, None])
     everything = maps
 
@@ -91,8 +91,6 @@ def _refined(Z: Tensor, factors: Factors, max_iter: int) -> Tensor:
     low = cancels(f, 10.0, Z) & (norms > 0)
     if bool(low.any()):
         refined = refined.contiguous()
-        wide = Z[low].to(accumulator_dtype(Z.device))
-        refined[low] = _refined(wide, factors.to(wide.device, wide.dtype), max_iter).to(
-            Z
-        )
+        factors = factors.to(Z.device, wide)
+        refined[low] = _refined(Z[low].to(wide), factors, max_iter).to(Z)
     return refined

@@ -89,8 +89,8 @@ TOL_OF_SOME = 1e-4
 TURNS = 3
 # Another turn, unless the last brought less than this share of what all have brought.
 HELPFUL = 0.1
-# Passes are slow if one brings more than this share of what the last brought. Then steps
-# go further than the kept samples lead, by a multiple that grows.
+# Passes are slow if one brings more than this share of what the last brought. Then
+# steps go further than the kept samples lead, by a multiple that grows.
 SLOW = 0.4
 FURTHER, GROWTH = 0.7, 1.5
 # Shorter steps in a row that may fail to lower the objective.
@@ -103,8 +103,8 @@ N_STARTS = 10
 COMPARISON = {"max_iter": 60, "tol": 1e-5}
 FINALISTS = 4
 FINAL = {"max_iter": 60, "tol": 1e-5}
-# Of these, the ones whose objectives differ by more than one share of the energy and are
-# within another of the best are alternated from, roughly and for so many steps at most.
+# Of these, the ones whose objectives differ by more than one share of the energy and
+# are within another of the best are alternated from, roughly and for a few steps.
 SAME = 1e-5
 PROMISING = 1e-2
 ROUGH, ROUGHLY = 1e-3, 2
@@ -386,8 +386,10 @@ def _starts(
         A = nearly_hosvd(some.Z, R_C, generator)
     else:
         A = hosvd(some.Z, R_C, scatter=known.scatter())
-    drawn = [random_parts(S, R_S, generator) for _ in range(n_init)]
-    P = torch.stack(drawn[1:] if init == "hosvd" else drawn)
+    n_drawn = n_init - 1 if init == "hosvd" else n_init
+    P = torch.empty(n_drawn, S, R_S, dtype=dtype, device="cpu")
+    for start in P:
+        start[:] = random_parts(S, R_S, generator)
     return A.to(some.device, dtype), P.to(some.device, dtype)
 
 

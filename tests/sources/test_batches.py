@@ -367,7 +367,7 @@ def test_iterators_are_closed_after_an_exception(error):
         raise error
 
     with pytest.raises(error):
-        open_source(Noting()).samples(LAYOUT).accumulate(stop, size=2)
+        open_source(Noting()).samples(LAYOUT, batch_size=2).accumulate(stop)
     assert closed
 
 

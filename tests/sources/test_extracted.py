@@ -168,7 +168,7 @@ def test_the_network_is_given_back(way, network, z, extractor, in_training):
             raise error
 
         with pytest.raises(error):
-            open_source(batches).samples(LAYOUT).accumulate(stop, size=2)
+            open_source(batches).samples(LAYOUT, batch_size=2).accumulate(stop)
     assert state_of(network) == in_training and not _uses
 
 
