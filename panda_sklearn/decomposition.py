@@ -455,7 +455,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         self, Z: Tensor, layout: MapLayout, origin: Origin, start: Start
     ) -> None:
         """Learn from a batch in memory."""
-        past = getattr(self, "_past", None)
+        past, earlier = getattr(self, "_past", None), getattr(self, "_channels", None)
         if hasattr(self, "parts_"):
             factors = factors_of(self, Z)
             A, P = factors.A, factors.P
@@ -475,8 +475,8 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         seen = past.n_samples - len(Z)
         wide = accumulator_dtype(Z.device)  # later batches turn it, unseen
         channels = ChannelMoments.of_data(Z, products=wide)
-        if seen:
-            channels = self._channels.to(Z.device) + channels
+        if earlier is not None:
+            channels = earlier.to(Z.device) + channels
         A, P = A.to(Z), P.to(Z)
         self._store(A, P, channels.turned(A), layout, origin)
         history = self.objective_history_ if seen else []
@@ -841,14 +841,15 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         max_iter = check_count("max_iter", max_iter, at_least=0)
-        spatial = self.map_shape_[1:]
-        with self._bar(", refinement", None) as bar:
-
-            def refined(factors: Factors, Z: Tensor) -> Tensor:
-                parts = refine_parts(Z, factors, max_iter=max_iter, done=bar.update)
-                return parts.unflatten(2, spatial)
-
-            return self._of_samples(X, refined)
+        samples, origin = samples_of(self, X)
+        factors, spatial = factors_of(self, samples), self.map_shape_[1:]
+        with self._bar(", refinement", samples.n_samples) as bar:
+            refined = samples.map(
+                lambda Z: refine_parts(
+                    Z, factors, max_iter=max_iter, done=bar.update
+                ).unflatten(2, spatial)
+            )
+            return origin.give(_joined(refined, samples.n_samples))
 
     @own_arithmetic
     def reconstruction_errors(self, X, parts=None):

@@ -503,9 +503,11 @@ def test_parts_of_init_that_are_zero_are_drawn_anew(X):
 
 
 def test_volumes_of_so_many_positions_that_no_square_of_them_is_formed(monkeypatch):
-    spg = sys.modules["panda_sklearn.solvers.spg"]
-    monkeypatch.setattr(spg, "LARGEST_FORMED", 20)
-    monkeypatch.setattr(spg, "is_cheaper_factored", lambda *shape: True)
+    solvers = "panda_sklearn.solvers."
+    choosing = sys.modules[solvers + "choosing"]
+    alternation = sys.modules[solvers + "alternation"]
+    monkeypatch.setattr(choosing, "LARGEST_FORMED", 20)
+    monkeypatch.setattr(alternation, "is_cheaper_factored", lambda *shape: True)
     X, *_ = make_parts_appearances(
         40, 3, 4, n_channels=6, spatial_shape=(3, 4, 5), snr_db=10, random_state=0
     )

@@ -4,6 +4,7 @@ On an emulated CUDA device everywhere, on a real one where there is one.
 """
 
 import contextlib
+import dataclasses
 import functools
 
 import numpy as np
@@ -152,16 +153,20 @@ def test_learning_from_a_stream(cuda):
 
 def test_device_parameter_moves_numpy_work(cuda, monkeypatch):
     seen = set()
-    for name in ("pgd", "spg"):
-        from panda_sklearn import decomposition
+    from panda_sklearn import decomposition
 
-        solver = decomposition.SOLVERS[name]
+    for name, solver in list(decomposition.SOLVERS.items()):
 
-        def watched(Z, A, P, solver=solver, **options):
-            seen.update({Z.device, A.device, P.device})
-            return solver(Z, A, P, **options)
+        def watched(data, *args, run=solver.run, **options):
+            seen.add(data.device)
+            return run(data, *args, **options)
 
-        monkeypatch.setitem(decomposition.SOLVERS, name, watched)
+        record = dataclasses.replace(solver, run=watched)
+        monkeypatch.setitem(decomposition.SOLVERS, name, record)
+    for name in ("pgd", "adam"):
+        PartsAppearanceDecomposition(
+            3, 4, solver=name, max_iter=5, tol=0, device="cuda"
+        ).fit(X)
     panda = PartsAppearanceDecomposition(3, 4, max_iter=5, tol=0, device="cuda").fit(X)
     assert seen == {cuda}
     panda.partial_fit(X)

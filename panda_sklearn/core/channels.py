@@ -160,22 +160,22 @@ class Summary:
 
     channels : ChannelMoments or None
 
-    some : InMemory
-        Some samples; all of them if they are not more than asked for.
+    kept : InMemory
+        Some samples, in memory; all of them if they are not more than asked for.
 
-    energy_of_some : scalar Tensor
+    energy_of_kept : scalar Tensor
         Their sum of squares.
     """
 
     n_samples: int
     energy: Tensor
     channels: ChannelMoments | None
-    some: InMemory
-    energy_of_some: Tensor
+    kept: InMemory
+    energy_of_kept: Tensor
 
     def scatter(self) -> Tensor:
         """Scatter of the channels about zero: of all, or else of some samples."""
-        channels = self.channels or ChannelMoments.of_data(self.some)
+        channels = self.channels or ChannelMoments.of_data(self.kept)
         return channels.about_zero()
 
 
@@ -202,15 +202,15 @@ def summarise(
         Whether to take the channels' moments, which cost most.
     """
     sums = _Sums(samples, None, None) if channels else None
-    kept = None if isinstance(samples, InMemory) else _Kept(n_some, generator)
+    passing = None if isinstance(samples, InMemory) else _Kept(n_some, generator)
     energy = torch.zeros(
         (), dtype=accumulator_dtype(samples.device), device=samples.device
     )
 
     def add(batch: Tensor, energy: Tensor, *totals: Tensor) -> None:
         energy += sample_energies(batch).sum()
-        if kept is not None:
-            kept.see(batch)
+        if passing is not None:
+            passing.see(batch)
         if sums is not None:
             sums.add(batch, *totals)
 
@@ -218,22 +218,26 @@ def summarise(
     energy, *rest = samples.accumulate(add, energy, *totals)
     n_samples = samples.n_samples
     assert n_samples is not None  # a pass has told
-    if kept is not None:
-        some = InMemory(kept.samples())
-    elif n_some(n_samples) < n_samples:
-        assert isinstance(samples, InMemory)
-        numbers = _draw(n_samples, generator)
-        places = numbers.topk(n_some(n_samples)).indices.sort().values
-        some = InMemory(samples.Z[places.to(samples.device)])
+    if passing is not None:
+        kept = InMemory(passing.samples())
     else:
-        some = samples
+        assert isinstance(samples, InMemory)
+        kept = _chosen(samples, n_some(n_samples), generator)
     return Summary(
         n_samples,
         energy,
         None if sums is None else sums.moments(tuple(rest)),
-        some,
-        sample_energies(some.Z).sum(),
+        kept,
+        sample_energies(kept.Z).sum(),
     )
+
+
+def _chosen(samples: InMemory, n: int, generator: torch.Generator) -> InMemory:
+    """Those that :class:`_Kept` would keep."""
+    if n >= samples.n_samples:
+        return samples
+    places = _draw(samples.n_samples, generator).topk(n).indices.sort().values
+    return InMemory(samples.Z[places.to(samples.device)])
 
 
 class _Kept:

@@ -235,9 +235,12 @@ def appearance_moments(
     """
     samples = as_samples(Z)
     rows = _Rows(samples, P, dtype)
-    M1, M2 = samples.accumulate(
-        rows.add, *_zeros(samples, samples.n_channels), size=rows.size
-    )
+
+    def add(batch: Tensor, M1: Tensor, M2: Tensor) -> None:
+        rows.add(batch, M1, M2)
+
+    totals = _zeros(samples, samples.n_channels)
+    M1, M2 = samples.accumulate(add, *totals, size=rows.size)
     return Moments(mirror(M1), mirror(M2), energy, _rounding(samples, rows.dtype))
 
 

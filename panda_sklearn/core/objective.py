@@ -97,7 +97,7 @@ def accumulator_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def cancels(f: Tensor | float, energy: Tensor | float, like: Tensor) -> Any:
+def cancels(f: Tensor | float, energy: Tensor | float, like: Tensor | Samples) -> Any:
     """Whether an objective is too small a share of E for products in ``like``'s type.
 
     Of each sample, where they are tensors; never, where the type is the widest already.

@@ -185,6 +185,8 @@ class Samples(ABC):
 class InMemory(Samples):
     """Samples that are a tensor Z (N, C, S), which is not copied."""
 
+    n_samples: int
+
     def __init__(
         self, Z: Tensor, *, batch_size: int | None = None, check: Check | None = None
     ) -> None:

@@ -9,13 +9,13 @@ Floor 0: torch only.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from panda_sklearn.utils.undo import Undo
 
-__all__ = ["with_threads_for"]
+__all__ = ["ThreadsFor"]
 
 # Multiplications from which more than one thread is worth it.
 WORTH_THREADS = 2**30
@@ -24,24 +24,31 @@ WORTH_THREADS = 2**30
 # thread and partly for the process, so users at the same time put back the same.
 _users: dict[object, int] = {}
 
-Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
-def with_threads_for(
-    multiplications: float,
-    function: Callable[Parameters, Result],
-    *args: Parameters.args,
-    **kwargs: Parameters.kwargs,
-) -> Result:
-    """Call a function, on one thread if its operations have no more to do than this.
+class ThreadsFor:
+    """Calls functions on one thread, if their operations have little to do.
 
     The number of threads is what it was afterwards, whatever happens.
+
+    Parameters
+    ----------
+    multiplications : float
+        Of their longest operations.
     """
-    with Undo() as undo, undo:
-        if multiplications < WORTH_THREADS:
-            _use_one(undo)
-        return function(*args, **kwargs)
+
+    def __init__(self, multiplications: float) -> None:
+        self.one = multiplications < WORTH_THREADS
+
+    def __call__(
+        self, function: Callable[..., Result], *args: Any, **kwargs: Any
+    ) -> Result:
+        """What the function returns."""
+        with Undo() as undo, undo:
+            if self.one:
+                _use_one(undo)
+            return function(*args, **kwargs)
 
 
 def _use_one(undo: Undo) -> None:

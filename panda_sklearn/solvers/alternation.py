@@ -138,7 +138,8 @@ class Alternation:
         before = self.f
         self.advance()
         energy = float(self.energy)
-        n_samples = self.samples.n_samples or 1
+        assert self.samples.n_samples is not None  # it has been gone through
+        n_samples = self.samples.n_samples
         end = STUCK if self.f == before else ""
         return Iteration(self.f * energy, energy, n_samples, end)
 

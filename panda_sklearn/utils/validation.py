@@ -454,7 +454,7 @@ def check_device(device: str | torch.device) -> torch.device:
 
 
 def find_layout(
-    X: ArrayLike, *, map_shape: tuple[int, ...] | None, channel_axis: int
+    X: Any, *, map_shape: tuple[int, ...] | None, channel_axis: int
 ) -> MapLayout:
     """How the maps lie in X, from its shape and the two parameters.
 
@@ -505,7 +505,7 @@ def find_layout(
     return MapLayout(shape, channel_axis=channel_axis)
 
 
-def check_same_layout(estimator: Any, X: ArrayLike, layout: MapLayout) -> None:
+def check_same_layout(estimator: Any, X: Any, layout: MapLayout) -> None:
     """Raise ValueError unless the samples of X have the shape seen by fit."""
     if tuple(X.shape[1:]) != layout.sample_shape:
         single = tuple(X.shape) == layout.sample_shape

@@ -1,0 +1,110 @@
+"""Parts to start from: the best of some, once descended from.
+
+Floor 1: torch and :mod:`panda_sklearn.core` alone. Notation as in
+:mod:`panda_sklearn.core.objective`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from panda_sklearn.core.channels import Summary
+from panda_sklearn.core.constraint import Constraint
+from panda_sklearn.core.moments import (
+    FactoredMoments,
+    Moments,
+    factored_part_moments,
+    part_moments,
+)
+from panda_sklearn.core.objective import accumulator_dtype, sample_energies
+from panda_sklearn.core.samples import InMemory
+from panda_sklearn.core.starts import (
+    grown_parts,
+    hosvd,
+    nearly_hosvd,
+    random_appearances,
+    random_parts,
+)
+from panda_sklearn.solvers.alternation import descend_shared
+
+__all__ = ["N_STARTS", "draw_starts", "promising_starts"]
+
+# Starts are descended from roughly, the best few of them further.
+N_STARTS = 10
+COMPARISON = {"max_iter": 60, "tol": 1e-5}
+FINALISTS = 4
+FINAL = {"max_iter": 60, "tol": 1e-5}
+# Of these, the ones whose objectives differ by more than one share of the energy and
+# are within another of the best are promising.
+SAME = 1e-5
+PROMISING = 1e-2
+# Channels up to which the eigenvectors of their scatter take no time.
+LARGEST_SCATTER = 512
+# Positions, at most, of which the S x S moments are formed for that (512 MB). Beyond,
+# a few random starts are compared on a few samples.
+LARGEST_FORMED = 8192
+
+
+def draw_starts(
+    known: Summary,
+    R_C: int,
+    R_S: int,
+    init: str,
+    n_init: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Appearances to start from, and parts (K, S, R_S); one is to be grown still."""
+    kept = known.kept
+    C, S = kept.n_channels, kept.n_positions
+    dtype = accumulator_dtype(kept.device)
+    if init == "random":
+        A = random_appearances(C, R_C, generator)
+    elif R_C == C:  # their space has no start to choose
+        A = torch.eye(C, dtype=dtype, device="cpu")
+    elif C > LARGEST_SCATTER and 4 * R_C <= C:
+        A = nearly_hosvd(kept.Z, R_C, generator)
+    else:
+        A = hosvd(kept.Z, R_C, scatter=known.scatter())
+    n_drawn = n_init - 1 if init == "hosvd" else n_init
+    P = torch.empty(n_drawn, S, R_S, dtype=dtype, device="cpu")
+    for start in P:
+        start[:] = random_parts(S, R_S, generator)
+    return A.to(kept.device, dtype), P.to(kept.device, dtype)
+
+
+def promising_starts(
+    kept: InMemory,
+    A: Tensor,
+    P: Tensor,
+    generator: torch.Generator,
+    grow: bool,
+    constraint: Constraint,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """The best of the starts, and of one grown from the data, once descended from.
+
+    Also their objectives, as shares of the energy, by which they rise.
+    """
+    _, S, R_S = P.shape
+    if constraint.rotatable:  # the parts' problem is solved without a start
+        return P.new_ones(1, S, R_S), P.new_ones(1)
+    moments: Moments | FactoredMoments
+    if S <= LARGEST_FORMED:
+        energy = sample_energies(kept.Z).sum()
+        formed = moments = part_moments(kept, A, energy=energy, dtype=dtype)
+        if grow:
+            grown = grown_parts(formed.M1, R_S, generator, formed.eps)
+            P = torch.cat([grown[None], P])
+    else:
+        if len(P) == 0:
+            P = random_parts(S, R_S, generator).to(P)[None]
+        P = P[:FINALISTS]
+        few = kept.Z[:: -(-len(kept.Z) // 16)]
+        energy = sample_energies(few).sum()
+        moments = factored_part_moments(few, A, energy=energy, dtype=dtype)
+    P, f = descend_shared(moments, P, constraint, **COMPARISON)
+    P, f = descend_shared(moments, P[f.argsort()[:FINALISTS]], constraint, **FINAL)
+    f, order = f.sort()
+    others = (f < f[0] + PROMISING) & (f.diff(prepend=f[:1] - 1) > SAME)
+    return P[order][others], f[others]

@@ -1,0 +1,217 @@
+r"""Passes over all samples, with curvature from some that are kept in memory.
+
+Each pass is at a pair of factors (A, P) and takes only what thin products tell:
+
+- the appearances' moments at P, so that the best appearances there are known exactly;
+- the gradient in the parts.
+
+Where to look next is found on the kept samples alone, of which s times as many would
+have the energy of all: their objective, corrected to first order,
+
+.. math::
+
+    s f_{kept}(A, P) + \langle \nabla_P f - s \nabla_P f_{kept}, P \rangle,
+
+is descended from by turns with the appearances, whose moments are corrected likewise.
+So the kept samples lend their curvature, and all samples say where the minimum is (as
+in DANE: Shamir, Srebro, Zhang, "Communication-efficient distributed optimization using
+an approximate Newton-type method", ICML 2014). Both corrections depend on A through AA'
+alone: a linear one in A would not, while the objective does, and the fit would run off
+along rotations of A.
+
+Floor 1: torch and :mod:`panda_sklearn.core` alone. Notation as in
+:mod:`panda_sklearn.core.objective`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from panda_sklearn.core.channels import Summary
+from panda_sklearn.core.moments import (
+    Moments,
+    appearance_moments,
+    factored_part_moments,
+    part_moments,
+    thin_products,
+)
+from panda_sklearn.core.objective import accumulator_dtype, cancels
+from panda_sklearn.core.samples import Samples
+from panda_sklearn.core.threads import ThreadsFor
+from panda_sklearn.solvers.alternation import (
+    Alternation,
+    one_of,
+    solve_appearances,
+    solve_parts,
+)
+from panda_sklearn.solvers.base import STUCK, Iteration
+from panda_sklearn.solvers.descent import relative_objective
+
+__all__ = ["Passes"]
+
+# How often parts and appearances are solved for by turns between two passes; another
+# turn, unless the last brought less than this share of what all have brought.
+TURNS = 3
+HELPFUL = 0.1
+# The descent between passes ends where a step promises less than this share of tol.
+SHARE_OF_TOL = 5e-2
+# Passes are slow if one brings more than this share of what the last brought. Then
+# steps go further than the kept samples lead, by a multiple that grows.
+SLOW = 0.4
+FURTHER, GROWTH = 0.7, 1.5
+# Shorter steps in a row that may fail to lower the objective, and how much shorter.
+FAILURES = 3
+SHORTER = 0.25
+
+
+class Passes:
+    """Factors that get better with each pass over all samples.
+
+    Attributes
+    ----------
+    A, P : Tensor
+        The best appearances at the best parts so far.
+
+    f : float
+        Their objective as a share of the energy.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        known: Summary,
+        begun: Alternation,
+        *,
+        tol: float,
+        lightly: ThreadsFor,
+    ) -> None:
+        self.samples, self.kept = samples, known.kept
+        self.energy, self.energy_of_kept = known.energy, known.energy_of_kept
+        self.n_samples = known.n_samples
+        self.share = float(known.energy / known.energy_of_kept)
+        self.products, self.factored = begun.products, begun.factored
+        self.constraint = begun.constraint
+        self.tol, self.inner_tol = tol, SHARE_OF_TOL * tol
+        self.f = float("inf")
+        self.next = begun.A, begun.P  # where to look next
+        self.own_products: tuple[Tensor, Tensor] | None = None  # of the kept, there
+        self.lightly = lightly
+        C, S = samples.n_channels, samples.n_positions
+        R_C, R_S = begun.A.shape[1], begun.P.shape[1]
+        per_sample = R_S * C * (3 * S + 2 * C + 2 * R_C)
+        self.in_pass = ThreadsFor(known.n_samples * per_sample)
+        self.n_failures = 0
+        self.fall, self.further = float("inf"), FURTHER
+        self.safe: tuple[Tensor, Tensor] | None = None  # if that was too far
+
+    def step(self, n_iter: int) -> Iteration:
+        """Look at the next factors, and choose those to look at then."""
+        A, P = self.next
+        of_appearances, part_products = self.in_pass(
+            thin_products,
+            self.samples,
+            A,
+            P,
+            energy=self.energy,
+            dtype=self.products,
+        )
+        best, f = self.lightly(solve_appearances, of_appearances, A)
+        if self.products == self.samples.dtype and cancels(f, 1.0, self.samples):
+            self.products = accumulator_dtype(self.samples.device)
+            self.f, self.own_products = float("inf"), None  # no measure any longer
+            return self.step(n_iter)
+        end = ""
+        if f < self.f:
+            fall, self.f, self.n_failures = self.f - f, f, 0
+            slow = fall > SLOW * self.fall
+            self.fall, self.further = fall, GROWTH * self.further if slow else FURTHER
+            self.A, self.P = best, P
+            self.of_appearances, self.part_products = of_appearances, part_products
+            if not fall < self.tol:  # else it is the last
+                promised = self.lightly(self._look_ahead, A)
+                if not promised > self.tol:
+                    end = "no step promises to lower the objective by more than tol"
+                if slow:
+                    self._go_further()
+        elif self.n_failures < FAILURES:
+            self.n_failures += 1
+            self.own_products, self.further = None, FURTHER
+            if self.safe is not None:
+                self.next, self.safe = self.safe, None
+            else:
+                self.next = self.A, self.P + SHORTER * (P - self.P)
+        else:
+            end = STUCK
+        energy = float(self.energy)
+        return Iteration(self.f * energy, energy, self.n_samples, end)
+
+    def _go_further(self) -> None:
+        """Beyond what the kept samples lead to, where passes bring ever the same."""
+        self.safe = A, P = self.next
+        move = self.further * (P - self.P)
+        self.next, self.own_products = (A, self.constraint.project(P + move)), None
+
+    def _look_ahead(self, A: Tensor) -> float:
+        """Choose where to look next, by the kept samples; returns the fall promised.
+
+        The last pass was at A and the best parts.
+        """
+        P, options = self.P, self._options()
+        own_products = self.own_products
+        if own_products is None:
+            _, own_products = thin_products(self.kept, A, P, **options)
+        linear = _gradient(P, self.part_products) / self.share
+        linear -= _gradient(P, own_products)
+        then = None
+        A, promised = self.A, 0.0
+        for turn in range(TURNS):
+            if turn:
+                if then is None:
+                    then = appearance_moments(self.kept, self.P, **options)
+                now = appearance_moments(self.kept, P, **options)
+                corrected = self._corrected(now, then)
+                before = relative_objective(corrected, A)
+                A, f = solve_appearances(corrected, A)
+                if not before - f > self.tol / 2:
+                    break
+            P, fall = self._descend(A, P, linear)
+            promised += fall
+            if not fall > max(self.tol, HELPFUL * promised):
+                break
+        self.next = A, P
+        return promised
+
+    def _options(self) -> dict[str, Any]:
+        """Arguments of the functions that take the kept samples' moments."""
+        return {"energy": self.energy_of_kept, "dtype": self.products}
+
+    def _corrected(self, now: Moments, then: Moments) -> Moments:
+        """The appearances' moments of all, by what became of those of the kept."""
+        known, s = self.of_appearances, self.share
+        M1 = known.M1 + s * (now.M1 - then.M1)
+        return Moments(M1, known.M2 + s * (now.M2 - then.M2), self.energy, known.eps)
+
+    def _descend(self, A: Tensor, P: Tensor, linear: Tensor) -> tuple[Tensor, float]:
+        """Parts at which the corrected objective of the kept is least, and its fall."""
+        options = self._options()
+        form = factored_part_moments if self.factored else part_moments
+        moments = form(self.kept.Z, A, **options)
+        before = _value(P, one_of(moments.products(P[None])), linear)
+        P, _ = solve_parts(moments, P, self.constraint, self.inner_tol, linear=linear)
+        self.own_products = one_of(moments.products(P[None]))
+        after = _value(P, self.own_products, linear)
+        return P, float((before - after) / self.energy_of_kept)
+
+
+def _gradient(P: Tensor, products: tuple[Tensor, Tensor]) -> Tensor:
+    """The gradient (4), from M1 P and M2 P."""
+    M1P, M2P = products
+    return 2 * (P @ (P.T @ M2P) + M2P @ (P.T @ P)) - 4 * M1P
+
+
+def _value(P: Tensor, products: tuple[Tensor, Tensor], linear: Tensor) -> Tensor:
+    """The objective less the energy, with a linear term."""
+    M1P, M2P = products
+    return ((P.T @ P) * (P.T @ M2P)).sum() + (P * (linear - 2 * M1P)).sum()
