@@ -313,7 +313,8 @@ def _in_space(
         M1A, M2A = one_of(moments.products(leading[None]))
         norms = leading.square().sum(dim=0)
         change = (leading * (norms * M2A - 2 * M1A)).sum()
-        return leading, 1 + float(change / moments.energy)
+        energy = float(moments.energy)
+        return leading, 1 + float(change) / energy if energy > 0 else 0.0
     f = relative_objective(moments, leading)
     best = leading if f <= relative_objective(moments, A) else A
     X, objectives = descend_shared(
