@@ -159,8 +159,11 @@ class Alternation:
             self.advance()
             return
         if not f < self.f:
+            if tol > EXACT:  # which may be why
+                self.fall = 0.0
+                self.advance()
             return
-        self.fall = min(self.f - f, 1.0)
+        self.fall = min(self.f - f, FIRST_FALL)  # of the first step it is no measure
         self.A, self.P, self.f, self.solution = A, P, f, solution
         self.of_parts, self.of_appearances = of_parts, of_appearances
         self.part_products = one_of(of_parts.products(P[None]))

@@ -49,7 +49,7 @@ def test_a_summary_is_that_of_all_samples(n, n_some, size, channels):
         assert known.kept.n_samples == len(kept) == min(n, n_some)
         assert float(known.energy_of_kept) == pytest.approx(float((kept**2).sum()))
         # Samples of Z, in their order, none twice.
-        places = [int((Z == z).all((1, 2)).nonzero()) for z in kept]
+        places = [int((z == Z).all((1, 2)).nonzero()) for z in kept]
         assert places == sorted(set(places))
         rows = (Z if channels else kept).transpose(0, 1).flatten(1)
         torch.testing.assert_close(known.scatter(), rows @ rows.T)
