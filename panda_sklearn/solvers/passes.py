@@ -91,7 +91,7 @@ class Passes:
         self.energy, self.energy_of_kept = known.energy, known.energy_of_kept
         self.n_samples = known.n_samples
         self.share = float(known.energy / known.energy_of_kept)
-        self.products, self.factored = begun.products, begun.factored
+        self.products, self.factored = begun.products, begun.factored_parts
         self.constraint = begun.constraint
         self.tol, self.inner_tol = tol, SHARE_OF_TOL * tol
         self.f = float("inf")
