@@ -147,11 +147,13 @@ class Alternation:
         """Advance, and say how far that went."""
         before = self.f
         self.advance()
+        return self.iteration(self.f, STUCK if self.f == before else "")
+
+    def iteration(self, f: float, end: str = "") -> Iteration:
+        """What a step that ends at an objective says of itself."""
         energy = float(self.energy)
         assert self.samples.n_samples is not None  # it has been gone through
-        n_samples = self.samples.n_samples
-        end = STUCK if self.f == before else ""
-        return Iteration(self.f * energy, energy, n_samples, end)
+        return Iteration(f * energy, energy, self.samples.n_samples, end)
 
     def advance(self) -> None:
         """Solve for the parts, then for the appearances.
