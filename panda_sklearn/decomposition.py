@@ -123,13 +123,14 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         channel.
 
     solver : {"spg", "pgd", "adam"}, default="spg"
-        - "spg": solves for parts and for appearances by turns on the second moments
-          of the data, by spectral projected gradients and in nearly closed form. No
-          learning rate, few iterations, lower objectives, canonical factors; see
-          :ref:`solvers`.
+        - "spg": fits some samples first, then goes through all of them once an
+          iteration. Solves for parts and for appearances by turns on second moments,
+          by spectral projected gradients and in nearly closed form. No learning rate,
+          few passes, low objectives, canonical factors; see :ref:`solvers`.
         - "pgd": block-coordinate projected gradient descent with the gradients (4)
-          and (5) in closed form, Algorithm 1 of [1]_.
-        - "adam": Adam through automatic differentiation (section 4.3.3).
+          and (5) in closed form, Algorithm 1 of [1]_. Needs the samples in memory.
+        - "adam": Adam through automatic differentiation (section 4.3.3). Needs the
+          samples in memory.
 
     init : {"hosvd", "random"} or pair of arrays, default="hosvd"
         Where to start from.
@@ -169,8 +170,8 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         For "pgd" and "adam" the number of samples that an iteration uses. ``None``
         means all of them; with a number, each pass goes through the samples in a
         random order, in more and much cheaper iterations. For "spg", which always uses
-        all samples, the number whose products are in memory at a time; it changes
-        nothing else, and ``None`` takes few beside the size of the data.
+        all samples, the number whose products are in memory at a time in ``fit``; it
+        changes nothing else, and ``None`` takes few beside the size of the data.
 
     nonnegative : bool, default=True
         Whether parts are constrained to be non-negative. ``False`` is the ablation of
@@ -209,7 +210,9 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         Number of iterations taken; of batches seen by ``partial_fit``.
 
     n_passes_ : int
-        Number of times that the samples were read.
+        Number of times that the samples were read, all told; the iterations of "pgd"
+        and "adam" do not count. 1 after ``partial_fit``, and 0 in files of before it
+        was counted.
 
     objective_history_ : ndarray of shape (n_iter,)
         Mean over samples of the objective (3) after each iteration. "spg" never raises
@@ -259,6 +262,11 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
     integers are promoted to float32). Every method answers with the kind and dtype
     that it was given, tensors on the same device; so do the array attributes with
     what ``fit`` was given.
+
+    Wherever ``X`` is activations, it may also be an array on disk (a memory map, HDF5,
+    Zarr), a torch ``Dataset`` or ``DataLoader``, an object that gives batches each time
+    that it is iterated over, or ``GeneratorFeatureExtractor.batches(latents)``. Such
+    data are read in batches, never loaded whole; see :ref:`large_data`.
 
     The objective does not change under A -> cAR, P -> P / c with R orthogonal, nor with
     the order of the parts. "spg" returns the canonical pair of these: A as near to
@@ -364,6 +372,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         X : array of shape (n_samples, n_channels, \*spatial)
             Activations with one, two or three spatial axes; or laid out as
             ``channel_axis`` and ``map_shape`` say.
+            Or data that are not in memory: see :ref:`large_data`.
 
         y : Ignored
             Not used, present for API consistency by convention.
@@ -378,7 +387,11 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         TypeError, ValueError
             If a parameter is something else, if ``X`` is not numeric, dense, finite and
             of such a shape, if a rank exceeds the data's, or if the given
-            ``learning_rate`` makes the fit diverge.
+            ``learning_rate`` makes the fit diverge. If ``X`` can be iterated over only
+            once, gives other samples in a later pass, or is not in memory while
+            ``solver`` needs it there.
+        OSError
+            If ``X`` is on disk and cannot be read.
 
         Warns
         -----
@@ -426,7 +439,8 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : array of shape (n_samples, n_channels, \*spatial)
-            A batch of activations, laid out as for ``fit``.
+            A batch of activations, laid out as for ``fit``. Data that are not in
+            memory (:ref:`large_data`) are read once, and learnt from piece by piece.
 
         y : Ignored
             Not used, present for API consistency by convention.
@@ -439,7 +453,10 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         Raises
         ------
         TypeError, ValueError
-            As ``fit``, or if ``X`` is laid out differently from earlier batches.
+            As ``fit``, or if ``X`` is laid out differently from earlier batches, or is
+            shuffled in each pass.
+        OSError
+            If ``X`` is on disk and cannot be read.
         """
         first = not hasattr(self, "parts_")
         samples, layout, origin, start = self._check_fit(X, reset=first)
@@ -587,12 +604,13 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : array of shape (n_samples, n_channels, \*spatial)
-            Activations, laid out as for ``fit``.
+            Activations, laid out as for ``fit``; also such as are not in memory, see
+            :ref:`large_data`.
 
         out : array of shape (n_samples, n_appearances * n_parts), default=None
             What to write the result into, batch by batch, and to return: an array, a
-            tensor, a memory map, an HDF5 dataset or anything else that can be assigned
-            to by slices.
+            tensor, a memory map, an HDF5 dataset, a Zarr array or anything else that
+            can be assigned to by slices. After an exception it is not complete.
 
         Returns
         -------
@@ -604,7 +622,11 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         ------
         TypeError, ValueError
             If ``X`` is not numeric, dense and finite, or its samples are of another
-            shape than in ``fit``; or if a parameter was set to something else since.
+            shape than in ``fit``; if it can be iterated over only once, or is shuffled
+            in each pass; if a parameter was set to something else since ``fit``; or if
+            ``out`` is of another shape or holds no floating-point numbers.
+        OSError
+            If ``X`` cannot be read, or ``out`` cannot be written to.
         """
         T = self._of_samples(X, lambda factors, Z: factors.encode(Z).flatten(1), out)
         if out is None and isinstance(T, Tensor) and wants_container(self):
@@ -618,17 +640,23 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : array of shape (n_samples, n_channels, \*spatial)
-            Activations, laid out as for ``fit``.
+            Activations, laid out as for ``fit``; also such as are not in memory, see
+            :ref:`large_data`.
 
         out : array of shape (n_samples, n_appearances, n_parts), default=None
             What to write the result into, batch by batch, and to return: an array, a
-            tensor, a memory map, an HDF5 dataset or anything else that can be assigned
-            to by slices.
+            tensor, a memory map, an HDF5 dataset, a Zarr array or anything else that
+            can be assigned to by slices. After an exception it is not complete.
 
         Returns
         -------
         L : array of shape (n_samples, n_appearances, n_parts)
             The coefficients A'Z_iP of equation (2).
+
+        Raises
+        ------
+        TypeError, ValueError, OSError
+            As ``transform``.
         """
         return self._of_samples(X, lambda factors, Z: factors.encode(Z), out)
 
@@ -673,7 +701,8 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : array of shape (n_samples, n_channels, \*spatial)
-            Activations, laid out as for ``fit``.
+            Activations, laid out as for ``fit``; also such as are not in memory, see
+            :ref:`large_data`.
 
         y : Ignored
             Not used, present for API consistency by convention.
@@ -736,7 +765,8 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : array of shape (n_samples, n_channels, \*spatial)
-            Activations, laid out as for ``fit``.
+            Activations, laid out as for ``fit``; also such as are not in memory, see
+            :ref:`large_data`.
 
         size : int or tuple of int, default=None
             Spatial sizes of the maps, such as those of the images; they are resized
@@ -765,7 +795,8 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : array of shape (n_samples, n_channels, \*spatial)
-            Activations, laid out as for ``fit``.
+            Activations, laid out as for ``fit``; also such as are not in memory, see
+            :ref:`large_data`.
 
         appearance : int
             Index of the appearance, from 0.
@@ -825,7 +856,8 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : array of shape (n_samples, n_channels, \*spatial)
-            Activations, laid out as for ``fit``.
+            Activations, laid out as for ``fit``; also such as are not in memory, see
+            :ref:`large_data`.
 
         max_iter : int, default=100
             Number of projected gradient steps, at most.
@@ -858,7 +890,8 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : array of shape (n_samples, n_channels, \*spatial)
-            Activations, laid out as for ``fit``.
+            Activations, laid out as for ``fit``; also such as are not in memory, see
+            :ref:`large_data`.
 
         parts : array of shape (n_samples, n_parts, \*spatial), default=None
             Parts of each sample, as from ``refine``; ``None`` is ``parts_`` for all.

@@ -32,6 +32,7 @@ __all__ = [
     "Moments",
     "appearance_moments",
     "diagonalised",
+    "factored_appearance_moments",
     "factored_part_moments",
     "is_cheaper_factored",
     "part_moments",
@@ -109,6 +110,9 @@ class FactoredMoments:
 
     dtype : torch.dtype
         Type of the products.
+
+    eps : float
+        As of :class:`Moments`.
     """
 
     Y: Tensor
@@ -117,6 +121,7 @@ class FactoredMoments:
     energy: Tensor
     batch_size: int
     dtype: torch.dtype
+    eps: float
 
     def products(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """M1 X and M2 X, for X (K, n, r)."""
@@ -211,15 +216,15 @@ def factored_part_moments(
     dtype = dtype or Z.dtype
     A, g = diagonalised(A)
     R_C = len(g)
-    size = max(1, 2**21 // (C * S))
+    size, eps = max(1, 2**21 // (C * S)), _rounding(Z, dtype)
     if R_C > SHARE_TO_KEEP * C:
         B = A @ A.T
-        return FactoredMoments(Z, B, B @ B, energy, size, dtype)
+        return FactoredMoments(Z, B, B @ B, energy, size, dtype, eps)
     Y = torch.empty(N, R_C, S, dtype=dtype, device=Z.device)
     for into, batch in zip(Y.split(size), Z.split(size), strict=True):
         torch.matmul(A.T.to(dtype), batch.to(dtype), out=into)
     identity = torch.eye(R_C, dtype=A.dtype, device=A.device)
-    return FactoredMoments(Y, identity, g.diag(), energy, size, dtype)
+    return FactoredMoments(Y, identity, g.diag(), energy, size, dtype, eps)
 
 
 def appearance_moments(
@@ -242,6 +247,25 @@ def appearance_moments(
     totals = _zeros(samples, samples.n_channels)
     M1, M2 = samples.accumulate(add, *totals, size=rows.size)
     return Moments(mirror(M1), mirror(M2), energy, _rounding(samples, rows.dtype))
+
+
+def factored_appearance_moments(
+    Z: Tensor,
+    P: Tensor,
+    *,
+    energy: Tensor,
+    dtype: torch.dtype | None = None,
+) -> FactoredMoments:
+    """The same as :func:`appearance_moments`, with the C x C matrices left unformed.
+
+    For samples in memory that have fewer W_i' than channels have numbers.
+    """
+    dtype = dtype or Z.dtype
+    P, g = diagonalised(P)
+    W = (Z.to(dtype) @ P.to(dtype)).mT.contiguous()
+    identity = torch.eye(len(g), dtype=P.dtype, device=P.device)
+    eps = _rounding(Z, dtype)
+    return FactoredMoments(W, identity, g.diag(), energy, len(W), dtype, eps)
 
 
 def thin_products(
@@ -334,7 +358,7 @@ def is_cheaper_factored(C: int, S: int, R_C: int, R_S: int) -> bool:
     return R_C * S > PRODUCTS * SLOWNESS * R * R_S
 
 
-def _rounding(Z: Samples, dtype: torch.dtype) -> float:
+def _rounding(Z: Samples | Tensor, dtype: torch.dtype) -> float:
     """Share of the energy that rounding may have put anywhere, for a type of products.
 
     By the sums of products; or by the values themselves, whose errors are squared.

@@ -19,7 +19,7 @@ from panda_sklearn.utils.undo import Undo
 __all__ = ["ThreadsFor"]
 
 # Multiplications from which more than one thread is worth it.
-WORTH_THREADS = 2**30
+WORTH_THREADS = 2**29
 
 # The number of threads that each thread that uses one puts back. It is set partly for a
 # thread and partly for the process, so users at the same time put back the same.

@@ -26,6 +26,7 @@ from panda_sklearn.core.moments import (
     FactoredMoments,
     Moments,
     appearance_moments,
+    factored_appearance_moments,
     factored_part_moments,
     is_cheaper_factored,
     part_moments,
@@ -67,6 +68,10 @@ FIRST_EXTRAPOLATION = 0.5
 LONGEST_EXTRAPOLATION = 2.0
 GROWTH = 1.5
 SHRINKAGE = 0.5
+
+
+# Parts, the moments of the appearances there, the best appearances and the objective.
+Candidate = tuple[Tensor, Moments | FactoredMoments, Tensor, float]
 
 
 @dataclass(frozen=True)
@@ -115,18 +120,23 @@ class Alternation:
         constraint: Constraint,
         products: torch.dtype,
         past: Past | None = None,
-        factored: bool | None = None,
+        factored: bool = True,
     ) -> None:
         self.samples, self.past = samples, past
         self.A, self.P = A, P
         self.energy = energy
         self.products = products
         self.constraint = constraint
-        shape = samples.n_channels, samples.n_positions, A.shape[1], P.shape[1]
-        if factored is None:
-            small = not constraint.rotatable and isinstance(samples, InMemory)
-            factored = small and is_cheaper_factored(*shape)
-        self.factored = factored
+        (C, R_C), (S, R_S) = A.shape, P.shape
+        may = factored and isinstance(samples, InMemory)
+        self.factored_parts = (
+            may and not constraint.rotatable and is_cheaper_factored(C, S, R_C, R_S)
+        )
+        self.factored_appearances = (
+            may
+            and 2 * (samples.n_samples or 0) * R_S < C
+            and not _is_solved_whole(C, R_C)
+        )
         self.f = float("inf")
         self.fall = FIRST_FALL
         self.worth = 0.0  # a smaller fall by the parts is not worth going beyond them
@@ -137,11 +147,13 @@ class Alternation:
         """Advance, and say how far that went."""
         before = self.f
         self.advance()
+        return self.iteration(self.f, STUCK if self.f == before else "")
+
+    def iteration(self, f: float, end: str = "") -> Iteration:
+        """What a step that ends at an objective says of itself."""
         energy = float(self.energy)
         assert self.samples.n_samples is not None  # it has been gone through
-        n_samples = self.samples.n_samples
-        end = STUCK if self.f == before else ""
-        return Iteration(self.f * energy, energy, n_samples, end)
+        return Iteration(f * energy, energy, self.samples.n_samples, end)
 
     def advance(self) -> None:
         """Solve for the parts, then for the appearances.
@@ -179,9 +191,7 @@ class Alternation:
             products=self.products,
         )
 
-    def _extrapolate(
-        self, solution: Tensor, f_solution: float
-    ) -> tuple[Tensor, Moments, Tensor, float]:
+    def _extrapolate(self, solution: Tensor, f_solution: float) -> Candidate:
         """Parts at or beyond the solution, and the best appearances there.
 
         Beyond it, if the objective is no higher than it was at the solution.
@@ -200,18 +210,23 @@ class Alternation:
             self.extrapolation *= SHRINKAGE
         return self._with_appearances(solution)
 
-    def _with_appearances(self, P: Tensor) -> tuple[Tensor, Moments, Tensor, float]:
+    def _with_appearances(
+        self, P: Tensor
+    ) -> tuple[Tensor, Moments | FactoredMoments, Tensor, float]:
         moments = self._appearance_moments(P)
         return P, moments, *solve_appearances(moments, self.A)
 
     def _part_moments(self) -> Moments | FactoredMoments:
-        if self.factored:
+        if self.factored_parts:
             assert isinstance(self.samples, InMemory)
             return factored_part_moments(self.samples.Z, self.A, **self._options())
         moments = part_moments(self.samples, self.A, **self._options())
         return moments if self.past is None else self.past.of_parts + moments
 
-    def _appearance_moments(self, P: Tensor) -> Moments:
+    def _appearance_moments(self, P: Tensor) -> Moments | FactoredMoments:
+        if self.factored_appearances:
+            assert isinstance(self.samples, InMemory)
+            return factored_appearance_moments(self.samples.Z, P, **self._options())
         moments = appearance_moments(self.samples, P, **self._options())
         return moments if self.past is None else self.past.of_appearances + moments
 
@@ -237,6 +252,9 @@ def canonical_pair(
         moments = part_moments(fit.samples, fit.A, **options)
         moments = moments if past is None else past.of_parts + moments
         fit.part_products = one_of(moments.products(fit.P[None]))
+
+    if not isinstance(fit.of_appearances, Moments):
+        fit.of_appearances = appearance_moments(fit.samples, fit.P, **options)
 
     def pair() -> tuple[Tensor, Tensor, float]:
         given = fit.A, fit.P, fit.part_products, fit.of_appearances
@@ -283,14 +301,17 @@ def solve_parts(
     return X[0], float(f[0])
 
 
-def solve_appearances(moments: Moments, A: Tensor) -> tuple[Tensor, float]:
+def solve_appearances(
+    moments: Moments | FactoredMoments, A: Tensor
+) -> tuple[Tensor, float]:
     """Appearances at which the objective is least, and its share of the energy.
 
     Where they are few beside the channels: in the space of what they are and what one
     more product makes of them, again and again (as LOBPCG does for eigenvectors).
     """
     C, R_C = A.shape
-    if C <= SMALL or 3 * R_C >= C:
+    if _is_solved_whole(C, R_C):
+        assert isinstance(moments, Moments)
         return _in_space(moments, A)
     f = relative_objective(moments, A)
     for _ in range(GROWN):
@@ -304,6 +325,11 @@ def solve_appearances(moments: Moments, A: Tensor) -> tuple[Tensor, float]:
         if not before - f > GROWN_TOL:
             break
     return A, f
+
+
+def _is_solved_whole(C: int, R_C: int) -> bool:
+    """Whether appearances are sought among all."""
+    return C <= SMALL or 3 * R_C >= C
 
 
 def _in_space(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from panda_sklearn.core.constraint import Constraint
-from panda_sklearn.core.moments import Moments
+from panda_sklearn.core.moments import FactoredMoments, Moments
 
 __all__ = ["Products", "descend", "leading_factor", "relative_objective"]
 
@@ -181,7 +181,7 @@ def leading_factor(moments: Moments, rank: int) -> Tensor:
     return span @ _lyapunov_root(M1, M2, moments.eps)
 
 
-def relative_objective(moments: Moments, X: Tensor) -> float:
+def relative_objective(moments: Moments | FactoredMoments, X: Tensor) -> float:
     """f(X) / E."""
     change = _value(X[None], *moments.products(X[None]))
     energy = float(moments.energy)

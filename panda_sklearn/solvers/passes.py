@@ -31,6 +31,7 @@ from torch import Tensor
 
 from panda_sklearn.core.channels import Summary
 from panda_sklearn.core.moments import (
+    FactoredMoments,
     Moments,
     appearance_moments,
     factored_part_moments,
@@ -91,12 +92,13 @@ class Passes:
         self.energy, self.energy_of_kept = known.energy, known.energy_of_kept
         self.n_samples = known.n_samples
         self.share = float(known.energy / known.energy_of_kept)
-        self.products, self.factored = begun.products, begun.factored
+        self.products, self.factored = begun.products, begun.factored_parts
         self.constraint = begun.constraint
         self.tol, self.inner_tol = tol, SHARE_OF_TOL * tol
         self.f = float("inf")
         self.next = begun.A, begun.P  # where to look next
-        self.own_products: tuple[Tensor, Tensor] | None = None  # of the kept, there
+        # Of the kept samples' parts, at the appearances of the next pass.
+        self.moments: Moments | FactoredMoments | None = None
         self.lightly = lightly
         C, S = samples.n_channels, samples.n_positions
         R_C, R_S = begun.A.shape[1], begun.P.shape[1]
@@ -120,7 +122,7 @@ class Passes:
         best, f = self.lightly(solve_appearances, of_appearances, A)
         if self.products == self.samples.dtype and cancels(f, 1.0, self.samples):
             self.products = accumulator_dtype(self.samples.device)
-            self.f, self.own_products = float("inf"), None  # no measure any longer
+            self.f, self.moments = float("inf"), None  # no measure any longer
             return self.step(n_iter)
         end = ""
         if f < self.f:
@@ -130,14 +132,15 @@ class Passes:
             self.A, self.P = best, P
             self.of_appearances, self.part_products = of_appearances, part_products
             if not fall < self.tol:  # else it is the last
-                promised = self.lightly(self._look_ahead, A)
+                loss = relative_objective(of_appearances, A) - f
+                promised = self.lightly(self._look_ahead, A, loss)
                 if not promised > self.tol:
                     end = "no step promises to lower the objective by more than tol"
                 if slow:
                     self._go_further()
         elif self.n_failures < FAILURES:
             self.n_failures += 1
-            self.own_products, self.further = None, FURTHER
+            self.moments, self.further = None, FURTHER
             if self.safe is not None:
                 self.next, self.safe = self.safe, None
             else:
@@ -151,21 +154,24 @@ class Passes:
         """Beyond what the kept samples lead to, where passes bring ever the same."""
         self.safe = A, P = self.next
         move = self.further * (P - self.P)
-        self.next, self.own_products = (A, self.constraint.project(P + move)), None
+        self.next = A, self.constraint.project(P + move)
 
-    def _look_ahead(self, A: Tensor) -> float:
+    def _look_ahead(self, A: Tensor, loss: float) -> float:
         """Choose where to look next, by the kept samples; returns the fall promised.
 
-        The last pass was at A and the best parts.
+        The last pass was at A, by whose ``loss`` the best appearances are better, and
+        at the best parts.
         """
         P, options = self.P, self._options()
-        own_products = self.own_products
-        if own_products is None:
+        if self.moments is None:
             _, own_products = thin_products(self.kept, A, P, **options)
+        else:
+            own_products = one_of(self.moments.products(P[None]))
         linear = _gradient(P, self.part_products) / self.share
         linear -= _gradient(P, own_products)
-        then = None
-        A, promised = self.A, 0.0
+        if self.moments is None or loss > self.tol:
+            A = self._move_to(self.A)
+        then, promised = None, 0.0
         for turn in range(TURNS):
             if turn:
                 if then is None:
@@ -173,15 +179,22 @@ class Passes:
                 now = appearance_moments(self.kept, P, **options)
                 corrected = self._corrected(now, then)
                 before = relative_objective(corrected, A)
-                A, f = solve_appearances(corrected, A)
-                if not before - f > self.tol / 2:
+                better, f = solve_appearances(corrected, A)
+                if not before - f > self.tol:
                     break
-            P, fall = self._descend(A, P, linear)
+                A = self._move_to(better)
+            P, fall = self._descend(P, linear)
             promised += fall
             if not fall > max(self.tol, HELPFUL * promised):
                 break
         self.next = A, P
         return promised
+
+    def _move_to(self, A: Tensor) -> Tensor:
+        """Take the kept samples' moments of the parts at other appearances."""
+        form = factored_part_moments if self.factored else part_moments
+        self.moments = form(self.kept.Z, A, **self._options())
+        return A
 
     def _options(self) -> dict[str, Any]:
         """Arguments of the functions that take the kept samples' moments."""
@@ -193,15 +206,13 @@ class Passes:
         M1 = known.M1 + s * (now.M1 - then.M1)
         return Moments(M1, known.M2 + s * (now.M2 - then.M2), self.energy, known.eps)
 
-    def _descend(self, A: Tensor, P: Tensor, linear: Tensor) -> tuple[Tensor, float]:
+    def _descend(self, P: Tensor, linear: Tensor) -> tuple[Tensor, float]:
         """Parts at which the corrected objective of the kept is least, and its fall."""
-        options = self._options()
-        form = factored_part_moments if self.factored else part_moments
-        moments = form(self.kept.Z, A, **options)
+        moments = self.moments
+        assert moments is not None
         before = _value(P, one_of(moments.products(P[None])), linear)
         P, _ = solve_parts(moments, P, self.constraint, self.inner_tol, linear=linear)
-        self.own_products = one_of(moments.products(P[None]))
-        after = _value(P, self.own_products, linear)
+        after = _value(P, one_of(moments.products(P[None])), linear)
         return P, float((before - after) / self.energy_of_kept)
 
 

@@ -86,11 +86,11 @@ def spg(
         P, objectives = lightly(promising_starts, *given, products)
         if cancels(objectives.min(), 1.0, samples):
             products = accumulator_dtype(samples.device)
-            P, _ = lightly(promising_starts, *given, products)
+            P, objectives = lightly(promising_starts, *given, products)
     else:
         wide = accumulator_dtype(samples.device)
         A, P = (factor.to(samples.device, wide) for factor in init)
-        P = P[None]
+        P, objectives = P[None], A.new_tensor([float("inf")])
 
     begun = [
         Alternation(
@@ -113,6 +113,7 @@ def spg(
     if known.kept.n_samples < known.n_samples:
         best.worth = max(tol, TOL_OF_KEPT)
         rule = StoppingRule(best.worth)
+        rule.met(best.iteration(min(best.f, float(objectives[0]))))
         lightly(iterate, best.step, rule=rule, max_iter=max_iter)
         if not constraint.rotatable and known.energy_of_kept > 0:
             fit = Passes(samples, known, best, tol=tol, lightly=lightly)

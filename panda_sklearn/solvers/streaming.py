@@ -82,6 +82,7 @@ def learn(
     iterate(fit.step, rule=StoppingRule(tol), max_iter=max_iter)
     A, P, c = canonical_pair(fit, constraint, past)
     assert isinstance(fit.of_parts, Moments)
+    assert isinstance(fit.of_appearances, Moments)
     n_samples = len(Z) + (past.n_samples if past is not None else 0)
     of_appearances = fit.of_appearances
     past = Past(fit.of_parts.rescaled(c), of_appearances.rescaled(1 / c), n_samples)

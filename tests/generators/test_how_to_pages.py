@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from tests.generators import families as f
+from tests.pages import literal_blocks
 
 PAGES = Path(__file__).parents[2] / "docs" / "generators"
 
@@ -20,10 +21,8 @@ STAND_INS = {
 
 
 def blocks(page):
-    """Literal blocks, without their indentation."""
-    text = (PAGES / f"{page}.rst").read_text()
-    found = re.findall(r"::\n\n((?:    .*\n|\n)+)", text)
-    return [re.sub(r"^    ", "", block, flags=re.M).strip() for block in found]
+    """Literal blocks of the page of that name."""
+    return literal_blocks(PAGES / f"{page}.rst")
 
 
 def on_stand_in(code, network):
