@@ -213,7 +213,7 @@ def decomposition_rows(w):
         yield Row(
             f"PartsAppearanceDecomposition.{method}",
             getattr(w.panda, method),
-            {"X": w.X, "out": np.empty((len(w.X), *shape), w.X.dtype)},
+            {"X": w.X, "out": np.empty((len(w.X), *shape))},
             valid={"X": "all-huge", "out": "none with-nan tensor-nan all-huge"},
             words={"X": ["out"]},  # which must be as long
         )

@@ -124,7 +124,7 @@ class Passes:
             self.products = accumulator_dtype(self.samples.device)
             self.f, self.moments = float("inf"), None  # no measure any longer
             return self.step(n_iter)
-        end = ""
+        end, failed = "", False
         if f < self.f:
             fall, self.f, self.n_failures = self.f - f, f, 0
             slow = fall > SLOW * self.fall
@@ -139,7 +139,7 @@ class Passes:
                 if slow:
                     self._go_further()
         elif self.n_failures < FAILURES:
-            self.n_failures += 1
+            self.n_failures, failed = self.n_failures + 1, True
             self.moments, self.further = None, FURTHER
             if self.safe is not None:
                 self.next, self.safe = self.safe, None
@@ -148,7 +148,7 @@ class Passes:
         else:
             end = STUCK
         energy = float(self.energy)
-        return Iteration(self.f * energy, energy, self.n_samples, end)
+        return Iteration(self.f * energy, energy, self.n_samples, end, failed)
 
     def _go_further(self) -> None:
         """Beyond what the kept samples lead to, where passes bring ever the same."""
