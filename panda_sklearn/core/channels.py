@@ -234,9 +234,10 @@ def summarise(
 
 def _chosen(samples: InMemory, n: int, generator: torch.Generator) -> InMemory:
     """Those that :class:`_Kept` would keep."""
+    numbers = _draw(samples.n_samples, generator)  # so that what is drawn next is alike
     if n >= samples.n_samples:
         return samples
-    places = _draw(samples.n_samples, generator).topk(n).indices.sort().values
+    places = numbers.topk(n).indices.sort().values
     return InMemory(samples.Z[places.to(samples.device)])
 
 

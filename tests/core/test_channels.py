@@ -40,8 +40,11 @@ def test_a_summary_is_that_of_all_samples(n, n_some, size, channels):
     Z = make(n)
     some = lambda n: min(n, n_some)
     summaries = []
-    for samples in (InMemory(Z), Passing(Z, size)):
-        known = summarise(samples, some, seeded(), channels=channels)
+    generators = seeded(), seeded()
+    for samples, generator in zip(
+        (InMemory(Z), Passing(Z, size)), generators, strict=True
+    ):
+        known = summarise(samples, some, generator, channels=channels)
         summaries.append(known)
         assert samples.n_passes == 1 and known.n_samples == n
         assert float(known.energy) == pytest.approx(float((Z**2).sum()))
@@ -59,7 +62,8 @@ def test_a_summary_is_that_of_all_samples(n, n_some, size, channels):
             np.testing.assert_allclose(known.channels.scatter, scatter_of(Z), atol=1e-9)
         else:
             assert known.channels is None
-    # The same samples, wherever they are.
+    # The same samples, wherever they are; and what is drawn next is the same.
+    assert torch.equal(*(generator.get_state() for generator in generators))
     assert torch.equal(summaries[0].kept.Z, summaries[1].kept.Z)
 
 
