@@ -8,7 +8,6 @@ nothing of networks.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -460,12 +459,17 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         """
         first = not hasattr(self, "parts_")
         samples, layout, origin, start = self._check_fit(X, reset=first)
-        size = samples.n_samples
-        if not isinstance(samples, InMemory):
-            size = max(1, LEARNT_AT_ONCE // math.prod(layout.map_shape))
-        for Z in samples.map(_itself, size=size):
+        if isinstance(samples, InMemory):
+            samples.batch_size = samples.n_samples
+        elif samples.batch_size is None:
+            n_numbers = samples.n_channels * samples.n_positions
+            samples.batch_size = max(1, LEARNT_AT_ONCE // n_numbers)
+
+        def learn_from(Z: Tensor) -> None:
             with torch.inference_mode(False):
                 self._learn(Z, layout, origin, start)
+
+        samples.accumulate(learn_from)
         return self
 
     def _learn(
@@ -1123,10 +1127,6 @@ def _joined(results: Iterator[Tensor], n_samples: int | None) -> Tensor:
         whole[done : done + len(some)] = some
         done += len(some)
     return whole
-
-
-def _itself(Z: Tensor) -> Tensor:
-    return Z
 
 
 def _nothing(Z: Tensor) -> None:
