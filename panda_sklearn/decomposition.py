@@ -8,7 +8,6 @@ nothing of networks.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -460,9 +459,11 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         """
         first = not hasattr(self, "parts_")
         samples, layout, origin, start = self._check_fit(X, reset=first)
-        samples.batch_size = samples.n_samples
-        if not isinstance(samples, InMemory):
-            samples.batch_size = max(1, LEARNT_AT_ONCE // math.prod(layout.map_shape))
+        if isinstance(samples, InMemory):
+            samples.batch_size = samples.n_samples
+        elif samples.batch_size is None:
+            n_numbers = samples.n_channels * samples.n_positions
+            samples.batch_size = max(1, LEARNT_AT_ONCE // n_numbers)
 
         def learn_from(Z: Tensor) -> None:
             with torch.inference_mode(False):

@@ -394,7 +394,7 @@ def test_a_read_error_in_any_pass(monkeypatch):
     fitted = make().fit(X[:50])
     before = state_of(fitted)
     for n_good in range(n_passes * n_runs):
-        with pytest.raises(OSError, match="could not be read .*bad sector"):
+        with pytest.raises(OSError, match=r"could not be read .*bad sector"):
             fitted.fit(Slices(X, n_good))
         assert state_of(fitted) == before
     assert_same_fit(fitted.fit(Slices(X, n_passes * n_runs)), make().fit(X))

@@ -173,11 +173,6 @@ class Summary:
     kept: InMemory
     energy_of_kept: Tensor
 
-    def scatter(self) -> Tensor:
-        """Scatter of the channels about zero: of all, or else of some samples."""
-        channels = self.channels or ChannelMoments.of_data(self.kept)
-        return channels.about_zero()
-
 
 def summarise(
     samples: Samples,
@@ -234,7 +229,7 @@ def summarise(
 
 def _chosen(samples: InMemory, n: int, generator: torch.Generator) -> InMemory:
     """Those that :class:`_Kept` would keep."""
-    numbers = _draw(samples.n_samples, generator)  # so that what is drawn next is alike
+    numbers = _draw(samples.n_samples, generator)
     if n >= samples.n_samples:
         return samples
     places = numbers.topk(n).indices.sort().values

@@ -22,13 +22,9 @@ from torch import Tensor
 __all__ = ["Check", "InMemory", "Samples", "as_samples"]
 
 # Numbers in a batch, so few that its products stay in the cache, and how often as many
-# a batch may have. And the number of batches that a pass takes at least, so that
-# products need little memory beside data that are in memory, unless batches have fewer
-# numbers than the last.
+# a batch may have. The same wherever the samples are, so that all sums are.
 BATCH_ELEMENTS = 2**21
 LARGEST_BATCH = 8
-BATCHES_AT_LEAST = 16
-SMALLEST_BATCH = 2**19
 
 
 class Check(Protocol):
@@ -205,14 +201,6 @@ class InMemory(Samples):
 
     def _in_batches(self, size: int) -> Generator[Tensor, None, None]:
         yield from self.Z.split(size)
-
-    def _size(self, wanted: int = 1) -> int:
-        small = max(
-            len(self.Z) // BATCHES_AT_LEAST,
-            SMALLEST_BATCH // self.Z[0].numel(),
-            wanted,  # whose products are not more than what they are added to
-        )
-        return max(1, min(super()._size(wanted), small))
 
 
 def as_samples(Z: Samples | Tensor) -> Samples:

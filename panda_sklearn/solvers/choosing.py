@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from panda_sklearn.core.channels import Summary
+from panda_sklearn.core.channels import ChannelMoments, Summary
 from panda_sklearn.core.constraint import Constraint
 from panda_sklearn.core.moments import (
     FactoredMoments,
@@ -28,7 +28,7 @@ from panda_sklearn.core.starts import (
 )
 from panda_sklearn.solvers.alternation import descend_shared
 
-__all__ = ["N_STARTS", "draw_starts", "promising_starts"]
+__all__ = ["N_STARTS", "draw_starts", "promising_starts", "takes_all_channels"]
 
 # Starts are descended from roughly, the best few of them further.
 N_STARTS = 10
@@ -65,12 +65,22 @@ def draw_starts(
     elif C > LARGEST_SCATTER and 4 * R_C <= C:
         A = nearly_hosvd(kept.Z, R_C, generator)
     else:
-        A = hosvd(kept.Z, R_C, scatter=known.scatter())
+        known_of_all = known.channels if takes_all_channels(C, R_C) else None
+        channels = known_of_all or ChannelMoments.of_data(kept)
+        A = hosvd(kept.Z, R_C, scatter=channels.about_zero())
     n_drawn = n_init - 1 if init == "hosvd" else n_init
     P = torch.empty(n_drawn, S, R_S, dtype=dtype, device="cpu")
     for start in P:
         start[:] = random_parts(S, R_S, generator)
     return A.to(kept.device, dtype), P.to(kept.device, dtype)
+
+
+def takes_all_channels(C: int, R_C: int) -> bool:
+    """Whether starts are from the channels' scatter of all samples, not of those kept.
+
+    It does not depend on where the samples are, so that results do not.
+    """
+    return 4 * R_C > C
 
 
 def promising_starts(

@@ -22,7 +22,12 @@ from panda_sklearn.core.starts import revived
 from panda_sklearn.core.threads import ThreadsFor
 from panda_sklearn.solvers.alternation import Alternation, canonical_pair
 from panda_sklearn.solvers.base import Callback, SolverResult, StoppingRule, iterate
-from panda_sklearn.solvers.choosing import N_STARTS, draw_starts, promising_starts
+from panda_sklearn.solvers.choosing import (
+    N_STARTS,
+    draw_starts,
+    promising_starts,
+    takes_all_channels,
+)
 from panda_sklearn.solvers.passes import Passes
 
 # Samples that are kept: one of so many, but from so few to so many; fewer where their
@@ -71,10 +76,11 @@ def spg(
         As for every solver.
     """
     C, S = samples.n_channels, samples.n_positions
-    # Where reading is what costs, and where the appearances are nearly the channels.
-    wants_channels = not isinstance(samples, InMemory) or 4 * R_C > C
+    # Wanted at the end, too; taken now where reading is what costs, and where the
+    # appearances are nearly as many as the channels.
+    channels = not isinstance(samples, InMemory) or takes_all_channels(C, R_C)
     known = summarise(
-        samples, lambda n: _n_kept(n, C, S, R_C), generator, channels=wants_channels
+        samples, lambda n: _n_kept(n, C, S, R_C), generator, channels=channels
     )
     if not known.energy > 0:
         return _nothing(samples, known, R_C, R_S)
