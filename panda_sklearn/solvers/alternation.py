@@ -175,10 +175,13 @@ class Alternation:
                 self.fall = 0.0
                 self.advance()
             return
-        self.fall = min(self.f - f, FIRST_FALL)  # of the first step it is no measure
+        fall = self.f - f
+        self.fall = min(fall, FIRST_FALL)  # of the first step it is no measure
         self.A, self.P, self.f, self.solution = A, P, f, solution
         self.of_parts, self.of_appearances = of_parts, of_appearances
         self.part_products = one_of(of_parts.products(P[None]))
+        if fall < tol and tol > EXACT:  # the descent ended too early to tell
+            self.advance()
 
     def continued(self, samples: Samples, energy: Tensor) -> Alternation:
         """The same on other samples, from these factors."""

@@ -152,7 +152,8 @@ def test_rotating_the_held_factor_changes_nothing():
 
 
 def test_no_product_as_long_as_the_data_is_formed(monkeypatch):
-    monkeypatch.setattr(SAMPLES, "SMALLEST_BATCH", 1)
+    monkeypatch.setattr(SAMPLES, "BATCH_ELEMENTS", 4 * 8 * 12)
+    monkeypatch.setattr(SAMPLES, "LARGEST_BATCH", 1)
     Z, A, P = make(64, 8, 12, 8, 3)
     energy = sample_energies(Z).sum()
     sizes = []
@@ -170,8 +171,8 @@ def test_no_product_as_long_as_the_data_is_formed(monkeypatch):
     assert factored.batch_size * Z[0].numel() <= 2**21  # of data that are larger
     dataclasses.replace(factored, batch_size=4).products(P[None])
     thin_products(Z, A, P, energy=energy)
-    assert len(sizes) > 4 * SAMPLES.BATCHES_AT_LEAST
-    assert max(sizes) <= Z.numel() / SAMPLES.BATCHES_AT_LEAST
+    assert len(sizes) > 4 * 16
+    assert max(sizes) <= Z.numel() / 16
 
 
 def test_factored_where_positions_are_many():

@@ -49,13 +49,11 @@ def test_hosvd_does_not_depend_on_how_samples_are_batched(monkeypatch):
     Z = make_maps()
     whole = hosvd(Z, 12)
     monkeypatch.setattr(SAMPLES, "BATCH_ELEMENTS", 12 * 20 * 7)
-    monkeypatch.setattr(SAMPLES, "SMALLEST_BATCH", 12 * 20 * 7)
     np.testing.assert_allclose(hosvd(Z, 12), whole, atol=1e-9)
 
 
 def test_hosvd_never_copies_all_samples(monkeypatch):
     monkeypatch.setattr(SAMPLES, "BATCH_ELEMENTS", 12 * 20 * 4)
-    monkeypatch.setattr(SAMPLES, "SMALLEST_BATCH", 12 * 20 * 4)
     sizes = []
     to = torch.Tensor.to
 
