@@ -209,9 +209,15 @@ def decomposition_rows(w):
             {"X": w.X},
             valid={"X": "flat length short rank all-huge"},
         )
+    for method, shape in {"transform": (12,), "coefficients": (4, 3)}.items():
+        yield Row(
+            f"PartsAppearanceDecomposition.{method}",
+            getattr(w.panda, method),
+            {"X": w.X, "out": np.empty((len(w.X), *shape))},
+            valid={"X": "all-huge", "out": "none with-nan tensor-nan all-huge"},
+            words={"X": ["out"]},  # which must be as long
+        )
     for method, more in {
-        "transform": {},
-        "coefficients": {},
         "score": {},
         "saliency": {"size": 8},
         "localize": {

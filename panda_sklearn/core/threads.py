@@ -8,6 +8,7 @@ Floor 0: torch only.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -20,9 +21,9 @@ __all__ = ["ThreadsFor"]
 # Multiplications from which more than one thread is worth it.
 WORTH_THREADS = 2**29
 
-# The number of threads that each user of one thread puts back. It is set partly for a
+# The number of threads that each thread that uses one puts back. It is set partly for a
 # thread and partly for the process, so users at the same time put back the same.
-_users: dict[object, int] = {}
+_users: dict[int, int] = {}
 
 Result = TypeVar("Result")
 
@@ -53,9 +54,9 @@ class ThreadsFor:
 
 def _use_one(undo: Undo) -> None:
     n_threads = [*_users.values(), torch.get_num_threads()][0]
-    if n_threads == 1:
+    user = threading.get_ident()
+    if n_threads == 1 or user in _users:
         return
-    user = object()
 
     def put_back() -> None:
         torch.set_num_threads(n_threads)

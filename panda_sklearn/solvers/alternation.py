@@ -171,11 +171,17 @@ class Alternation:
             self.advance()
             return
         if not f < self.f:
+            if tol > EXACT:  # which may be why
+                self.fall = 0.0
+                self.advance()
             return
-        self.fall = min(self.f - f, 1.0)
+        fall = self.f - f
+        self.fall = min(fall, FIRST_FALL)  # of the first step it is no measure
         self.A, self.P, self.f, self.solution = A, P, f, solution
         self.of_parts, self.of_appearances = of_parts, of_appearances
         self.part_products = one_of(of_parts.products(P[None]))
+        if fall < tol and tol > EXACT:  # the descent ended too early to tell
+            self.advance()
 
     def continued(self, samples: Samples, energy: Tensor) -> Alternation:
         """The same on other samples, from these factors."""
@@ -339,7 +345,8 @@ def _in_space(
         M1A, M2A = one_of(moments.products(leading[None]))
         norms = leading.square().sum(dim=0)
         change = (leading * (norms * M2A - 2 * M1A)).sum()
-        return leading, 1 + float(change / moments.energy)
+        energy = float(moments.energy)
+        return leading, 1 + float(change) / energy if energy > 0 else 0.0
     f = relative_objective(moments, leading)
     best = leading if f <= relative_objective(moments, A) else A
     X, objectives = descend_shared(

@@ -79,12 +79,17 @@ class Iteration:
 
     end : str
         Why no further step is needed, as a clause; empty if one may be.
+
+    failed : bool
+        Whether it lowered nothing and another is to be tried instead: no sign of
+        convergence.
     """
 
     f: float
     energy: float
     n_samples: int
     end: str = ""
+    failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -206,7 +211,7 @@ def iterate(
         stop = callback is not None and callback(n_iter, history[-1])
         if iteration.end:
             return Course(history, True, iteration.end)
-        if rule.met(iteration):
+        if not iteration.failed and rule.met(iteration):
             if on_plateau is not None and rule.any_data and on_plateau():
                 rule.restart()
             elif rule.tol > 0:

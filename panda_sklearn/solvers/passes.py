@@ -17,7 +17,8 @@ So the kept samples lend their curvature, and all samples say where the minimum 
 in DANE: Shamir, Srebro, Zhang, "Communication-efficient distributed optimization using
 an approximate Newton-type method", ICML 2014). Both corrections depend on A through AA'
 alone: a linear one in A would not, while the objective does, and the fit would run off
-along rotations of A.
+along rotations of A. Where the kept samples lead nowhere, since minima are many or they
+are unlike the others, the alternation goes on with all samples, in more passes.
 
 Floor 1: torch and :mod:`panda_sklearn.core` alone. Notation as in
 :mod:`panda_sklearn.core.objective`.
@@ -47,7 +48,7 @@ from panda_sklearn.solvers.alternation import (
     solve_appearances,
     solve_parts,
 )
-from panda_sklearn.solvers.base import STUCK, Iteration
+from panda_sklearn.solvers.base import Iteration
 from panda_sklearn.solvers.descent import relative_objective
 
 __all__ = ["Passes"]
@@ -107,9 +108,12 @@ class Passes:
         self.n_failures = 0
         self.fall, self.further = float("inf"), FURTHER
         self.safe: tuple[Tensor, Tensor] | None = None  # if that was too far
+        self.whole: Alternation | None = None  # once the kept samples lead nowhere
 
     def step(self, n_iter: int) -> Iteration:
         """Look at the next factors, and choose those to look at then."""
+        if self.whole is not None:
+            return self._step_of_all(self.whole, n_iter)
         A, P = self.next
         of_appearances, part_products = self.in_pass(
             thin_products,
@@ -124,7 +128,7 @@ class Passes:
             self.products = accumulator_dtype(self.samples.device)
             self.f, self.moments = float("inf"), None  # no measure any longer
             return self.step(n_iter)
-        end = ""
+        end, failed = "", False
         if f < self.f:
             fall, self.f, self.n_failures = self.f - f, f, 0
             slow = fall > SLOW * self.fall
@@ -139,16 +143,34 @@ class Passes:
                 if slow:
                     self._go_further()
         elif self.n_failures < FAILURES:
-            self.n_failures += 1
+            self.n_failures, failed = self.n_failures + 1, True
             self.moments, self.further = None, FURTHER
             if self.safe is not None:
                 self.next, self.safe = self.safe, None
             else:
                 self.next = self.A, self.P + SHORTER * (P - self.P)
         else:
-            end = STUCK
+            self.whole = Alternation(
+                self.samples,
+                self.A,
+                self.P,
+                energy=self.energy,
+                constraint=self.constraint,
+                products=self.products,
+            )
+            self.whole.f, failed = self.f, True
         energy = float(self.energy)
-        return Iteration(self.f * energy, energy, self.n_samples, end)
+        return Iteration(self.f * energy, energy, self.n_samples, end, failed)
+
+    def _step_of_all(self, whole: Alternation, n_iter: int) -> Iteration:
+        """A step of the alternation on all samples, which takes several passes."""
+        iteration = whole.step(n_iter)
+        if whole.f < self.f or whole.products != self.products:
+            self.A, self.P, self.f = whole.A, whole.P, whole.f
+            self.products = whole.products
+            self.part_products = whole.part_products
+            self.of_appearances = whole.of_appearances
+        return iteration
 
     def _go_further(self) -> None:
         """Beyond what the kept samples lead to, where passes bring ever the same."""

@@ -117,11 +117,13 @@ def spg(
     best = min(begun, key=lambda start: start.f)
     fit: Alternation | Passes = best
     if known.kept.n_samples < known.n_samples:
-        best.worth = max(tol, TOL_OF_KEPT)
-        rule = StoppingRule(best.worth)
-        rule.met(best.iteration(min(best.f, float(objectives[0]))))
-        lightly(iterate, best.step, rule=rule, max_iter=max_iter)
-        if not constraint.rotatable and known.energy_of_kept > 0:
+        tells = bool(known.energy_of_kept > 0)
+        if tells:
+            best.worth = max(tol, TOL_OF_KEPT)
+            rule = StoppingRule(best.worth)
+            rule.met(best.iteration(min(best.f, float(objectives[0]))))
+            lightly(iterate, best.step, rule=rule, max_iter=max_iter)
+        if tells and not constraint.rotatable:
             fit = Passes(samples, known, best, tol=tol, lightly=lightly)
         else:
             fit = best.continued(samples, known.energy)

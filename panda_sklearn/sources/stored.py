@@ -29,7 +29,7 @@ __all__ = ["StoredArray"]
 LARGEST_RUN_BYTES = 2**27
 
 # Types of numbers that numpy knows by name alone, once ml_dtypes is imported.
-SMALL_FLOATS = ("bfloat16", "float8", "float6", "float4")
+SMALL_FLOATS = ("bfloat16", "float8_", "float6_", "float4_")  # but not float64
 
 
 class StoredArray(Source):

@@ -42,7 +42,7 @@ def test_parts_of_each_sample(problem):
 
 def test_factors_of_another_type(problem):
     Z, factors = problem
-    single = factors.to(Z.float())
+    single = factors.to(Z.device, torch.float32)
     assert single.A.dtype == single.P.dtype == torch.float32
     assert single.constraint is factors.constraint
     assert factors.A.dtype == torch.float64

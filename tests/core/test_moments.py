@@ -1,5 +1,6 @@
 """Second moments: the same objective and gradients as from the data."""
 
+import dataclasses
 import sys
 
 import pytest
@@ -13,10 +14,13 @@ from panda_sklearn.core.moments import (
     factored_part_moments,
     is_cheaper_factored,
     part_moments,
+    thin_products,
 )
 from panda_sklearn.core.objective import sample_energies
+from panda_sklearn.core.samples import InMemory
 
-MOMENTS = sys.modules["panda_sklearn.core.moments"]
+# The module, which nothing of the same name hides, but whose constants are changed.
+SAMPLES = sys.modules["panda_sklearn.core.samples"]
 
 
 def make(n, c, s, r_c, r_s, seed=0, dtype=torch.float64):
@@ -59,14 +63,53 @@ def test_factored_products_of_several_starts(r_c):
     Z, A, P = make(40, 16, 9, r_c, 3)
     starts = torch.stack([P, 2 - P, P**2])
     energy = sample_energies(Z).sum()
-    formed, unformed = (
-        form(Z, A, energy=energy, batch_size=7)
-        for form in (part_moments, factored_part_moments)
-    )
+    formed = part_moments(InMemory(Z, batch_size=7), A, energy=energy)
+    unformed = factored_part_moments(Z, A, energy=energy)
+    unformed = dataclasses.replace(unformed, batch_size=7)
     for one, other in zip(
         formed.products(starts), unformed.products(starts), strict=True
     ):
         torch.testing.assert_close(one, other)
+
+
+@given(sizes, sizes, sizes, st.data())
+def test_thin_products_are_those_of_the_matrices(n, c, s, data):
+    r_c, r_s = data.draw(st.integers(1, c)), data.draw(st.integers(1, s))
+    Z, A, P = make(n, c, s, r_c, r_s, seed=data.draw(st.integers(0, 99)))
+    energy = sample_energies(Z).sum()
+    size = data.draw(st.integers(1, n))
+    samples = InMemory(Z, batch_size=size)
+    of_appearances, products = thin_products(samples, A, P, energy=energy)
+    assert samples.n_passes == 1
+    expected = appearance_moments(Z, P, energy=energy)
+    torch.testing.assert_close(of_appearances.M1, expected.M1)
+    torch.testing.assert_close(of_appearances.M2, expected.M2)
+    torch.testing.assert_close(of_appearances.M1, sum(z @ P @ P.T @ z.T for z in Z))
+    metric = P @ (P.T @ P) @ P.T
+    torch.testing.assert_close(of_appearances.M2, sum(z @ metric @ z.T for z in Z))
+    M1P, M2P = products
+    torch.testing.assert_close(M1P, sum(z.T @ A @ (A.T @ (z @ P)) for z in Z))
+    metric = A @ (A.T @ A) @ A.T
+    torch.testing.assert_close(M2P, sum(z.T @ metric @ (z @ P) for z in Z))
+
+
+@pytest.mark.parametrize("r_c", [2, 7])  # thin, or A A' formed
+def test_thin_products_of_single_precision(r_c):
+    Z, A, P = make(30, 8, 9, r_c, 3)
+    energy = sample_energies(Z).sum()
+    exact, exact_products = thin_products(Z, A, P, energy=energy)
+    single, products = thin_products(Z.float(), A, P, energy=energy)
+    wide, wide_products = thin_products(
+        Z.float(), A, P, energy=energy, dtype=torch.float64
+    )
+    assert single.M1.dtype == products[0].dtype == torch.float64
+    assert wide.eps < single.eps
+    for one, other, tol in ((single, exact, 1e-4), (wide, exact, 1e-5)):
+        torch.testing.assert_close(one.M1, other.M1, rtol=tol, atol=tol)
+        torch.testing.assert_close(one.M2, other.M2, rtol=tol, atol=10 * tol)
+    for some in (products, wide_products):
+        for one, other in zip(some, exact_products, strict=True):
+            assert (one - other).abs().max() < 1e-5 * other.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -109,7 +152,8 @@ def test_rotating_the_held_factor_changes_nothing():
 
 
 def test_no_product_as_long_as_the_data_is_formed(monkeypatch):
-    monkeypatch.setattr(MOMENTS, "SMALLEST_BATCH", 1)
+    monkeypatch.setattr(SAMPLES, "BATCH_ELEMENTS", 4 * 8 * 12)
+    monkeypatch.setattr(SAMPLES, "LARGEST_BATCH", 1)
     Z, A, P = make(64, 8, 12, 8, 3)
     energy = sample_energies(Z).sum()
     sizes = []
@@ -123,13 +167,20 @@ def test_no_product_as_long_as_the_data_is_formed(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
     part_moments(Z, A, energy=energy)
     appearance_moments(Z, P, energy=energy)
-    factored_part_moments(Z, A, energy=energy).products(P[None])
-    assert len(sizes) > 3 * MOMENTS.BATCHES_AT_LEAST
-    assert max(sizes) <= Z.numel() / MOMENTS.BATCHES_AT_LEAST
+    factored = factored_part_moments(Z, A, energy=energy)
+    assert factored.batch_size * Z[0].numel() <= 2**21  # of data that are larger
+    dataclasses.replace(factored, batch_size=4).products(P[None])
+    thin_products(Z, A, P, energy=energy)
+    assert len(sizes) > 4 * 16
+    assert max(sizes) <= Z.numel() / 16
 
 
 def test_factored_where_positions_are_many():
     assert is_cheaper_factored(C=512, S=64 * 64, R_C=512, R_S=8)
     assert is_cheaper_factored(C=512, S=64 * 64, R_C=64, R_S=8)
     assert not is_cheaper_factored(C=512, S=256, R_C=512, R_S=8)
-    assert not is_cheaper_factored(C=64, S=1024, R_C=64, R_S=16)
+    assert is_cheaper_factored(C=64, S=1024, R_C=64, R_S=16)
+    assert not is_cheaper_factored(C=64, S=512, R_C=64, R_S=16)
+    # Where A'Z is not kept, each product takes C, not R_C.
+    assert is_cheaper_factored(C=512, S=512, R_C=256, R_S=8)
+    assert not is_cheaper_factored(C=512, S=512, R_C=300, R_S=8)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from panda_sklearn.core import grown_parts, hosvd, random_appearances, random_parts
+from panda_sklearn.core.starts import nearly_hosvd
 
-# The module, which the function of the same name hides.
-MATHS = sys.modules["panda_sklearn.core.objective"]
+SAMPLES = sys.modules["panda_sklearn.core.samples"]
 
 
 def make_maps(n=30, c=12, s=20, seed=0, dtype=torch.float64):
@@ -48,12 +48,12 @@ def test_hosvd_is_accurate_in_single_precision():
 def test_hosvd_does_not_depend_on_how_samples_are_batched(monkeypatch):
     Z = make_maps()
     whole = hosvd(Z, 12)
-    monkeypatch.setattr(MATHS, "BATCH_ELEMENTS", 12 * 20 * 7)
+    monkeypatch.setattr(SAMPLES, "BATCH_ELEMENTS", 12 * 20 * 7)
     np.testing.assert_allclose(hosvd(Z, 12), whole, atol=1e-9)
 
 
 def test_hosvd_never_copies_all_samples(monkeypatch):
-    monkeypatch.setattr(MATHS, "BATCH_ELEMENTS", 12 * 20 * 4)
+    monkeypatch.setattr(SAMPLES, "BATCH_ELEMENTS", 12 * 20 * 4)
     sizes = []
     to = torch.Tensor.to
 
@@ -71,6 +71,41 @@ def test_hosvd_is_orthonormal_for_rank_deficient_and_zero_data(dtype):
     for Z in (make_maps(1, 12, 3, dtype=dtype), torch.zeros(4, 12, 3, dtype=dtype)):
         A = hosvd(Z, 12)
         np.testing.assert_allclose(A.T @ A, np.eye(12), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rank", [1, 5, 60])
+def test_nearly_hosvd(dtype, rank):
+    """Of falling singular values, as those of activations are."""
+    falling = 0.8 ** torch.arange(60, dtype=torch.float64)
+    Z = (torch.linalg.qr(make_maps(1, 60, 60, seed=1)[0]).Q * falling) @ make_maps(
+        20, 60, 30
+    )
+    Z = Z.to(dtype)
+    exact = hosvd(Z, rank).double()
+    A = nearly_hosvd(Z, rank, torch.Generator().manual_seed(0))
+    assert A.shape == (60, rank) and A.dtype == dtype
+    assert torch.equal(A, nearly_hosvd(Z, rank, torch.Generator().manual_seed(0)))
+    A = A.double()
+    identity = torch.eye(rank, dtype=torch.float64)
+    torch.testing.assert_close(A.T @ A, identity, rtol=0, atol=1e-5)
+    assert (A.gather(0, A.abs().argmax(0, keepdim=True)) > 0).all()
+
+    def energy(A):
+        return float((A.T @ Z.double()).square().sum())
+
+    assert energy(A) == pytest.approx(energy(exact), rel=1e-5)
+    first = min(rank, 5)
+    assert (A[:, :first] * exact[:, :first]).sum(0).min() > 0.99
+
+
+def test_nearly_hosvd_beyond_the_rank_of_the_data():
+    Z = make_maps(1, 12, 3)
+    for data in (Z, 0 * Z):
+        A = nearly_hosvd(data, 6, torch.Generator().manual_seed(0))
+        np.testing.assert_allclose(A.T @ A, np.eye(6), atol=1e-9)
+    A = nearly_hosvd(Z, 6, torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(A @ (A.T @ Z), Z, atol=1e-9)
 
 
 def test_random_starts_come_from_their_generator_alone():

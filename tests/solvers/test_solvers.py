@@ -12,22 +12,25 @@ from panda_sklearn.core import (
     objective,
     random_parts,
 )
+from panda_sklearn.core.samples import InMemory
 from panda_sklearn.datasets import make_parts_appearances
 from panda_sklearn.solvers import SOLVERS, DivergenceError, refine_parts
 from panda_sklearn.solvers.base import draw_batches
 
-DEFAULTS = {
-    "learning_rate": None,
-    "max_iter": 100,
-    "tol": 0,
-    "batch_size": None,
-    "constraint": NONNEGATIVE,
-}
+DEFAULTS = {"max_iter": 100, "tol": 0, "constraint": NONNEGATIVE}
 
 
-def solve(name, Z, A, P, seed=0, **options):
-    generator = torch.Generator().manual_seed(seed)
-    return SOLVERS[name](Z, A, P, generator=generator, **{**DEFAULTS, **options})
+def solve(name, Z, A, P, seed=0, batch_size=None, learning_rate=None, **options):
+    """From a given start; ``batch_size`` is what each solver has for it."""
+    options = {**DEFAULTS, **options}
+    options["generator"] = torch.Generator().manual_seed(seed)
+    solver = SOLVERS[name]
+    if solver.takes_rate:
+        options |= {"learning_rate": learning_rate, "batch_size": batch_size}
+        return solver.run(Z, A, P, **options)
+    samples = InMemory(Z, batch_size=batch_size)
+    ranks = A.shape[1], P.shape[1]
+    return solver.run(samples, *ranks, init=(A, P), n_init=1, **options)
 
 
 @pytest.fixture(scope="module")

@@ -10,25 +10,32 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from panda_sklearn.core import FREE, NONNEGATIVE, hosvd, objective, random_parts
+from panda_sklearn.core.samples import InMemory
 from panda_sklearn.datasets import make_parts_appearances
 from panda_sklearn.solvers import pgd, spg
 
-SPG = sys.modules["panda_sklearn.solvers.spg"]
+SOLVERS = "panda_sklearn.solvers."
+ALTERNATION = sys.modules[SOLVERS + "alternation"]
+CHOOSING = sys.modules[SOLVERS + "choosing"]
 
 
-def start(Z, r_c, r_s, n_starts=None, seed=0):
+def start(Z, r_c, r_s, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    if n_starts is None:
-        return hosvd(Z, r_c), random_parts(Z.shape[2], r_s, generator).to(Z)
-    P = torch.rand(n_starts, Z.shape[2], r_s, dtype=Z.dtype, generator=generator)
-    return hosvd(Z, r_c), P
+    return hosvd(Z, r_c), random_parts(Z.shape[2], r_s, generator).to(Z)
 
 
-def solve(Z, A, P, seed=0, **options):
+def solve(Z, r_c, r_s, init="hosvd", seed=0, **options):
+    """With ``init="hosvd"`` the first start is grown, with a pair there is one."""
     generator = torch.Generator().manual_seed(seed)
     constraint = NONNEGATIVE if options.pop("nonnegative", True) else FREE
+    samples = InMemory(Z, batch_size=options.pop("batch_size", None))
     options = {"max_iter": 200, "tol": 1e-9, "constraint": constraint, **options}
-    return spg(Z, A, P, generator=generator, **options)
+    options = {"n_init": None, "generator": generator, **options}
+    return spg(samples, r_c, r_s, init=init, **options)
+
+
+def solve_from(Z, A, P, **options):
+    return solve(Z, A.shape[1], P.shape[1], (A, P), **options)
 
 
 def planted(n=60, r_s=3, r_c=5, *, c=8, side=6, snr_db=10, seed=0):
@@ -56,7 +63,8 @@ def rough(n=60, c=12, s=35, seed=0):
 @pytest.mark.parametrize("nonnegative", [True, False])
 def test_never_raises_the_objective(dtype, ranks, nonnegative):
     Z = rough().to(dtype)
-    result = solve(Z, *start(Z, *ranks), tol=0, max_iter=15, nonnegative=nonnegative)
+    options = {"tol": 0, "max_iter": 15, "nonnegative": nonnegative}
+    result = solve_from(Z, *start(Z, *ranks), **options)
     history = np.array(result.objective_history)
     # The last value is that of the factors once they are rounded.
     energy = float((Z**2).sum()) / len(Z)
@@ -75,7 +83,8 @@ def test_never_raises_the_objective(dtype, ranks, nonnegative):
 )
 def test_ends_with_finite_canonical_factors(n, c, s, data, kind, dtype):
     r_c, r_s = data.draw(st.integers(1, c)), data.draw(st.integers(1, s))
-    nonnegative, grow = data.draw(st.booleans()), data.draw(st.booleans())
+    nonnegative = data.draw(st.booleans())
+    init = data.draw(st.sampled_from(["hosvd", "random"]))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
 
     def draw(*shape):
@@ -94,9 +103,8 @@ def test_ends_with_finite_canonical_factors(n, c, s, data, kind, dtype):
     elif kind == "repeated":
         Z = Z[:1].repeat(n, 1, 1)
     Z = Z.to(dtype)
-    result = solve(
-        Z, *start(Z, r_c, r_s, n_starts=2), nonnegative=nonnegative, grow=grow
-    )
+    n_init = data.draw(st.integers(1, 3))
+    result = solve(Z, r_c, r_s, init, n_init=n_init, nonnegative=nonnegative)
     assert result.A.shape == (c, r_c) and result.P.shape == (s, r_s)
     assert result.A.dtype == result.P.dtype == dtype
     assert result.A.isfinite().all() and result.P.isfinite().all()
@@ -119,8 +127,8 @@ def test_single_precision_loses_little(data, ranks):
     Z = rough(c=8) if data == "rough" else planted()[0]
     A, P = start(Z, *ranks)
     energy = float((Z**2).sum())
-    exact = solve(Z, A, P).objective_history[-1]
-    single = solve(Z.float(), A, P)
+    exact = solve_from(Z, A, P).objective_history[-1]
+    single = solve_from(Z.float(), A, P)
     f = float(objective(Z, single.A.double(), single.P.double()))
     assert f / energy <= exact * len(Z) / energy + 1e-4
 
@@ -133,11 +141,9 @@ def test_is_no_worse_than_long_descent(make, slack, ranks):
     for seed in range(3):
         Z = make(c=8, seed=seed)
         Z = Z[0] if make is planted else Z
-        A, P = start(Z, *ranks, n_starts=9, seed=seed)
         reference = pgd(
             Z,
-            A,
-            P[0],
+            *start(Z, *ranks, seed=seed),
             learning_rate=None,
             max_iter=5_000,
             tol=1e-7,
@@ -145,7 +151,7 @@ def test_is_no_worse_than_long_descent(make, slack, ranks):
             constraint=NONNEGATIVE,
             generator=torch.Generator(),
         )
-        result = solve(Z, A, P, grow=True)
+        result = solve(Z, *ranks, seed=seed)
         excess = result.objective_history[-1] - reference.objective_history[-1]
         excesses.append(excess * len(Z) / float((Z**2).sum()))
     assert np.mean(excesses) <= slack
@@ -155,7 +161,7 @@ def test_is_no_worse_than_long_descent(make, slack, ranks):
 @pytest.mark.parametrize("seed", range(3))
 def test_recovers_planted_factors(snr_db, cosine, seed):
     Z, A, P = planted(200, 6, 8, c=16, side=8, snr_db=snr_db, seed=seed)
-    result = solve(Z, *start(Z, 8, 6, n_starts=4, seed=seed), grow=True)
+    result = solve(Z, 8, 6, n_init=5, seed=seed)
 
     def unit(X):
         return X / X.norm(dim=0)
@@ -174,8 +180,7 @@ def test_recovers_planted_factors(snr_db, cosine, seed):
 def test_seeds_that_reach_the_same_minimum_agree(r_c):
     Z, *_ = planted()
     results = [
-        solve(Z, *start(Z, r_c, 3, n_starts=5, seed=seed), tol=1e-6)
-        for seed in range(4)
+        solve(Z, r_c, 3, "random", n_init=5, seed=seed, tol=1e-6) for seed in range(4)
     ]
     lowest = min(r.objective_history[-1] for r in results)
     same = [r for r in results if r.objective_history[-1] < lowest * (1 + 1e-5)]
@@ -187,14 +192,10 @@ def test_seeds_that_reach_the_same_minimum_agree(r_c):
 
 def test_order_of_samples_and_positions_does_not_matter():
     Z, *_ = planted()
-    no_draws = torch.rand(0, Z.shape[2], 3, dtype=Z.dtype)
     generator = torch.Generator().manual_seed(0)
     samples = torch.randperm(len(Z), generator=generator)
     positions = torch.randperm(Z.shape[2], generator=generator)
-    results = [
-        solve(X, hosvd(X, 5), no_draws, grow=True)
-        for X in (Z, Z[samples], Z[:, :, positions])
-    ]
+    results = [solve(X, 5, 3, n_init=1) for X in (Z, Z[samples], Z[:, :, positions])]
     for other, order in zip(results[1:], (slice(None), positions), strict=True):
         torch.testing.assert_close(other.A, results[0].A, atol=1e-5, rtol=0)
         torch.testing.assert_close(other.P, results[0].P[order], atol=1e-5, rtol=0)
@@ -204,9 +205,9 @@ def test_channels_of_one_value_and_a_thousand():
     """The same answer for Z and 1000 Z, near the limits of single precision too."""
     Z, *_ = planted()
     A, P = start(Z, 5, 3)
-    plain = solve(Z, A, P)
+    plain = solve_from(Z, A, P)
     for scale in (1e-12, 1000.0, 1e12):
-        scaled = solve((scale * Z).float(), A.float(), P.float())
+        scaled = solve_from((scale * Z).float(), A.float(), P.float())
         torch.testing.assert_close(scaled.P.double(), plain.P, atol=1e-3, rtol=0)
 
 
@@ -222,7 +223,7 @@ def test_unconstrained_is_the_tucker_optimum(ranks):
         W = Z @ P
         A = torch.linalg.eigh((W @ W.mT).sum(dim=0)).eigenvectors[:, -r_c:]
     tucker = float(objective(Z, A, P))
-    result = solve(Z, *start(Z, r_c, r_s), nonnegative=False)
+    result = solve_from(Z, *start(Z, r_c, r_s), nonnegative=False)
     f = float(objective(Z, result.A, result.P))
     assert f == pytest.approx(tucker, rel=1e-4)
     for factor in (result.A, result.P):
@@ -236,9 +237,11 @@ def test_the_best_of_several_starts_is_taken():
     Z, A, P = planted(100, 12, 6, side=8)
     noise = 1.02 * float(objective(Z, A, P)) / len(Z)
     found = []
-    for seed in range(4):
-        A, starts = start(Z, 6, 12, n_starts=20, seed=seed)
-        ends = [solve(Z, A, P).objective_history[-1] for P in (starts[:1], starts)]
+    for seed in range(4, 8):
+        ends = [
+            solve(Z, 6, 12, "random", n_init=n, seed=seed).objective_history[-1]
+            for n in (1, 20)
+        ]
         found.append([end < noise for end in ends])
     single, several = zip(*found, strict=True)
     assert not all(single) and all(several)
@@ -247,8 +250,7 @@ def test_the_best_of_several_starts_is_taken():
 def test_the_grown_start_needs_no_luck():
     Z, A, P = planted(100, 16, 6, side=8)
     noise = 1.02 * float(objective(Z, A, P)) / len(Z)
-    no_draws = torch.rand(0, 64, 16, dtype=Z.dtype)
-    result = solve(Z, hosvd(Z, 6), no_draws, grow=True)
+    result = solve(Z, 6, 16, n_init=1)
     assert result.objective_history[-1] < noise
 
 
@@ -256,16 +258,17 @@ def test_the_grown_start_needs_no_luck():
 def test_factored_moments_lead_to_the_same_minimum(monkeypatch, factored):
     Z, *_ = planted()
     A, P = start(Z, 5, 3)
-    plain = solve(Z, A, P)
-    monkeypatch.setattr(SPG, "is_cheaper_factored", lambda *shape: factored)
-    result = solve(Z, A, P, batch_size=7)
+    plain = solve_from(Z, A, P)
+    monkeypatch.setattr(ALTERNATION, "is_cheaper_factored", lambda *shape: factored)
+    result = solve_from(Z, A, P, batch_size=7)
     torch.testing.assert_close(result.P, plain.P, atol=1e-3, rtol=0)
 
 
 def test_stopping_rule():
     Z = rough()
-    loose, tight = (solve(Z, *start(Z, 6, 5), tol=tol) for tol in (1e-3, 1e-7))
-    short = solve(Z, *start(Z, 6, 5), max_iter=2, tol=1e-7)
+    begun = start(Z, 6, 5)
+    loose, tight = (solve_from(Z, *begun, tol=tol) for tol in (1e-3, 1e-7))
+    short = solve_from(Z, *begun, max_iter=2, tol=1e-7)
     assert loose.converged and tight.converged and not short.converged
     assert loose.n_iter < tight.n_iter < 200 and short.n_iter == 2
     assert "tol" in tight.reason and "max_iter" in short.reason
