@@ -183,6 +183,10 @@ class Alternation:
         if fall < tol and tol > EXACT:  # the descent ended too early to tell
             self.advance()
 
+    def begin_with_appearances(self) -> None:
+        """Solve for the appearances before the first step."""
+        *_, self.A, _ = self._with_appearances(self.P)
+
     def continued(self, samples: Samples, energy: Tensor) -> Alternation:
         """The same on other samples, from these factors."""
         return Alternation(

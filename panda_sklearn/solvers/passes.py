@@ -48,7 +48,8 @@ from panda_sklearn.solvers.alternation import (
     solve_appearances,
     solve_parts,
 )
-from panda_sklearn.solvers.base import Iteration
+from panda_sklearn.solvers.base import STUCK, Iteration
+from panda_sklearn.solvers.choosing import LARGEST_FORMED
 from panda_sklearn.solvers.descent import relative_objective
 
 __all__ = ["Passes"]
@@ -149,6 +150,8 @@ class Passes:
                 self.next, self.safe = self.safe, None
             else:
                 self.next = self.A, self.P + SHORTER * (P - self.P)
+        elif self.samples.n_positions > LARGEST_FORMED:
+            end = STUCK
         else:
             self.whole = Alternation(
                 self.samples,
@@ -157,6 +160,7 @@ class Passes:
                 energy=self.energy,
                 constraint=self.constraint,
                 products=self.products,
+                factored=False,
             )
             self.whole.f, failed = self.f, True
         energy = float(self.energy)
@@ -169,6 +173,7 @@ class Passes:
             self.A, self.P, self.f = whole.A, whole.P, whole.f
             self.products = whole.products
             self.part_products = whole.part_products
+            assert isinstance(whole.of_appearances, Moments)  # they are not so few
             self.of_appearances = whole.of_appearances
         return iteration
 

@@ -18,7 +18,7 @@ from panda_sklearn.core.constraint import Constraint
 from panda_sklearn.core.moments import Moments
 from panda_sklearn.core.objective import accumulator_dtype, sample_energies
 from panda_sklearn.core.samples import InMemory
-from panda_sklearn.core.starts import hosvd, revived
+from panda_sklearn.core.starts import hosvd, random_parts, revived
 from panda_sklearn.solvers.alternation import Alternation, Past, canonical_pair
 from panda_sklearn.solvers.base import StoppingRule, iterate
 
@@ -66,6 +66,10 @@ def learn(
     """
     A, P = (factor.to(accumulator_dtype(Z.device)) for factor in (A, P))
     P = revived(P, generator)
+    new = _new_positions(Z, past) if past is not None else None
+    if new is not None:
+        drawn = random_parts(len(P), P.shape[1], generator).to(P) * P.max()
+        P = torch.where(new[:, None], drawn, P)
     if not A.any():
         A = hosvd(Z, A.shape[1]).to(P)
     energy = sample_energies(Z).sum()
@@ -79,6 +83,8 @@ def learn(
         past=past,
         factored=False,
     )
+    if new is not None:
+        fit.begin_with_appearances()
     iterate(fit.step, rule=StoppingRule(tol), max_iter=max_iter)
     A, P, c = canonical_pair(fit, constraint, past)
     assert isinstance(fit.of_parts, Moments)
@@ -87,3 +93,15 @@ def learn(
     of_appearances = fit.of_appearances
     past = Past(fit.of_parts.rescaled(c), of_appearances.rescaled(1 / c), n_samples)
     return A, P, past, max(fit.f, 0.0) * float(of_appearances.energy) / n_samples
+
+
+def _new_positions(Z: Tensor, past: Past) -> Tensor | None:
+    """Positions, as a mask, at which there is something for the first time, if any.
+
+    Their parts are near zero, from where no descent leads, as are the appearances of
+    channels that come with them.
+    """
+    before = past.of_parts.M1.diagonal()
+    nothing = before <= past.of_parts.eps * before.max()
+    new = nothing & Z.to(before.device).any(dim=0).any(dim=0)
+    return new if bool(new.any()) else None
