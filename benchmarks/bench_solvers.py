@@ -254,8 +254,11 @@ def pca(X, unseen, ranks, seed):
     return {"seconds": seconds, "training": error(rows), "unseen": error(others)}
 
 
-def measure(X, unseen, ranks, repeats):
-    """Rows of one case: name -> one record a repeat."""
+def measure(X, unseen, ranks, repeats, *, quick):
+    """Rows of one case: name -> one record a repeat.
+
+    Of Algorithm 1 only times, where it is to be ``quick``.
+    """
     rows = {}
 
     def add(name, record):
@@ -265,6 +268,8 @@ def measure(X, unseen, ranks, repeats):
         add("spg", fit(X, unseen, ranks, random_state=seed))
         add("floor", {"seconds": floor_seconds(X)})
         add("Algorithm 1", {"seconds": literal_seconds(X, ranks)})
+    if quick:
+        return rows
     best = algorithm_1(X, unseen, ranks, seed=0)
     for record in rows["Algorithm 1"]:
         record.update({key: best[key] for key in ("training", "unseen", "rate")})
@@ -478,6 +483,9 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default="", help="part of the names of cases to run")
     parser.add_argument("--no-rivals", action="store_true")
+    parser.add_argument(
+        "--quick", action="store_true", help="without objectives of Algorithm 1"
+    )
     parser.add_argument("--json", help="file to write the figures to")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -495,7 +503,9 @@ def main():
         n_samples = args.samples // (FEWER if name == MANY_CHANNELS else 1)
         X = make(n_samples + N_UNSEEN)
         X, unseen = X[:n_samples], X[n_samples:]
-        results["cases"][name] = measure(X, unseen, ranks, args.repeats)
+        results["cases"][name] = measure(
+            X, unseen, ranks, args.repeats, quick=args.quick
+        )
         show(name, results["cases"][name])
         keep()
         if not args.no_rivals:

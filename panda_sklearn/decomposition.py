@@ -452,8 +452,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         Raises
         ------
         TypeError, ValueError
-            As ``fit``, or if ``X`` is laid out differently from earlier batches, or is
-            shuffled in each pass.
+            As ``fit``, or if ``X`` is laid out differently from earlier batches.
         OSError
             If ``X`` is on disk and cannot be read.
         """
