@@ -53,7 +53,7 @@ FACTORED_ITERATIONS = 20  # which cost much more
 POLISH_ITERATIONS = 6
 EXACT = 1e-12
 EXACT_APPEARANCES = 1e-9
-EXACT_RELATIVE = 1e-3
+EXACT_RELATIVE = 1e-2
 FIRST_FALL = 1e-2
 # Channels up to which appearances are sought among all of them. Else, and if they are
 # few, in a space that grows from them: how often it is grown,

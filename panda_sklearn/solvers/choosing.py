@@ -33,7 +33,7 @@ __all__ = ["N_STARTS", "draw_starts", "promising_starts", "takes_all_channels"]
 # Starts are descended from roughly, the best few of them further.
 N_STARTS = 10
 COMPARISON = {"max_iter": 60, "tol": 1e-5}
-FINALISTS = 4
+FINALISTS = 3
 FINAL = {"max_iter": 60, "tol": 1e-5}
 # Of these, the ones whose objectives differ by more than one share of the energy and
 # are within another of the best are promising.

@@ -37,7 +37,7 @@ MULTIPLICATIONS = 2**33
 FEWEST, MOST = 128, 512
 KEPT_ELEMENTS = 2**26
 # Promising starts are compared by a few rough steps of the alternation.
-ROUGH, ROUGHLY = 1e-3, 4
+ROUGH, ROUGHLY = 1e-3, 2
 # The fall, as a share of the energy, that ends the fit to the kept samples: how far
 # their minimum is from that of all is more.
 TOL_OF_KEPT = 1e-4
