@@ -55,6 +55,8 @@ EXACT = 1e-12
 EXACT_APPEARANCES = 1e-9
 EXACT_RELATIVE = 1e-2
 FIRST_FALL = 1e-2
+# A descent that ended too early is repeated with so much less, and so are those to come.
+TIGHTER = 1e-2
 # Channels up to which appearances are sought among all of them. Else, and if they are
 # few, in a space that grows from them: how often it is grown,
 # the fall that ends it, and the iterations of the descent there.
@@ -138,7 +140,7 @@ class Alternation:
             and not _is_solved_whole(C, R_C)
         )
         self.f = float("inf")
-        self.fall = FIRST_FALL
+        self.fall, self.exactness = FIRST_FALL, EXACT_RELATIVE
         self.worth = 0.0  # a smaller fall by the parts is not worth going beyond them
         self.solution: Tensor | None = None  # the parts before they were extrapolated
         self.extrapolation = FIRST_EXTRAPOLATION
@@ -162,7 +164,7 @@ class Alternation:
         can.
         """
         of_parts = self._part_moments()
-        tol = max(EXACT, EXACT_RELATIVE * self.fall)
+        tol = max(EXACT, self.exactness * self.fall)
         solution, f_solution = solve_parts(of_parts, self.P, self.constraint, tol)
         P, of_appearances, A, f = self._extrapolate(solution, f_solution)
         if self.products == self.samples.dtype and cancels(f, 1.0, self.samples):
@@ -172,7 +174,7 @@ class Alternation:
             return
         if not f < self.f:
             if tol > EXACT:  # which may be why
-                self.fall = 0.0
+                self.exactness *= TIGHTER
                 self.advance()
             return
         fall = self.f - f
@@ -181,6 +183,7 @@ class Alternation:
         self.of_parts, self.of_appearances = of_parts, of_appearances
         self.part_products = one_of(of_parts.products(P[None]))
         if fall < tol and tol > EXACT:  # the descent ended too early to tell
+            self.exactness *= TIGHTER
             self.advance()
 
     def begin_with_appearances(self) -> None:
