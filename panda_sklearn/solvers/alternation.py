@@ -55,7 +55,7 @@ EXACT = 1e-12
 EXACT_APPEARANCES = 1e-9
 EXACT_RELATIVE = 1e-2
 FIRST_FALL = 1e-2
-# A descent that ended too early is repeated with so much less, and so are those to come.
+# A descent that ended too early is repeated with so much less, as are those to come.
 TIGHTER = 1e-2
 # Channels up to which appearances are sought among all of them. Else, and if they are
 # few, in a space that grows from them: how often it is grown,
