@@ -141,6 +141,7 @@ class Alternation:
         )
         self.f = float("inf")
         self.fall, self.exactness = FIRST_FALL, EXACT_RELATIVE
+        self.exact = EXACT  # no descent need be more exact
         self.worth = 0.0  # a smaller fall by the parts is not worth going beyond them
         self.solution: Tensor | None = None  # the parts before they were extrapolated
         self.extrapolation = FIRST_EXTRAPOLATION
@@ -164,7 +165,7 @@ class Alternation:
         can.
         """
         of_parts = self._part_moments()
-        tol = max(EXACT, self.exactness * self.fall)
+        tol = max(self.exact, self.exactness * self.fall)
         solution, f_solution = solve_parts(of_parts, self.P, self.constraint, tol)
         P, of_appearances, A, f = self._extrapolate(solution, f_solution)
         if self.products == self.samples.dtype and cancels(f, 1.0, self.samples):
@@ -173,7 +174,7 @@ class Alternation:
             self.advance()
             return
         if not f < self.f:
-            if tol > EXACT:  # which may be why
+            if tol > self.exact:  # which may be why
                 self.exactness *= TIGHTER
                 self.advance()
             return
@@ -182,7 +183,7 @@ class Alternation:
         self.A, self.P, self.f, self.solution = A, P, f, solution
         self.of_parts, self.of_appearances = of_parts, of_appearances
         self.part_products = one_of(of_parts.products(P[None]))
-        if fall < tol and tol > EXACT:  # the descent ended too early to tell
+        if fall < tol and tol > self.exact:  # the descent ended too early to tell
             self.exactness *= TIGHTER
             self.advance()
 

@@ -20,7 +20,7 @@ from panda_sklearn.core.objective import accumulator_dtype, cancels, total_objec
 from panda_sklearn.core.samples import InMemory, Samples
 from panda_sklearn.core.starts import revived
 from panda_sklearn.core.threads import ThreadsFor
-from panda_sklearn.solvers.alternation import Alternation, canonical_pair
+from panda_sklearn.solvers.alternation import EXACT, Alternation, canonical_pair
 from panda_sklearn.solvers.base import Callback, SolverResult, StoppingRule, iterate
 from panda_sklearn.solvers.choosing import (
     N_STARTS,
@@ -38,6 +38,8 @@ FEWEST, MOST = 128, 512
 KEPT_ELEMENTS = 2**26
 # Promising starts are compared by a few rough steps of the alternation.
 ROUGH, ROUGHLY = 1e-3, 2
+# Descents are no more exact than this share of the fall that ends the steps they are of.
+SHARE_OF_FALL = 1e-3
 # The fall, as a share of the energy, that ends the fit to the kept samples: how far
 # their minimum is from that of all is more.
 TOL_OF_KEPT = 1e-4
@@ -112,9 +114,11 @@ def spg(
     if len(begun) > 1:
         rough = StoppingRule(ROUGH)
         for start in begun:
+            start.exact = SHARE_OF_FALL * ROUGH
             lightly(iterate, start.step, rule=rough, max_iter=ROUGHLY)
             rough.restart()
     best = min(begun, key=lambda start: start.f)
+    best.exact = max(EXACT, SHARE_OF_FALL * tol)
     fit: Alternation | Passes = best
     if known.kept.n_samples < known.n_samples:
         tells = bool(known.energy_of_kept > 0)
