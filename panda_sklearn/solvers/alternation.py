@@ -46,20 +46,23 @@ __all__ = [
     "solve_parts",
 ]
 
-# Iterations of the descent on one factor, at most; and below which share of the energy,
-# or of the last step's fall, what its steps promise counts as nothing.
+# Iterations of the descent on one factor, at most.
 DESCENT_ITERATIONS = 500
 FACTORED_ITERATIONS = 20  # which cost much more
 POLISH_ITERATIONS = 6
+# What its steps promise counts as nothing below this share of the energy, of the fall
+# that ends the steps (times the objective, where that is a small share itself), or of
+# the last step's fall. A descent that the last of these ended too early is repeated
+# with so much less of it, as are those to come.
 EXACT = 1e-12
 EXACT_APPEARANCES = 1e-9
+SHARE_OF_TOL = 1e-3
 EXACT_RELATIVE = 1e-2
 FIRST_FALL = 1e-2
-# A descent that ended too early is repeated with so much less, as are those to come.
 TIGHTER = 1e-2
-# Channels up to which appearances are sought among all of them. Else, and if they are
-# few, in a space that grows from them: how often it is grown,
-# the fall that ends it, and the iterations of the descent there.
+# Channels up to which appearances are sought among all of them. Beyond, and if they are
+# few, they are sought in a space that grows from them: how often it is grown, the fall
+# that ends it, and the iterations of the descent there.
 SMALL = 256
 GROWN = 5
 GROWN_TOL = 1e-8
@@ -110,6 +113,10 @@ class Alternation:
 
     products : torch.dtype
         Type of the products over samples, the widest once f asks for it.
+
+    tol : float
+        The fall that ends the steps: no descent need be much more exact, and where the
+        parts alone bring less they are not taken beyond their solution.
     """
 
     def __init__(
@@ -121,6 +128,7 @@ class Alternation:
         energy: Tensor,
         constraint: Constraint,
         products: torch.dtype,
+        tol: float = 0.0,
         past: Past | None = None,
         factored: bool = True,
     ) -> None:
@@ -129,6 +137,7 @@ class Alternation:
         self.energy = energy
         self.products = products
         self.constraint = constraint
+        self.tol = tol
         (C, R_C), (S, R_S) = A.shape, P.shape
         may = factored and isinstance(samples, InMemory)
         self.factored_parts = (
@@ -141,8 +150,6 @@ class Alternation:
         )
         self.f = float("inf")
         self.fall, self.exactness = FIRST_FALL, EXACT_RELATIVE
-        self.exact = EXACT  # no descent need be more exact
-        self.worth = 0.0  # a smaller fall by the parts is not worth going beyond them
         self.solution: Tensor | None = None  # the parts before they were extrapolated
         self.extrapolation = FIRST_EXTRAPOLATION
 
@@ -165,7 +172,8 @@ class Alternation:
         can.
         """
         of_parts = self._part_moments()
-        tol = max(self.exact, self.exactness * self.fall)
+        exact = max(EXACT, SHARE_OF_TOL * self.tol * min(self.f, 1.0))
+        tol = max(exact, self.exactness * self.fall)
         solution, f_solution = solve_parts(of_parts, self.P, self.constraint, tol)
         P, of_appearances, A, f = self._extrapolate(solution, f_solution)
         if self.products == self.samples.dtype and cancels(f, 1.0, self.samples):
@@ -174,7 +182,7 @@ class Alternation:
             self.advance()
             return
         if not f < self.f:
-            if tol > self.exact:  # which may be why
+            if tol > exact:  # which may be why
                 self.exactness *= TIGHTER
                 self.advance()
             return
@@ -183,7 +191,7 @@ class Alternation:
         self.A, self.P, self.f, self.solution = A, P, f, solution
         self.of_parts, self.of_appearances = of_parts, of_appearances
         self.part_products = one_of(of_parts.products(P[None]))
-        if fall < tol and tol > self.exact:  # the descent ended too early to tell
+        if fall < tol and tol > exact:  # the descent ended too early to tell
             self.exactness *= TIGHTER
             self.advance()
 
@@ -191,7 +199,7 @@ class Alternation:
         """Solve for the appearances before the first step."""
         *_, self.A, _ = self._with_appearances(self.P)
 
-    def continued(self, samples: Samples, energy: Tensor) -> Alternation:
+    def continued(self, samples: Samples, energy: Tensor, tol: float) -> Alternation:
         """The same on other samples, from these factors."""
         return Alternation(
             samples,
@@ -200,6 +208,7 @@ class Alternation:
             energy=energy,
             constraint=self.constraint,
             products=self.products,
+            tol=tol,
         )
 
     def _extrapolate(self, solution: Tensor, f_solution: float) -> Candidate:
@@ -210,7 +219,7 @@ class Alternation:
         if (
             not self.constraint.rotatable
             and self.solution is not None
-            and self.f - f_solution > self.worth
+            and self.f - f_solution > self.tol
         ):
             move = self.extrapolation * (solution - self.solution)
             beyond = self._with_appearances(self.constraint.project(solution + move))

@@ -160,6 +160,7 @@ class Passes:
                 energy=self.energy,
                 constraint=self.constraint,
                 products=self.products,
+                tol=self.tol,
                 factored=False,
             )
             self.whole.f, failed = self.f, True

@@ -20,7 +20,7 @@ from panda_sklearn.core.objective import accumulator_dtype, cancels, total_objec
 from panda_sklearn.core.samples import InMemory, Samples
 from panda_sklearn.core.starts import revived
 from panda_sklearn.core.threads import ThreadsFor
-from panda_sklearn.solvers.alternation import EXACT, Alternation, canonical_pair
+from panda_sklearn.solvers.alternation import Alternation, canonical_pair
 from panda_sklearn.solvers.base import Callback, SolverResult, StoppingRule, iterate
 from panda_sklearn.solvers.choosing import (
     N_STARTS,
@@ -38,8 +38,6 @@ FEWEST, MOST = 128, 512
 KEPT_ELEMENTS = 2**26
 # Promising starts are compared by a few rough steps of the alternation.
 ROUGH, ROUGHLY = 1e-3, 2
-# Descents are no more exact than this share of the fall that ends the steps they are of.
-SHARE_OF_FALL = 1e-3
 # The fall, as a share of the energy, that ends the fit to the kept samples: how far
 # their minimum is from that of all is more.
 TOL_OF_KEPT = 1e-4
@@ -114,23 +112,23 @@ def spg(
     if len(begun) > 1:
         rough = StoppingRule(ROUGH)
         for start in begun:
-            start.exact = SHARE_OF_FALL * ROUGH
+            start.tol = ROUGH
             lightly(iterate, start.step, rule=rough, max_iter=ROUGHLY)
             rough.restart()
     best = min(begun, key=lambda start: start.f)
-    best.exact = max(EXACT, SHARE_OF_FALL * tol)
+    best.tol = tol
     fit: Alternation | Passes = best
     if known.kept.n_samples < known.n_samples:
         tells = bool(known.energy_of_kept > 0)
         if tells:
-            best.worth = max(tol, TOL_OF_KEPT)
-            rule = StoppingRule(best.worth)
+            best.tol = max(tol, TOL_OF_KEPT)
+            rule = StoppingRule(best.tol)
             rule.met(best.iteration(min(best.f, float(objectives[0]))))
             lightly(iterate, best.step, rule=rule, max_iter=max_iter)
         if tells and not constraint.rotatable:
             fit = Passes(samples, known, best, tol=tol, lightly=lightly)
         else:
-            fit = best.continued(samples, known.energy)
+            fit = best.continued(samples, known.energy, tol)
     threads = lightly if fit is best else ThreadsFor(float("inf"))
     course = threads(
         iterate, fit.step, rule=StoppingRule(tol), max_iter=max_iter, callback=callback

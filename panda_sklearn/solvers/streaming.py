@@ -80,6 +80,7 @@ def learn(
         energy=energy,
         constraint=constraint,
         products=Z.dtype,
+        tol=tol,
         past=past,
         factored=False,
     )
