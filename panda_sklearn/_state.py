@@ -74,7 +74,7 @@ OF_STREAM: dict[str, type | None] = {
     "_past": Past,
     "n_samples_seen_": int,
 }
-OF_FILE: dict[str, type | None] = {"layer_": str}
+OF_FILE: dict[str, type | None] = {"layer_": str, "network_": str}
 OF_COLUMNS: dict[str, type | None] = {"feature_names_in_": None}
 
 EVERY = ATTRIBUTES | OF_STREAM | OF_FILE | OF_COLUMNS

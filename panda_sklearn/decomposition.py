@@ -45,6 +45,7 @@ from panda_sklearn.utils.arrays import (
     as_tensor,
     randomness,
 )
+from panda_sklearn.utils.hashing import fingerprint
 from panda_sklearn.utils.persistence import from_plain, to_plain
 from panda_sklearn.utils.resizing import check_size, resize
 from panda_sklearn.utils.starts import Start, check_start
@@ -236,6 +237,9 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
 
     layer_ : str
         Name of the layer that the activations are from; only if ``load`` found one.
+
+    network_ : str
+        Fingerprint of the network that they are from; only if ``load`` found one.
 
     n_samples_seen_ : int
         Number of samples that ``partial_fit`` has learnt from; only after it.
@@ -935,7 +939,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
 
     # Keeping
 
-    def save(self, path, *, layer=None):
+    def save(self, path, *, layer=None, network=None):
         """Write the fitted estimator to a safetensors file.
 
         Its arrays are in the file by name (``parts_``, ``appearances_`` and so on),
@@ -949,6 +953,12 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         layer : str, default=None
             Name of the layer that the activations are from, for whoever loads the
             file. ``None`` keeps that of the file that this estimator was loaded from.
+
+        network : torch.nn.Module or str, default=None
+            The network that they are from, or its
+            :func:`~panda_sklearn.generators.fingerprint`, which is what the file keeps:
+            a :class:`LocalEditor` with other weights then warns. ``None`` keeps that of
+            the file that this estimator was loaded from.
 
         Raises
         ------
@@ -970,7 +980,10 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
                 f"layer must be the name of a layer or None, got {layer!r} of type "
                 f"{type(layer).__name__}."
             )
-        state = {**vars(self), **({} if layer is None else {"layer_": layer})}
+        if network is not None and not isinstance(network, str):
+            network = fingerprint(network)
+        of_file = {"layer_": layer, "network_": network}
+        state = vars(self) | {k: v for k, v in of_file.items() if v is not None}
         params = {name: state.pop(name) for name in self.get_params(deep=False)}
         for name in ("_sklearn_output_config", "_metadata_request"):
             state.pop(name, None)

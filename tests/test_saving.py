@@ -7,6 +7,7 @@ import os
 import pickle
 import threading
 import tracemalloc
+import warnings
 from pathlib import Path
 
 import joblib
@@ -19,11 +20,17 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from torch import nn
 
-from panda_sklearn import PartsAppearanceDecomposition
+from panda_sklearn import (
+    GeneratorFeatureExtractor,
+    LocalEditor,
+    PartsAppearanceDecomposition,
+)
 from panda_sklearn._state import FORMAT_VERSION, MIGRATIONS
 from panda_sklearn.datasets import make_parts_appearances
 from panda_sklearn.decomposition import layout_of
+from panda_sklearn.generators import fingerprint
 from tests.emulated_cuda import emulated_cuda
 from tests.nearness import assert_near
 
@@ -318,6 +325,8 @@ def test_what_cannot_be_saved(tmp_path, saved):
     panda = PartsAppearanceDecomposition(3, 4, random_state=0).fit(X)
     with pytest.raises(TypeError, match="layer must be"):
         panda.save(saved, layer=3)
+    with pytest.raises(TypeError, match="network must be"):
+        panda.save(saved, network=3)
     panda.extra_ = object()
     with pytest.raises(TypeError, match=r"extra_ is of type object.*joblib"):
         panda.save(saved)
@@ -680,3 +689,26 @@ def test_a_random_state_of_another_algorithm_is_not_saved(saved):
     panda.random_state = np.random.RandomState(np.random.PCG64(0))
     with pytest.raises(TypeError, match="random_state is of type RandomState"):
         panda.save(saved)
+
+
+def test_a_file_says_which_network_its_factors_are_of(tmp_path):
+    path = tmp_path / "panda.safetensors"
+    network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Conv2d(3, 3, 1))
+    images = torch.rand(5, 2, 4, 4)
+    extractor = GeneratorFeatureExtractor(network, "0").fit(images)
+    panda = PartsAppearanceDecomposition(2, 2, random_state=0)
+    panda.fit(extractor.transform(images)).save(path, network=network)
+    again = PartsAppearanceDecomposition.load(path)
+    assert again.network_ == fingerprint(network)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LocalEditor(extractor, again)
+        LocalEditor(extractor, panda)  # nothing is known of its network
+    again.save(path)
+    again = PartsAppearanceDecomposition.load(path)
+    network[1].weight.data += 1
+    with pytest.warns(UserWarning, match="other weights"):
+        LocalEditor(extractor, again)
+    again.save(path, network=fingerprint(network))
+    LocalEditor(extractor, PartsAppearanceDecomposition.load(path))
+    assert not hasattr(again.fit(torch.rand(5, 3, 4, 4)), "network_")

@@ -26,11 +26,9 @@ EPS = 1e-8
 LATENT_SIZE = 64
 STYLE_SIZE = 128
 CHANNELS = {4: 128, 8: 128, 16: 96, 32: 48, 64: 24}
-
-
-def _activate(x):
-    """Leaky ReLU with slope 0.2, rescaled to keep the variance of its input."""
-    return F.leaky_relu(x, 0.2) * math.sqrt(2)
+# Slope of the leaky ReLU below 0, and what keeps the variance of its input.
+SLOPE = 0.2
+GAIN = math.sqrt(2)
 
 
 class _Linear(nn.Module):
@@ -52,7 +50,7 @@ class _Linear(nn.Module):
 
 
 class _StyledConv(nn.Module):
-    """A convolution whose input channels are scaled by a style.
+    """A convolution whose input channels are scaled by a style, and a leaky ReLU.
 
     The output is divided by the norm that unit-variance input would give it
     ("demodulation"). Scaling input and output instead of the weights makes grouped
@@ -63,14 +61,13 @@ class _StyledConv(nn.Module):
     and leaves no checkerboard.
     """
 
-    def __init__(self, n_in, n_out, *, size=3, upsample=False, demodulate=True):
+    def __init__(self, n_in, n_out, *, size=3, upsample=False):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(n_out, n_in, size, size))
         self.bias = nn.Parameter(torch.zeros(n_out))
         self.style = _Linear(STYLE_SIZE, n_in, bias=1.0)
         self.gain = 1 / math.sqrt(n_in * size**2)
         self.upsample = upsample
-        self.demodulate = demodulate
 
     def forward(self, x, w):
         weight = self.weight * self.gain
@@ -78,13 +75,29 @@ class _StyledConv(nn.Module):
         y = F.conv2d(
             x * style[:, :, None, None], weight, padding=self.weight.shape[-1] // 2
         )
-        if self.demodulate:
-            power = weight.square().sum(dim=(2, 3))  # (n_out, n_in)
-            norm = torch.rsqrt(style.square() @ power.T + EPS)  # (N, n_out)
-            y = y * norm[:, :, None, None]
         if self.upsample:
             y = _double(y)
-        return y + self.bias[:, None, None]
+        power = weight.square().sum(dim=(2, 3))  # (n_out, n_in)
+        norm = torch.rsqrt(style.square() @ power.T + EPS)  # (N, n_out)
+        # The gain goes through the leaky ReLU: two passes over y instead of four.
+        scale, shift = (norm * GAIN).to(y.dtype), (self.bias * GAIN).to(y.dtype)
+        y = torch.addcmul(shift[:, None, None], y, scale[:, :, None, None])
+        return F.leaky_relu(y, SLOPE)
+
+
+class _ToRGB(nn.Module):
+    """A styled 1 x 1 convolution to three colours, without demodulation."""
+
+    def __init__(self, n_in):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, n_in, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(3))
+        self.style = _Linear(STYLE_SIZE, n_in, bias=1.0)
+        self.gain = 1 / math.sqrt(n_in)
+
+    def forward(self, x, w):
+        x = x * self.style(w)[:, :, None, None]
+        return F.conv2d(x, self.weight * self.gain, self.bias)
 
 
 class _Block(nn.Module):
@@ -96,8 +109,7 @@ class _Block(nn.Module):
         self.conv1 = _StyledConv(n_out, n_out)
 
     def forward(self, x, w):
-        x = _activate(self.conv0(x, w))
-        return _activate(self.conv1(x, w))
+        return self.conv1(self.conv0(x, w), w)
 
 
 class _StartBlock(nn.Module):
@@ -110,7 +122,7 @@ class _StartBlock(nn.Module):
 
     def forward(self, w):
         x = self.constant.expand(len(w), -1, -1, -1)
-        return _activate(self.conv1(x, w))
+        return self.conv1(x, w)
 
 
 def _double(x):
@@ -145,12 +157,17 @@ class FaceGenerator(nn.Module):
     style_mean : Tensor of shape (128,)
         Mean of the styles over the latent distribution, towards which
         ``truncation`` pulls.
+
+    truncation : float
+        By which factor styles are pulled where a call does not say; 1, not at all, but
+        for a generator that was loaded with another one.
     """
 
     latent_size = LATENT_SIZE
 
     def __init__(self):
         super().__init__()
+        self.truncation = 1.0
         # A mapping that learns as fast as the rest gathers the latents in few faces.
         sizes = [LATENT_SIZE, STYLE_SIZE, STYLE_SIZE, STYLE_SIZE]
         self.mapping = nn.ModuleList(
@@ -159,22 +176,22 @@ class FaceGenerator(nn.Module):
         self.register_buffer("style_mean", torch.zeros(STYLE_SIZE))
         self.block4 = _StartBlock(CHANNELS[4])
         self.block8 = _Block(CHANNELS[4], CHANNELS[8])
-        self.to_rgb8 = _StyledConv(CHANNELS[8], 3, size=1, demodulate=False)
+        self.to_rgb8 = _ToRGB(CHANNELS[8])
         self.block16 = _Block(CHANNELS[8], CHANNELS[16])
-        self.to_rgb16 = _StyledConv(CHANNELS[16], 3, size=1, demodulate=False)
+        self.to_rgb16 = _ToRGB(CHANNELS[16])
         self.block32 = _Block(CHANNELS[16], CHANNELS[32])
-        self.to_rgb32 = _StyledConv(CHANNELS[32], 3, size=1, demodulate=False)
+        self.to_rgb32 = _ToRGB(CHANNELS[32])
         self.block64 = _Block(CHANNELS[32], CHANNELS[64])
-        self.to_rgb64 = _StyledConv(CHANNELS[64], 3, size=1, demodulate=False)
+        self.to_rgb64 = _ToRGB(CHANNELS[64])
 
     def styles(self, latents):
         """Map latents (N, 64) to styles (N, 128)."""
         w = latents * torch.rsqrt(latents.square().mean(dim=1, keepdim=True) + EPS)
         for layer in self.mapping:
-            w = _activate(layer(w))
+            w = F.leaky_relu(layer(w), SLOPE) * GAIN
         return w
 
-    def forward(self, latents, truncation=1.0):
+    def forward(self, latents, truncation=None):
         """Generate images.
 
         Parameters
@@ -182,9 +199,9 @@ class FaceGenerator(nn.Module):
         latents : Tensor of shape (n_samples, 64)
             Standard normal numbers.
 
-        truncation : float, default=1.0
+        truncation : float, default=None
             Styles are pulled towards their mean by this factor; below 1 the faces
-            are more alike and have fewer faults.
+            are more alike and have fewer faults. ``None`` is the generator's own.
 
         Returns
         -------
@@ -192,6 +209,8 @@ class FaceGenerator(nn.Module):
             RGB, black is -1 and white is 1; values a little outside that range
             occur.
         """
+        if truncation is None:
+            truncation = self.truncation
         styles = self.styles(latents)
         w = self.style_mean.to(styles).lerp(styles, truncation)
         return self.synthesize([w] * len(CHANNELS))

@@ -1,6 +1,6 @@
 """The pretrained face generator.
 
-Floor 2: torch, safetensors.
+Floor 2: torch, safetensors and :mod:`panda_sklearn.utils`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,23 @@ import torch
 from safetensors.torch import load as load_safetensors
 
 from panda_sklearn.datasets._face_generator import FaceGenerator
+from panda_sklearn.utils.scalars import check_number
 
 __all__ = ["load_face_generator"]
 
 
-def load_face_generator():
+def load_face_generator(truncation=1.0):
     """Load the small pretrained face generator that the package ships.
 
     It was trained on Labelled Faces in the Wild by
     ``examples/train_face_generator.py``; the model card beside its weights says how,
-    and what it may not be used for.
+    and what it may not be used for. Loading draws no random numbers.
+
+    Parameters
+    ----------
+    truncation : float, default=1.0
+        From 0 to 1: how far the faces go from their mean. At 0.7 they are more alike
+        and have fewer faults, which suits demonstrations; 1 is what was learnt.
 
     Returns
     -------
@@ -31,9 +38,15 @@ def load_face_generator():
         being -1 and white 1. Its layers "block8", "block16" and "block32" are those
         worth decomposing.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If ``truncation`` is no number from 0 to 1.
+
     See Also
     --------
     sample_latents : Draws latents for it.
+    panda_sklearn.generators.fingerprint : Which weights these are.
 
     Examples
     --------
@@ -43,10 +56,12 @@ def load_face_generator():
     >>> generator(latents).shape
     torch.Size([4, 3, 64, 64])
     """
+    check_number("truncation", truncation, at_least=0, at_most=1)
     file = resources.files("panda_sklearn.datasets") / "data/face_generator.safetensors"
     weights = load_safetensors(file.read_bytes())
     with torch.device("meta"):  # no random weights, on no other default device
         generator = FaceGenerator()
     weights = {name: w.float() for name, w in weights.items()}
     generator.load_state_dict(weights, assign=True)
+    generator.truncation = float(truncation)
     return generator.eval().requires_grad_(False)

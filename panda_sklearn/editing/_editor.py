@@ -5,6 +5,7 @@ Floor 3: see :mod:`panda_sklearn.editing`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from itertools import pairwise, product
 from numbers import Real
@@ -34,6 +35,7 @@ from panda_sklearn.feature_extractor import (
     running_device,
 )
 from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor
+from panda_sklearn.utils.hashing import fingerprint
 from panda_sklearn.utils.thresholds import check_threshold
 from panda_sklearn.utils.validation import (
     as_numeric,
@@ -74,6 +76,12 @@ class LocalEditor:
     ValueError
         If the decomposition was fitted on activations of another shape.
 
+    Warns
+    -----
+    UserWarning
+        If the decomposition is from a file that says that its network had other
+        weights.
+
     See Also
     --------
     GeneratorFeatureExtractor : Takes activations out of a network.
@@ -113,6 +121,15 @@ class LocalEditor:
                 f"The extractor gives activations of shape {extractor.feature_shape_}, "
                 f"but the decomposition was fitted on {seen}. Fit it on the "
                 "extractor's output as it is."
+            )
+        known = getattr(decomposition, "network_", None)
+        if known is not None and known != _fingerprint_of(extractor, known):
+            warnings.warn(
+                f"The decomposition is of a network of fingerprint {known!r}. The "
+                "extractor's has other weights, where parts and appearances may mean "
+                "other things. Fit it on this network, or give the extractor that one.",
+                UserWarning,
+                stacklevel=2,
             )
         self.extractor = extractor
         self.decomposition = decomposition
@@ -621,3 +638,11 @@ def _colors(fill: Any, n_colors: int) -> np.ndarray:
     if tuple(colors.shape) != (n_colors,):
         raise ValueError(f"fill must be {expected}, got {shown(fill)}.")
     return np.array([check_single("each of fill", value) for value in colors.tolist()])
+
+
+def _fingerprint_of(extractor: GeneratorFeatureExtractor, known: str) -> str:
+    """That of an extractor's network; the known one where weights are out of reach."""
+    try:
+        return fingerprint(extractor.generator)
+    except ValueError:  # offloaded
+        return known

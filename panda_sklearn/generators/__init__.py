@@ -9,12 +9,15 @@ Floor 2: torch, numpy, scipy and :mod:`panda_sklearn.utils`. Which file to open:
 - ``_labels``: classes, in columns beside the latents or the same for all
 - ``_latents``: ``sample_latents``
 - ``_layers``: ``list_layers`` and its table
+
+``fingerprint`` is in :mod:`panda_sklearn.utils.hashing`, beside the other hashes.
 """
 
 from panda_sklearn.generators._families import BigGAN, ProGAN
 from panda_sklearn.generators._latents import sample_latents
 from panda_sklearn.generators._layers import LayerInfo, LayerTable, list_layers
 from panda_sklearn.generators._styles import StyleGAN, StyleGAN2, StyleGAN3
+from panda_sklearn.utils.hashing import fingerprint
 
 __all__ = [
     "BigGAN",
@@ -24,6 +27,7 @@ __all__ = [
     "StyleGAN",
     "StyleGAN2",
     "StyleGAN3",
+    "fingerprint",
     "list_layers",
     "sample_latents",
 ]

@@ -21,13 +21,17 @@ import sklearn
 import torch
 from joblib.hashing import NumpyHasher
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from panda_sklearn._version import __version__
 
-__all__ = ["bytes_of", "call_key", "call_structure", "fingerprints"]
+__all__ = ["bytes_of", "call_key", "call_structure", "fingerprint", "fingerprints"]
 
 # A result computed by other versions is computed anew.
 VERSIONS = (__version__, torch.__version__, sklearn.__version__, np.__version__)
+
+# Hexadecimal digits of a network's fingerprint: 64 bits, for a name to compare.
+DIGITS = 16
 
 # What a network holds for its own bookkeeping, and what hooks are stored under.
 BOOKKEEPING = {"_is_full_backward_hook", "_non_persistent_buffers_set"}
@@ -110,6 +114,58 @@ def fingerprints(shared: list) -> dict[tuple[int, str], Any]:
                 value = _hash(value, [], name)
             found[place, f"{name}:{item}"] = value
     return found
+
+
+def fingerprint(network: nn.Module) -> str:
+    """Say in a short text which network with which weights this is.
+
+    Equal networks have equal ones, on any device and in either mode; any other weight,
+    name of a weight or type of its numbers makes another one. A decomposition keeps
+    that of its network (``save(path, network=network)``), and
+    :class:`~panda_sklearn.LocalEditor` compares.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Any network whose weights are in memory.
+
+    Returns
+    -------
+    fingerprint : str
+        16 hexadecimal digits: the start of the SHA-256 of names, types, shapes and
+        values of its parameters and buffers.
+
+    Raises
+    ------
+    TypeError
+        If it is no network.
+    ValueError
+        If it has weights without values: on the device "meta", or not initialised yet.
+
+    Examples
+    --------
+    >>> from panda_sklearn.datasets import load_face_generator
+    >>> from panda_sklearn.generators import fingerprint
+    >>> fingerprint(load_face_generator()) == fingerprint(load_face_generator())
+    True
+    """
+    if not isinstance(network, nn.Module):
+        raise TypeError(
+            f"network must be a torch.nn.Module, got {type(network).__name__}."
+        )
+    total = hashlib.sha256()
+    weights = [*network.named_parameters(), *network.named_buffers()]
+    # What torch.compile wraps is the network that it was.
+    named = {name.replace("_orig_mod.", ""): weight for name, weight in weights}
+    for name, weight in sorted(named.items()):
+        if weight.is_meta or is_lazy(weight):
+            raise ValueError(
+                f"The weight {name!r} of {type(network).__name__} has no values yet: "
+                "load or initialise the network first."
+            )
+        total.update(f"{name} {weight.dtype} {tuple(weight.shape)} ".encode())
+        total.update(bytes_of(weight).data)
+    return total.hexdigest()[:DIGITS]
 
 
 def _tensor_content(T: Tensor) -> tuple:

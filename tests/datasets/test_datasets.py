@@ -1,6 +1,7 @@
 """The shipped generator and the planted data."""
 
 import io
+import random
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from panda_sklearn.datasets import (
     make_parts_appearances,
     sample_latents,
 )
-from panda_sklearn.generators import list_layers
+from panda_sklearn.generators import fingerprint, list_layers
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,25 @@ def test_the_same_latents_give_the_same_image(generator):
     mean = generator(latents, truncation=0.0)
     assert torch.allclose(mean[0], mean[1], atol=1e-5)
     assert (near - mean).norm() < (full - mean).norm()
+
+
+def test_a_generator_is_loaded_with_its_truncation(generator):
+    latents = sample_latents(generator, 3, random_state=0)
+    near = load_face_generator(truncation=0.7)
+    assert torch.equal(near(latents), generator(latents, truncation=0.7))
+    assert torch.equal(near(latents, truncation=1.0), generator(latents))
+    assert fingerprint(near) == fingerprint(generator)
+    for bad, error in (("0.7", TypeError), (True, TypeError), (1.5, ValueError)):
+        with pytest.raises(error, match="truncation"):
+            load_face_generator(truncation=bad)
+
+
+def test_loading_draws_no_random_numbers():
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    load_face_generator()
+    assert torch.equal(torch.get_rng_state(), before[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], before[1])
+    assert random.getstate() == before[2]
 
 
 def test_sample_latents(generator):
