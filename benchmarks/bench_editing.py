@@ -61,10 +61,10 @@ BATCH_SIZE = 32
 N_DIRECTIONS = 8
 # Rows and columns of pixels, drawn on the mean face.
 REGIONS = {
-    "eyes": [(slice(24, 33), slice(17, 30)), (slice(24, 33), slice(35, 48))],
-    "mouth": [(slice(43, 52), slice(23, 42))],
-    "hair": [(slice(1, 13), slice(16, 48))],
-    "background": [(slice(0, 44), slice(0, 8)), (slice(0, 44), slice(56, 64))],
+    "eyes": [(slice(23, 31), slice(16, 28)), (slice(23, 31), slice(36, 48))],
+    "mouth": [(slice(45, 54), slice(22, 42))],
+    "hair": [(slice(0, 5), slice(10, 54))],
+    "background": [(slice(0, 44), slice(0, 6)), (slice(0, 44), slice(58, 64))],
 }
 
 

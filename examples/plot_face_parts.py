@@ -46,7 +46,7 @@ extractor, panda = pipeline
 extractor.verbose = 0
 
 # %%
-# Twelve parts and 48 appearances replace 256 positions and 96 channels. What they keep
+# Twelve parts and 48 appearances replace 256 positions and 128 channels. What they keep
 # is measured on faces that they were not learnt from:
 
 unseen = sample_latents(generator, 200, random_state=1)
@@ -80,7 +80,7 @@ saliency_figure = SaliencyDisplay.from_estimator(
 # To change faces at one place only, we look for the part that covers it,
 
 map_of_mouth = np.zeros((16, 16))
-map_of_mouth[10:13, 6:10] = 1
+map_of_mouth[11:14, 6:10] = 1
 overlap = (panda.parts_.numpy() * map_of_mouth).sum(axis=(1, 2))
 mouth = int(overlap.argmax())
 

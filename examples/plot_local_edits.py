@@ -54,7 +54,7 @@ parts_figure = PartsDisplay.from_estimator(panda, faces[1:3]).figure_
 # positions of the layer.
 
 boxes = np.zeros((16, 16))
-boxes[6:9, 4:7] = boxes[6:9, 9:12] = 1
+boxes[6:8, 4:7] = boxes[6:8, 9:12] = 1
 scaled = panda.parts_.numpy() / np.linalg.norm(panda.parts_, axis=(1, 2), keepdims=True)
 eyes = int((scaled * boxes).sum(axis=(1, 2)).argmax())
 print(f"Part {eyes} covers the eyes")
@@ -125,7 +125,7 @@ strip_figure = StrengthsDisplay.from_editor(
 # drawn region says how local the edit was.
 
 drawn = np.zeros((64, 64))
-drawn[1:13, 16:48] = 1  # hair above the forehead
+drawn[0:6, 10:54] = 1  # hair above the forehead
 recoloured = editor.edit(unseen, Edit(1, drawn), target_change=0.3)
 drawn_figure = EditDisplay.from_images(faces, recoloured).figure_
 print(f"ROIR of the drawn region: {roi_ratio(drawn, faces, recoloured):.2f}")

@@ -5,18 +5,24 @@ Training the face generator that the package ships
 This script made ``panda_sklearn/datasets/data/face_generator.safetensors``. It is
 not run when the documentation is built.
 
-Recipe: the non-saturating loss with an R1 penalty every eighth step, Adam at 2e-3
-decayed linearly over the last third, horizontal flips, weights averaged over time,
-a discriminator with one score for the image and one for each patch. Two things keep
-the faces varied: the mapping network learns slowly, and half of the training images
+The photographs are aligned: a face-mesh network finds eyes and mouth, and each face
+is turned, scaled and shifted so that they lie where everybody's do. Parts that are the
+same for all samples need that, and it makes a small generator's work much easier.
+
+The recipe: non-saturating loss with an R1 penalty every eighth step, Adam at 2e-3
+decayed linearly over the last third, horizontal flips, bfloat16, weights averaged over
+time; a discriminator with one score for the image and one for each patch, which sees
+shifted and recoloured images once it knows the photographs by heart. Two things keep
+the faces varied: the mapping network learns slowly, and half of the generated images
 mix the styles of two latents.
 
-Images come from :func:`sklearn.datasets.fetch_lfw_people` (downloaded on first
-use), or with ``--images`` from a tar archive or a folder of the same photographs
-already cropped (rows 45 to 195, columns 50 to 200 of 250) and scaled to 64 x 64::
+Photographs come from :func:`sklearn.datasets.fetch_lfw_people` (downloaded on first
+use), or with ``--images`` from a tar archive or a folder of JPEGs of 64 x 64 pixels
+that are aligned already. A run that was cut off goes on when it is started again::
 
+    python -m pip install ".[train]"
     python examples/train_face_generator.py --out runs/face
-    python examples/train_face_generator.py --images lfw64.tar --out runs/face
+    python examples/train_face_generator.py --out runs/face --images faces64.tar
 """
 
 from __future__ import annotations
@@ -35,42 +41,131 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from panda_sklearn.datasets._face_generator import (
-    CHANNELS,
     LATENT_SIZE,
+    N_BLOCKS,
     FaceGenerator,
 )
+from panda_sklearn.metrics import sliced_wasserstein_distance
 
 SIZE = 64
-CROP = (slice(45, 195), slice(50, 200))
+# Where the centres of the eyes and of the mouth come to lie: (column, row) in pixels.
+PLACES = np.array([[22, 27], [42, 27], [32, 49]])
+# The corners of the eyes and of the mouth among the points of MediaPipe's face mesh.
+CORNERS = ((33, 133), (362, 263), (61, 291))
+# Turned further than this, in degrees, or with eyes nearer to each other than this, in
+# pixels of the photograph, a face is left out.
+MOST_TURNED = 20
+LEAST_APART = 20
+
+N_SAMPLES = 1000  # of a report
+
+RATE = 2e-3
+DECAY = 3  # the rate falls linearly over the last third
+MIXED = 0.5  # fraction of the generated images that mix two latents
+HALF_LIFE = 20_000  # of the average of the weights, in images
+PATCH_WEIGHT = 0.3
+GAMMA = 0.3  # of R1
+PENALTY_EVERY = 8
+SURE = 0.6  # what the critic may think of photographs: mean sign of its scores
+REACTION = 500_000  # images in which the augmented fraction can go from 0 to 1
+CRITIC_WIDTHS = (64, 128, 192, 256)
 
 
-def load_images(source):
-    """Photographs as a uint8 tensor of shape (n_images, 3, 64, 64)."""
-    if source is None:
+def aligned(photograph, mesh):
+    """Turn, scale and shift a photograph (H, W, 3) of bytes, or None if that is no use.
+
+    ``mesh`` is MediaPipe's ``FaceMesh``.
+    """
+    height, width = photograph.shape[:2]
+    found = mesh.process(photograph).multi_face_landmarks
+    if not found:
+        return None
+    size = np.array([width, height, width])  # depths are in widths, too
+    faces = [
+        np.array([[p.x, p.y, p.z] for p in face.landmark]) * size for face in found
+    ]
+    middle = size[:2] / 2
+    face = min(faces, key=lambda mesh: np.linalg.norm(mesh[1, :2] - middle))
+    points = np.array([face[list(pair)].mean(axis=0) for pair in CORNERS])
+    across, down = points[1] - points[0], points[2] - points[:2].mean(axis=0)
+    yaw = math.degrees(math.atan2(across[2], across[0]))
+    pitch = math.degrees(math.atan2(down[2], down[1]))
+    if max(abs(yaw), abs(pitch)) > MOST_TURNED or across[0] < LEAST_APART:
+        return None
+
+    # The similarity transform by least squares, in complex numbers, from places in the
+    # crop to the photograph: z -> turn z + shift.
+    to, at = (pair[:, 0] + 1j * pair[:, 1] for pair in (points, PLACES))
+    away = at - at.mean()
+    turn = (away.conj() @ (to - to.mean())) / (away.conj() @ away)
+    shift = to.mean() - turn * at.mean()
+    corners = turn * np.array([0, SIZE, 1j * SIZE, (1 + 1j) * SIZE]) + shift
+    inside = (corners.real >= 0) & (corners.real <= width)
+    inside &= (corners.imag >= 0) & (corners.imag <= height)
+    if not inside.all():
+        return None
+    finer = 4  # drawn larger, then reduced: no pixel of the photograph is left out
+    turn = turn / finer
+    matrix = (turn.real, -turn.imag, shift.real, turn.imag, turn.real, shift.imag)
+    crop = Image.fromarray(photograph).transform(
+        (finer * SIZE, finer * SIZE),
+        Image.Transform.AFFINE,
+        matrix,
+        Image.Resampling.BICUBIC,
+    )
+    return np.asarray(crop.reduce(finer))
+
+
+def align(photographs):
+    """Those of some photographs that can be aligned, as bytes (n_images, 64, 64, 3)."""
+    from mediapipe.python.solutions.face_mesh import FaceMesh
+
+    options = {"max_num_faces": 4, "refine_landmarks": True}
+    with FaceMesh(static_image_mode=True, **options) as mesh:
+        crops = [aligned(photograph, mesh) for photograph in tqdm(photographs)]
+    return np.stack([crop for crop in crops if crop is not None])
+
+
+def load_images(source=None, cache=Path("aligned.npy")):
+    """Aligned photographs as a uint8 tensor of shape (n_images, 3, 64, 64).
+
+    From a tar archive or a folder; or scikit-learn's, aligned here and then kept in the
+    file ``cache``.
+    """
+    if source is not None:
+        pictures = read_images(Path(source))
+    elif cache.exists():
+        pictures = np.load(cache)
+    else:
         from sklearn.datasets import fetch_lfw_people
 
-        # Half a pixel more than wanted, since the scaled size is rounded down.
-        scale = (SIZE + 0.5) / (CROP[0].stop - CROP[0].start)
-        faces = fetch_lfw_people(color=True, slice_=CROP, resize=scale)
-        pictures = list((faces.images * 255).round().astype(np.uint8))
+        whole = (slice(0, 250), slice(0, 250))
+        faces = fetch_lfw_people(color=True, slice_=whole, resize=None).images
+        pictures = align(np.uint8(np.round(255 * image)) for image in faces)
+        np.save(cache, pictures)
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+
+
+def read_images(source):
+    """The JPEGs of a tar archive or a folder, by name, as bytes (n_images, H, W, 3)."""
+    if source.is_dir():
+        files = [path.read_bytes() for path in sorted(source.glob("*.jpg"))]
     else:
-        source = Path(source)
-        if source.is_dir():
-            files = [path.read_bytes() for path in sorted(source.glob("*.jpg"))]
-        else:
-            with tarfile.open(source) as archive:
-                members = sorted(archive.getmembers(), key=lambda m: m.name)
-                files = [archive.extractfile(m).read() for m in members if m.isfile()]
-        pictures = [np.asarray(Image.open(io.BytesIO(f)).convert("RGB")) for f in files]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+        with tarfile.open(source) as archive:
+            members = sorted(archive.getmembers(), key=lambda m: m.name)
+            files = [archive.extractfile(m).read() for m in members if m.isfile()]
+    return np.stack(
+        [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files]
+    )
 
 
 class Discriminator(nn.Module):
     """Four stride-2 convolutions, then a score for the image and one per patch."""
 
-    def __init__(self, widths=(48, 96, 160, 224)):
+    def __init__(self, widths=CRITIC_WIDTHS):
         super().__init__()
         n_in = [3, *widths[:-1]]
         self.convs = nn.ModuleList(
@@ -86,8 +181,8 @@ class Discriminator(nn.Module):
                 nn.init.zeros_(module.bias)
 
     @staticmethod
-    def _scaled(module, x):
-        weight = module.weight / math.sqrt(module.weight[0].numel())
+    def _scaled(module, x, gain=1.0):
+        weight = module.weight * (gain / math.sqrt(module.weight[0].numel()))
         if isinstance(module, nn.Linear):
             return F.linear(x, weight, module.bias)
         return F.conv2d(x, weight, module.bias, module.stride, module.padding)
@@ -95,43 +190,110 @@ class Discriminator(nn.Module):
     def forward(self, images):
         x = images
         for level, conv in enumerate(self.convs):
-            x = F.leaky_relu(self._scaled(conv, x), 0.2) * math.sqrt(2)
+            x = F.leaky_relu(self._scaled(conv, x, math.sqrt(2)), 0.2)
             if level == 2:
                 patches = self._scaled(self.patch, x)
         # Minibatch standard deviation in groups of four: betrays mode collapse.
-        groups = x.unflatten(0, (4, -1))
+        groups = x.unflatten(0, (4, -1)).float()
         spread = (groups.var(dim=0, unbiased=False) + 1e-8).sqrt().mean(dim=(1, 2, 3))
         spread = spread.repeat(4)[:, None, None, None].expand(-1, 1, 4, 4)
-        x = torch.cat([x, spread], dim=1).flatten(1)
-        x = F.leaky_relu(self._scaled(self.hidden, x), 0.2) * math.sqrt(2)
-        return self._scaled(self.score, x), patches
+        x = torch.cat([x, spread.to(x.dtype)], dim=1).flatten(1)
+        x = F.leaky_relu(self._scaled(self.hidden, x, math.sqrt(2)), 0.2)
+        return self._scaled(self.score, x).float(), patches.float()
 
 
-def loss_on(scores, sign, patch_weight=0.3):
+def loss_on(scores, sign):
     """Softplus loss of image and patch scores; ``sign=-1`` rewards high scores."""
     image, patches = scores
-    return F.softplus(sign * image).mean() + patch_weight * (
+    return F.softplus(sign * image).mean() + PATCH_WEIGHT * (
         F.softplus(sign * patches).mean()
     )
 
 
-def generate_mixed(generator, n_samples):
-    """Images; half of them take a second latent's style from a random block on."""
-    w, other = generator.styles(torch.randn(2 * n_samples, LATENT_SIZE)).chunk(2)
-    n_blocks = len(CHANNELS)
-    switch = torch.randint(1, n_blocks, (n_samples, 1))
-    switch[torch.rand(n_samples) < 0.5] = n_blocks
+def slope_of(critic, images):
+    """Squared norm of the gradient of the critic's scores: R1 and R2."""
+    images = images.detach().requires_grad_(True)
+    image, patches = critic(images)
+    total = image.sum() + PATCH_WEIGHT * patches.mean(dim=(1, 2, 3)).sum()
+    (slope,) = torch.autograd.grad(total, images, create_graph=True)
+    return slope.square().sum((1, 2, 3)).mean()
+
+
+def augment(images, fraction):
+    """Shift and recolour a fraction of the images, differentiably.
+
+    The critic sees photographs and samples through it (Zhao et al., *Differentiable
+    Augmentation for Data-Efficient GAN Training*, NeurIPS 2020).
+    """
+    if not fraction:
+        return images
+    n, _, height, width = images.shape
+    like = {"device": images.device}
+
+    def some(*shape):  # from -1 to 1 for the images that are changed, 0 for the others
+        chosen = torch.rand(n, 1, 1, 1, **like) < fraction
+        return chosen * (2 * torch.rand(n, *shape, 1, 1, **like) - 1)
+
+    images = images + some(1) * 0.3  # brightness
+    grey = images.mean(dim=1, keepdim=True)
+    images = grey + (images - grey) * (1 + some(1) * 0.7)  # saturation
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    images = mean + (images - mean) * (1 + some(1) * 0.3)  # contrast
+    reach = height // 16
+    shift = (some(2) * (reach + 0.49)).round().long()
+    rows = torch.arange(height, **like) + shift[:, 0, 0] + reach
+    columns = torch.arange(width, **like) + shift[:, 1, 0] + reach
+    padded = F.pad(images, (reach,) * 4, mode="reflect")
+    padded = padded.permute(0, 2, 3, 1)
+    images = padded[
+        torch.arange(n, **like)[:, None, None], rows[:, :, None], columns[:, None]
+    ]
+    return images.permute(0, 3, 1, 2)
+
+
+def generate_mixed(generator, n_samples, device):
+    """Images; some of them take a second latent's style from a random block on."""
+    latents = torch.randn(2 * n_samples, LATENT_SIZE, device=device)
+    w, other = generator.styles(latents).chunk(2)
+    switch = torch.randint(1, N_BLOCKS, (n_samples, 1), device=device)
+    switch[torch.rand(n_samples, device=device) >= MIXED] = N_BLOCKS
     return generator.synthesize(
-        [torch.where(switch > block, w, other) for block in range(n_blocks)]
+        [torch.where(switch > block, w, other) for block in range(N_BLOCKS)]
     )
 
 
-def variety(images):
-    """Median distance of an image to its nearest neighbour, at 16 x 16, in std."""
-    x = F.avg_pool2d(images, 4).flatten(1)
-    x = (x - x.mean(dim=1, keepdim=True)) / x.std(dim=1, keepdim=True)
-    distances = torch.cdist(x, x).fill_diagonal_(torch.inf)
-    return (distances.min(dim=1).values.median() / x.shape[1] ** 0.5).item()
+def reduced(images, size):
+    """Images in [-1, 1] as rows of their means over squares, ``size`` in a line."""
+    return F.avg_pool2d(images.clamp(-1, 1), images.shape[-1] // size).flatten(1)
+
+
+def distances_to(photographs, images):
+    """Sliced Wasserstein distances at 16, 32 and 64 pixels, of as many of both."""
+    n = min(len(photographs), len(images))
+    return np.array(
+        [
+            sliced_wasserstein_distance(
+                reduced(images[:n], size),
+                reduced(photographs[:n], size),
+                random_state=0,
+            )
+            for size in (16, 32, 64)
+        ]
+    )
+
+
+def nearest(images, others=None):
+    """Distance of each image to the nearest other one, at 16 x 16 pixels."""
+    rows = reduced(images, 16)
+    if others is None:
+        return torch.cdist(rows, rows).fill_diagonal_(torch.inf).min(dim=1).values
+    return torch.cdist(rows, reduced(others, 16)).min(dim=1).values
+
+
+def variety(images, photographs):
+    """How far images are from the nearest other one, over that of photographs."""
+    n = min(len(images), len(photographs))
+    return (nearest(images[:n]).median() / nearest(photographs[:n]).median()).item()
 
 
 def picture(images, columns):
@@ -141,81 +303,161 @@ def picture(images, columns):
     return Image.fromarray(rows.flatten(0, 1).flatten(1, 2).numpy())
 
 
-def train(images, out, *, steps, batch_size, seed, report_every):
-    """Train and write checkpoints and sample grids to ``out``."""
-    torch.manual_seed(seed)
-    # Channels last makes the convolutions a quarter faster on the CPU.
-    generator = FaceGenerator().to(memory_format=torch.channels_last)
-    critic = Discriminator().to(memory_format=torch.channels_last)
-    averaged = copy.deepcopy(generator).requires_grad_(False)
-    adam = {"betas": (0.0, 0.99), "lr": 2e-3}
-    optimisers = [
-        torch.optim.Adam(network.parameters(), **adam)
-        for network in (generator, critic)
-    ]
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(
-            o, lambda step: min(1.0, max(0.02, 3 * (1 - step / steps)))
-        )
-        for o in optimisers
-    ]
-    fixed = torch.randn(1000, LATENT_SIZE)
-    some = images[torch.randint(len(images), (1000,))].float() / 127.5 - 1
-    print(f"variety of the photographs: {variety(some):.3f}")
-    started = time.perf_counter()
-    for step in range(1, steps + 1):
-        real = images[torch.randint(len(images), (batch_size,))].float() / 127.5 - 1
-        real = real.contiguous(memory_format=torch.channels_last)
-        flip = torch.rand(batch_size) < 0.5
-        real[flip] = real[flip].flip(-1)
+def to_unit(images, device):
+    """Bytes as numbers from -1 to 1."""
+    images = images.to(device).float() / 127.5 - 1
+    return images.contiguous(memory_format=torch.channels_last)
 
-        with torch.no_grad():
-            fake = generate_mixed(generator, batch_size)
-        penalise = step % 8 == 0
-        real.requires_grad_(penalise)
-        scores = critic(real)
-        critic_loss = loss_on(scores, -1) + loss_on(critic(fake), 1)
-        if penalise:
-            (slope,) = torch.autograd.grad(
-                scores[0].sum() + 0.3 * scores[1].mean(dim=(1, 2, 3)).sum(),
-                real,
-                create_graph=True,
+
+class Training:
+    """The two networks, their optimisers and the average, as one thing to save."""
+
+    NUMBERS = ("step", "seed", "fraction", "sureness")
+
+    def __init__(self, device, seed):
+        torch.manual_seed(seed)
+        self.device, self.seed, self.step = device, seed, 0
+        self.fraction = self.sureness = 0.0
+        place = {"device": device, "memory_format": torch.channels_last}
+        self.generator = FaceGenerator().to(**place)
+        self.critic = Discriminator().to(**place)
+        self.averaged = copy.deepcopy(self.generator).requires_grad_(False)
+        self.optimisers = [
+            torch.optim.Adam(network.parameters(), lr=RATE, betas=(0.0, 0.99))
+            for network in (self.generator, self.critic)
+        ]
+
+    def advance(self, real, rate):
+        """Make a step on a batch of photographs; return both losses."""
+        self.step += 1
+        # What a step draws depends on its number alone: a run that is resumed goes on
+        # as it would have.
+        torch.manual_seed(self.seed * 1_000_003 + self.step)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+        n = len(real)
+        flip = torch.rand(n, device=real.device) < 0.5
+        real = torch.where(flip[:, None, None, None], real.flip(-1), real)
+        half = torch.autocast(self.device.type, torch.bfloat16)
+
+        with half:
+            fake = generate_mixed(self.generator, n, self.device).float()
+            # One pass for both halves would mix them in the minibatch's spread.
+            seen = self.critic(augment(real, self.fraction))
+            critic_loss = loss_on(seen, -1)
+            critic_loss = critic_loss + loss_on(
+                self.critic(augment(fake.detach(), self.fraction)), 1
             )
-            # gamma / 2 = 0.15, times 8 since it is applied every eighth step.
-            critic_loss = critic_loss + 8 * 0.15 * slope.square().sum((1, 2, 3)).mean()
-        optimisers[1].zero_grad(set_to_none=True)
+        # A critic that is sure of the photographs knows them by heart: make it harder
+        # (Karras et al., "Training GANs with Limited Data", NeurIPS 2020).
+        self.sureness += 0.05 * (seen[0].detach().sign().mean().item() - self.sureness)
+        change = n / REACTION if self.sureness > SURE else -n / REACTION
+        self.fraction = min(0.8, max(0.0, self.fraction + change))
+        if self.step % PENALTY_EVERY == 0:
+            slope = slope_of(self.critic, augment(real, self.fraction))
+            critic_loss = critic_loss + PENALTY_EVERY * (GAMMA / 2) * slope
+        self.optimisers[1].zero_grad(set_to_none=True)
         critic_loss.backward()
-        optimisers[1].step()
+        self.optimisers[1].step()
 
-        critic.requires_grad_(False)
-        fake_loss = loss_on(critic(generate_mixed(generator, batch_size)), -1)
-        optimisers[0].zero_grad(set_to_none=True)
+        self.critic.requires_grad_(False)
+        with half:
+            fake_loss = loss_on(self.critic(augment(fake, self.fraction)), -1)
+        self.optimisers[0].zero_grad(set_to_none=True)
         fake_loss.backward()
-        optimisers[0].step()
-        critic.requires_grad_(True)
-        for schedule in schedules:
-            schedule.step()
+        self.optimisers[0].step()
+        self.critic.requires_grad_(True)
 
-        decay = min(0.999, 1 - 1 / (0.1 * step + 1))
+        memory = min(HALF_LIFE, 0.05 * self.step * n)  # in images
         with torch.no_grad():
-            for mean, value in zip(
-                averaged.parameters(), generator.parameters(), strict=True
-            ):
-                mean.lerp_(value, 1 - decay)
+            torch._foreach_lerp_(
+                list(self.averaged.parameters()),
+                list(self.generator.parameters()),
+                1 - 0.5 ** (n / memory),
+            )
+        return fake_loss.item(), critic_loss.item()
 
-        if step % report_every == 0 or step == steps:
-            with torch.no_grad():
-                styles = averaged.styles(torch.randn(10_000, LATENT_SIZE))
-                averaged.style_mean.copy_(styles.mean(dim=0))
-                samples = torch.cat([averaged(part) for part in fixed.split(50)])
-            picture(samples[:96], 12).save(out / f"samples_{step:06d}.png")
-            half = {k: v.half().contiguous() for k, v in averaged.state_dict().items()}
-            save_file(half, out / "face_generator.safetensors")
+    @torch.no_grad()
+    def sample(self, latents):
+        """Images of the averaged generator, whose mean style is brought up to date."""
+        generator = torch.Generator().manual_seed(0)
+        some = torch.randn(10_000, LATENT_SIZE, generator=generator).to(self.device)
+        self.averaged.style_mean.copy_(self.averaged.styles(some).mean(dim=0))
+        return torch.cat(
+            [self.averaged(z.to(self.device)).cpu() for z in latents.split(50)]
+        )
+
+    def save(self, path):
+        """Save all that a run needs to go on, whole or not at all."""
+        parts = (self.generator, self.critic, self.averaged, *self.optimisers)
+        state = {name: getattr(self, name) for name in self.NUMBERS}
+        state["parts"] = [part.state_dict() for part in parts]
+        torch.save(state, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+
+    def load(self, path):
+        """Go on from a file of :meth:`save`."""
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        parts = (self.generator, self.critic, self.averaged, *self.optimisers)
+        for part, saved in zip(parts, state["parts"], strict=True):
+            part.load_state_dict(saved)
+        for name in self.NUMBERS:
+            setattr(self, name, state[name])
+
+
+def report(training, images, held_out, out):
+    """Save samples and weights; return a line on how far the run has come."""
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(N_SAMPLES, LATENT_SIZE, generator=generator)
+    samples = training.sample(latents)
+    picture(samples[:96], 12).save(out / f"samples_{training.step:06d}.png")
+    half = {
+        k: v.half().contiguous().cpu()
+        for k, v in training.averaged.state_dict().items()
+    }
+    save_file(half, out / "face_generator.safetensors")
+    training.save(out / "checkpoint.pt")
+    seen, unseen = (to_unit(x, "cpu") for x in (images[:N_SAMPLES], held_out))
+    with torch.no_grad():
+        scores = [
+            training.critic(x[: len(unseen)].to(training.device))[0].mean().item()
+            for x in (seen, unseen, samples)
+        ]
+    ratios = distances_to(unseen, samples) / distances_to(unseen, seen)
+    return (
+        f"augmented {training.fraction:.2f}, critic on seen, unseen, generated "
+        + ", ".join(f"{score:.2f}" for score in scores)
+        + "; distance at 16, 32, 64 pixels "
+        + ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        + f"; variety {variety(samples, seen):.2f}"
+    )
+
+
+def train(images, held_out, out, *, steps, batch_size, seed, report_every):
+    """Train, or go on, and write checkpoints and sample grids to ``out``."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    training = Training(device, seed)
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists():
+        training.load(checkpoint)
+        print(f"goes on after step {training.step}")
+    order = torch.Generator()
+    started, first = time.perf_counter(), training.step
+    while training.step < steps:
+        order.manual_seed(training.seed * 1_000_003 + training.step)
+        chosen = torch.randint(len(images), (batch_size,), generator=order)
+        left = 1 - training.step / steps
+        losses = training.advance(
+            to_unit(images[chosen], device), RATE * min(1.0, max(0.02, left * DECAY))
+        )
+        if training.step % report_every == 0 or training.step == steps:
             minutes = (time.perf_counter() - started) / 60
+            speed = (training.step - first) * batch_size / minutes / 60
             print(
-                f"step {step} of {steps}, {minutes:.1f} min, "
-                f"losses {fake_loss.item():.2f} {critic_loss.item():.2f}, "
-                f"variety {variety(samples):.3f}",
+                f"step {training.step} of {steps}, {minutes:.1f} min, "
+                f"{speed:.0f} images a second, losses {losses[0]:.2f} {losses[1]:.2f}; "
+                + report(training, images, held_out, out),
                 flush=True,
             )
 
@@ -223,16 +465,21 @@ def train(images, out, *, steps, batch_size, seed, report_every):
 def main():
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[1])
-    parser.add_argument("--images", help="tar archive or folder of 64 x 64 JPEGs")
+    parser.add_argument("--images", help="tar archive or folder of aligned JPEGs")
     parser.add_argument("--out", type=Path, default=Path("runs/face"))
-    parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=16_000)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report-every", type=int, default=500)
+    parser.add_argument("--held-out", type=int, default=500, help="not trained on")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    images = load_images(args.images, args.out / "aligned.npy")
+    # The same for every run, so that figures can be compared.
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     train(
-        load_images(args.images),
+        images[order[: -args.held_out]],
+        images[order[-args.held_out :]],
         args.out,
         steps=args.steps,
         batch_size=args.batch_size,

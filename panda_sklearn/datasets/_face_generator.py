@@ -26,6 +26,7 @@ EPS = 1e-8
 LATENT_SIZE = 64
 STYLE_SIZE = 128
 CHANNELS = {4: 128, 8: 128, 16: 96, 32: 48, 64: 24}
+N_BLOCKS = len(CHANNELS)
 # Slope of the leaky ReLU below 0, and what keeps the variance of its input.
 SLOPE = 0.2
 GAIN = math.sqrt(2)
@@ -149,6 +150,11 @@ class FaceGenerator(nn.Module):
     Each block's output feeds the next block and, from ``block8`` on, the image
     branch of its size (``to_rgb8`` and so on).
 
+    Parameters
+    ----------
+    channels : dict of int to int, default=None
+        Channels of the block of each size, 4 to 64; ``None`` is the table above.
+
     Attributes
     ----------
     latent_size : int
@@ -165,8 +171,9 @@ class FaceGenerator(nn.Module):
 
     latent_size = LATENT_SIZE
 
-    def __init__(self):
+    def __init__(self, channels=None):
         super().__init__()
+        channels = channels or CHANNELS
         self.truncation = 1.0
         # A mapping that learns as fast as the rest gathers the latents in few faces.
         sizes = [LATENT_SIZE, STYLE_SIZE, STYLE_SIZE, STYLE_SIZE]
@@ -174,15 +181,15 @@ class FaceGenerator(nn.Module):
             _Linear(*pair, speed=0.01) for pair in pairwise(sizes)
         )
         self.register_buffer("style_mean", torch.zeros(STYLE_SIZE))
-        self.block4 = _StartBlock(CHANNELS[4])
-        self.block8 = _Block(CHANNELS[4], CHANNELS[8])
-        self.to_rgb8 = _ToRGB(CHANNELS[8])
-        self.block16 = _Block(CHANNELS[8], CHANNELS[16])
-        self.to_rgb16 = _ToRGB(CHANNELS[16])
-        self.block32 = _Block(CHANNELS[16], CHANNELS[32])
-        self.to_rgb32 = _ToRGB(CHANNELS[32])
-        self.block64 = _Block(CHANNELS[32], CHANNELS[64])
-        self.to_rgb64 = _ToRGB(CHANNELS[64])
+        self.block4 = _StartBlock(channels[4])
+        self.block8 = _Block(channels[4], channels[8])
+        self.to_rgb8 = _ToRGB(channels[8])
+        self.block16 = _Block(channels[8], channels[16])
+        self.to_rgb16 = _ToRGB(channels[16])
+        self.block32 = _Block(channels[16], channels[32])
+        self.to_rgb32 = _ToRGB(channels[32])
+        self.block64 = _Block(channels[32], channels[64])
+        self.to_rgb64 = _ToRGB(channels[64])
 
     def styles(self, latents):
         """Map latents (N, 64) to styles (N, 128)."""
@@ -213,7 +220,7 @@ class FaceGenerator(nn.Module):
             truncation = self.truncation
         styles = self.styles(latents)
         w = self.style_mean.to(styles).lerp(styles, truncation)
-        return self.synthesize([w] * len(CHANNELS))
+        return self.synthesize([w] * N_BLOCKS)
 
     def synthesize(self, styles):
         """Make images from styles, one (N, 128) for each block."""

@@ -1,12 +1,15 @@
 """The shipped generator and the planted data."""
 
-import io
+import importlib.util
 import random
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from sklearn.utils import Bunch
 
 from panda_sklearn.datasets import (
@@ -16,6 +19,13 @@ from panda_sklearn.datasets import (
     sample_latents,
 )
 from panda_sklearn.generators import fingerprint, list_layers
+
+
+def load_script(path):
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
 
 
 @pytest.fixture(scope="module")
@@ -142,38 +152,143 @@ def test_bad_sizes(options, match):
         make_parts_appearances(**options)
 
 
-@pytest.mark.slow
-def test_the_training_script_runs(tmp_path):
-    """A few steps on a handful of pictures, from a folder of JPEGs."""
-    image = pytest.importorskip("PIL.Image")
-    import importlib.util
-    import sys
+@pytest.fixture(scope="module")
+def script():
+    """The script that trained the generator."""
+    pytest.importorskip("PIL.Image")
+    return load_script("examples/train_face_generator.py")
+
+
+def save_photographs(folder, n):
+    from PIL import Image
 
     random = np.random.default_rng(0)
-    photographs = tmp_path / "photographs"
-    photographs.mkdir()
-    for i in range(20):
+    folder.mkdir()
+    for i in range(n):
         pixels = random.integers(0, 255, (64, 64, 3), dtype=np.uint8)
-        buffer = io.BytesIO()
-        image.fromarray(pixels).save(buffer, format="JPEG")
-        (photographs / f"{i}.jpg").write_bytes(buffer.getvalue())
-    spec = importlib.util.spec_from_file_location(
-        "train_face_generator", "examples/train_face_generator.py"
-    )
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    arguments = f"--images {photographs} --out {tmp_path / 'out'} --steps 9"
+        Image.fromarray(pixels).save(folder / f"{i}.jpg", format="JPEG")
+    return folder
+
+
+def run(script, arguments):
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
         patch.setattr(sys, "argv", ["train", *arguments.split()])
         script.main()
-        faces = random.random((5, 64, 64, 3), dtype=np.float32)  # as scikit-learn's
-        patch.setattr(
-            "sklearn.datasets.fetch_lfw_people", lambda **options: Bunch(images=faces)
-        )
-        images = script.load_images(None)
-    assert images.shape == (5, 3, 64, 64) and images.dtype == torch.uint8
-    assert abs(int(images[4, 2, 1, 0]) - 255 * faces[4, 1, 0, 2]) <= 0.5
-    made = tmp_path / "out"
-    assert (made / "samples_000009.png").exists()
-    with safe_open(made / "face_generator.safetensors", framework="pt") as tensors:
-        assert set(tensors.keys()) == set(load_face_generator().state_dict())
+
+
+@pytest.mark.slow
+def test_the_training_script_goes_on_where_it_was(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "N_SAMPLES", 24)
+    photographs = save_photographs(tmp_path / "photographs", 20)
+    common = f"--images {photographs} --batch-size 8 --held-out 4 --report-every 5"
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    run(script, f"{common} --out {whole} --steps 7")
+    assert (whole / "samples_000007.png").exists()
+    weights = load_file(whole / "face_generator.safetensors")
+    assert set(weights) == set(load_face_generator().state_dict())
+
+    def stop(training, real, rate):
+        if training.step == 6:  # after the checkpoint of step 5
+            raise KeyboardInterrupt
+        return advance(training, real, rate)
+
+    advance = script.Training.advance
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script.Training, "advance", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(script, f"{common} --out {halved} --steps 7")
+    assert not (halved / "samples_000007.png").exists()
+    run(script, f"{common} --out {halved} --steps 7")
+    again = load_file(halved / "face_generator.safetensors")
+    # Half precision of sums that threads may add in another order.
+    for name, weight in weights.items():
+        torch.testing.assert_close(again[name], weight, rtol=2e-2, atol=2e-3)
+
+
+class Mesh:
+    """MediaPipe's face mesh, which finds the points that it is given."""
+
+    def __init__(self, faces):
+        self.faces = faces
+
+    def process(self, photograph):
+        height, width = photograph.shape[:2]
+        size = np.array([width, height, width])
+        found = [
+            Bunch(landmark=[Bunch(x=x, y=y, z=z) for x, y, z in face / size])
+            for face in self.faces
+        ]
+        return Bunch(multi_face_landmarks=found or None)
+
+
+def mesh_points(script, *, angle=0.0, distance=50.0, middle=(125, 120), depth=0.0):
+    """A face mesh of which the corners of eyes and mouth, and the nose, are given."""
+    at = (script.PLACES - script.PLACES.mean(axis=0)) @ [1, 1j]
+    turn = distance / 20 * np.exp(1j * np.deg2rad(angle))
+    centres = turn * at + complex(*middle)
+    points = np.zeros((478, 3))
+    points[1, :2] = middle
+    for pair, centre in zip(script.CORNERS, centres, strict=True):
+        for corner, side in zip(pair, (-1, 1), strict=True):
+            z = centre + side * turn
+            points[corner] = z.real, z.imag, depth * at.real[script.CORNERS.index(pair)]
+    return points, centres
+
+
+@pytest.mark.parametrize("angle", [0, 25, -10])
+def test_photographs_are_aligned(script, angle):
+    points, centres = mesh_points(script, angle=angle)
+    photograph = np.full((250, 250, 3), 40, dtype=np.uint8)
+    rows, columns = np.mgrid[:250, :250] + 0.5
+    for channel, centre in enumerate(centres):  # a dot for each of the three
+        near = np.hypot(columns - centre.real, rows - centre.imag) < 4
+        photograph[near, channel] = 240
+    # Another face, further from the middle, counts for nothing.
+    other, _ = mesh_points(script, middle=(60, 60))
+    crop = script.aligned(photograph, Mesh([other, points]))
+    assert crop.shape == (64, 64, 3) and crop.dtype == np.uint8
+    rows, columns = np.mgrid[:64, :64] + 0.5
+    for channel, (column, row) in enumerate(script.PLACES):
+        weight = crop[..., channel].astype(float) - 40
+        found = [(weight * axis).sum() / weight.sum() for axis in (columns, rows)]
+        np.testing.assert_allclose(found, [column, row], atol=0.2)
+
+
+def test_what_cannot_be_aligned_is_left_out(script):
+    photograph = np.zeros((250, 250, 3), dtype=np.uint8)
+    for faces in (
+        [],
+        [mesh_points(script, depth=1.0)[0]],  # 21 degrees
+        [mesh_points(script, distance=15)[0]],
+        [mesh_points(script, middle=(40, 120))[0]],
+    ):
+        assert script.aligned(photograph, Mesh(faces)) is None
+    assert script.aligned(photograph, Mesh([mesh_points(script)[0]])) is not None
+
+
+def test_photographs_are_aligned_once(script, tmp_path, monkeypatch):
+    faces = np.random.default_rng(0).random((3, 250, 250, 3), dtype=np.float32)
+    monkeypatch.setattr(
+        "sklearn.datasets.fetch_lfw_people", lambda **options: Bunch(images=faces)
+    )
+    monkeypatch.setattr(
+        script, "align", lambda images: np.stack([image[:64, :64] for image in images])
+    )
+    images = script.load_images(None, tmp_path / "aligned.npy")
+    assert images.shape == (3, 3, 64, 64) and images.dtype == torch.uint8
+    assert abs(int(images[2, 2, 1, 0]) - 255 * faces[2, 1, 0, 2]) <= 0.5
+    monkeypatch.setattr(script, "align", None)
+    assert torch.equal(script.load_images(None, tmp_path / "aligned.npy"), images)
+
+
+def test_augmented_images_are_images_and_their_gradients_exist(script):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        images = torch.rand(32, 3, 64, 64).requires_grad_(True)
+        assert torch.equal(script.augment(images, 0.0), images)
+        changed = script.augment(images, 0.3)
+        far = (changed - images).abs().flatten(1).max(dim=1).values
+        same = far < 1e-5  # but for rounding
+        assert 0 < same.sum() < 32
+        changed.sum().backward()
+    assert images.grad.abs().flatten(1).sum(dim=1).min() > 0
