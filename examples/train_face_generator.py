@@ -119,13 +119,13 @@ def aligned(photograph, mesh):
     return np.asarray(crop.reduce(finer))
 
 
-def align(photographs):
+def align(paths):
     """Those of some photographs that can be aligned, as bytes (n_images, 64, 64, 3)."""
     from mediapipe.python.solutions.face_mesh import FaceMesh
 
     options = {"max_num_faces": 4, "refine_landmarks": True}
     with FaceMesh(static_image_mode=True, **options) as mesh:
-        crops = [aligned(photograph, mesh) for photograph in tqdm(photographs)]
+        crops = [aligned(read_image(path), mesh) for path in tqdm(paths)]
     return np.stack([crop for crop in crops if crop is not None])
 
 
@@ -140,11 +140,12 @@ def load_images(source=None, cache=Path("aligned.npy")):
     elif cache.exists():
         pictures = np.load(cache)
     else:
-        from sklearn.datasets import fetch_lfw_people
+        from sklearn.datasets import fetch_lfw_people, get_data_home
 
-        whole = (slice(0, 250), slice(0, 250))
-        faces = fetch_lfw_people(color=True, slice_=whole, resize=None).images
-        pictures = align(np.uint8(np.round(255 * image)) for image in faces)
+        # Fetches all; those that it returns, as one array of floats, are made few.
+        fetch_lfw_people(min_faces_per_person=500, resize=0.1)
+        folder = Path(get_data_home()) / "lfw_home" / "lfw_funneled"
+        pictures = align(sorted(folder.glob("*/*.jpg")))
         np.save(cache, pictures)
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
 
@@ -157,9 +158,12 @@ def read_images(source):
         with tarfile.open(source) as archive:
             members = sorted(archive.getmembers(), key=lambda m: m.name)
             files = [archive.extractfile(m).read() for m in members if m.isfile()]
-    return np.stack(
-        [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files]
-    )
+    return np.stack([read_image(io.BytesIO(file)) for file in files])
+
+
+def read_image(file):
+    """An image as bytes (height, width, 3)."""
+    return np.asarray(Image.open(file).convert("RGB"))
 
 
 class Discriminator(nn.Module):
@@ -211,7 +215,7 @@ def loss_on(scores, sign):
 
 
 def slope_of(critic, images):
-    """Squared norm of the gradient of the critic's scores: R1 and R2."""
+    """Mean squared norm of the gradient of the critic's scores: R1."""
     images = images.detach().requires_grad_(True)
     image, patches = critic(images)
     total = image.sum() + PATCH_WEIGHT * patches.mean(dim=(1, 2, 3)).sum()
@@ -419,9 +423,10 @@ def report(training, images, held_out, out):
     save_file(half, out / "face_generator.safetensors")
     training.save(out / "checkpoint.pt")
     seen, unseen = (to_unit(x, "cpu") for x in (images[:N_SAMPLES], held_out))
+    n = len(unseen) // 4 * 4  # as the critic's groups want it
     with torch.no_grad():
         scores = [
-            training.critic(x[: len(unseen)].to(training.device))[0].mean().item()
+            training.critic(x[:n].to(training.device))[0].mean().item()
             for x in (seen, unseen, samples)
         ]
     ratios = distances_to(unseen, samples) / distances_to(unseen, seen)
