@@ -88,7 +88,7 @@ def planted_maps(n_channels, side, ranks):
 def cases():
     """Name -> (function of the number of samples, (R_C, R_S))."""
     table = {}
-    for block, n_channels in (("block8", 128), ("block16", 96), ("block32", 48)):
+    for block, n_channels in (("block8", 192), ("block16", 128), ("block32", 64)):
         for ranks in ((n_channels, 8), (16, 12)):
             table[f"faces {block} {ranks}"] = (
                 lambda n, block=block: face_maps(block, n),

@@ -190,7 +190,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     >>> extractor = GeneratorFeatureExtractor(generator, "block8").fit(latents)
     >>> features = extractor.transform(latents)
     >>> features.shape
-    torch.Size([10, 128, 8, 8])
+    torch.Size([10, 192, 8, 8])
     >>> extractor.generate(latents, features=0 * features).shape
     torch.Size([10, 3, 64, 64])
     """
@@ -413,8 +413,8 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         >>> extractor = GeneratorFeatureExtractor(generator, "block8").fit(latents)
         >>> for features in extractor.batches(latents):
         ...     print(features.shape)
-        torch.Size([32, 128, 8, 8])
-        torch.Size([18, 128, 8, 8])
+        torch.Size([32, 192, 8, 8])
+        torch.Size([18, 192, 8, 8])
         """
         return self._stream(self._check_latents(latents)[0])
 

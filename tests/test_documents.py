@@ -15,7 +15,7 @@ def test_the_python_of_the_readme():
     names = {}
     exec(code, names)
     assert names["coefficients"].shape == (1000, 48 * 12)
-    assert names["activations"].shape == (1000, 96, 16, 16)
+    assert names["activations"].shape == (1000, 128, 16, 16)
     assert names["where"].shape == (1000, 16, 16)
     assert names["images"].shape == (8, 3, 64, 64)
     generator, latents = names["generator"], names["latents"]

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 EPS = 1e-8
 LATENT_SIZE = 64
 STYLE_SIZE = 128
-CHANNELS = {4: 128, 8: 128, 16: 96, 32: 48, 64: 24}
+CHANNELS = {4: 192, 8: 192, 16: 128, 32: 64, 64: 24}
 N_BLOCKS = len(CHANNELS)
 # Slope of the leaky ReLU below 0, and what keeps the variance of its input.
 SLOPE = 0.2
@@ -140,10 +140,10 @@ class FaceGenerator(nn.Module):
     ========== ========= =========
     layer      channels  size
     ========== ========= =========
-    block4     128       4 x 4
-    block8     128       8 x 8
-    block16    96        16 x 16
-    block32    48        32 x 32
+    block4     192       4 x 4
+    block8     192       8 x 8
+    block16    128       16 x 16
+    block32    64        32 x 32
     block64    24        64 x 64
     ========== ========= =========
 

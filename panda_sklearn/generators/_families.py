@@ -125,7 +125,7 @@ class ProGAN(Family):
     >>> latents = sample_latents(generator, 4, random_state=0)
     >>> extractor = GeneratorFeatureExtractor(generator, "block8", forward=ProGAN())
     >>> extractor.fit_transform(latents).shape
-    torch.Size([4, 128, 8, 8])
+    torch.Size([4, 192, 8, 8])
     """
 
     label: Label | None = None

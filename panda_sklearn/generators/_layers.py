@@ -210,9 +210,9 @@ def list_layers(
     >>> layers = list_layers(generator, sample_latents(generator, 2))
     >>> layers.recommended
        layer    type    channels     size  calls  select
-    *  block8   _Block       128    8 x 8      1
-    *  block16  _Block        96  16 x 16      1
-    *  block32  _Block        48  32 x 32      1
+    *  block8   _Block       192    8 x 8      1
+    *  block16  _Block       128  16 x 16      1
+    *  block32  _Block        64  32 x 32      1
     * worth decomposing
     """
     check_network("generator", generator)
