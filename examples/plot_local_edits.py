@@ -40,9 +40,10 @@ from panda_sklearn.metrics import roi_ratio
 generator = load_face_generator()
 pipeline = make_pipeline(
     GeneratorFeatureExtractor(generator, "block16"),
-    PartsAppearanceDecomposition(n_parts=16, n_appearances=48, random_state=0),
+    PartsAppearanceDecomposition(n_parts=16, n_appearances=32, random_state=0),
 )
 pipeline.fit(sample_latents(generator, 1000, random_state=0))
+generator.truncation = 0.7  # from here on faces with fewer mistakes
 extractor, panda = pipeline
 
 unseen = sample_latents(generator, 8, random_state=1)

@@ -19,6 +19,7 @@ below to the folder ``panda_pictures``.
 
 from pathlib import Path
 
+import torch
 from sklearn.pipeline import make_pipeline
 
 from panda_sklearn import (
@@ -36,12 +37,14 @@ pipeline = make_pipeline(
     PartsAppearanceDecomposition(n_parts=12, random_state=0),
 )
 pipeline.fit(sample_latents(generator, 1000, random_state=0))
+generator.truncation = 0.7  # from here on faces with fewer mistakes
 extractor, panda = pipeline
 
 # %%
 # Below each map, the pixels where it is at least its mean over the training data. The
 # maps are enlarged to the size of the images first, so that outlines are smooth. The
-# first appearance is the face, the second what is around it.
+# first appearance is the face, the second what is around it, and the nose, which this
+# generator makes out of the same channels.
 
 unseen = sample_latents(generator, 8, random_state=1)
 faces = extractor.generate(unseen)
@@ -53,23 +56,24 @@ face, background = 0, 1
 # %%
 # Pixels without background
 # -------------------------
-# The mask says which pixels to fill; the others are the generator's own.
+# The mask of the face says which pixels are the generator's own; the others are filled.
+# (``editor.remove_pixels`` fills those where an appearance *is*.)
 
 editor = LocalEditor.from_pipeline(pipeline)
-mask = editor.mask(unseen, background)
-print(f"Background: {mask.float().mean():.0%} of the pixels")
+mask = editor.mask(unseen, face)
+print(f"Background: {1 - mask.float().mean():.0%} of the pixels")
 cut_figure = EditDisplay.from_images(
-    faces, editor.remove_pixels(unseen, background, fill=1.0)
+    faces, torch.where(mask[:, None], faces, 1.0)
 ).figure_
 
 # %%
 # Images without faces
 # --------------------
 # Adding the background's appearance where it is not present replaces the face with the
-# background that suits each image: red stays red. The strength is in standard
-# deviations of that appearance's saliency over the training data. So few faces of the
-# training photographs have much background that the generator has not learnt to draw
-# it well; but it knows its colour.
+# background that suits each image. The strength is in standard deviations of that
+# appearance's saliency over the training data. A face is in the middle of every
+# photograph that this generator has seen: it has never drawn background there, and what
+# it paints is in the right colours, but dark and not sharp.
 
 removed_figure = EditDisplay.from_images(
     faces, editor.remove(unseen, background, strength=8.0)
