@@ -90,7 +90,7 @@ mouth = int(overlap.argmax())
 # and add an appearance there. ``rank_edits`` tries the first twenty on eight faces; of
 # those that do much the same to all, we take the one that changes the rest of the face
 # least, relative to the mouth (ROIR, equation (7)). The edit is as strong as it takes
-# to change the mouth of each face by a root mean square of 0.25 (black to white is 2).
+# to change the mouth of each face by a root mean square of 0.2 (black to white is 2).
 
 editor = LocalEditor.from_pipeline(pipeline)
 table = editor.rank_edits(unseen[8:16], appearances=range(20), parts=[mouth])
@@ -98,7 +98,7 @@ best = int((table["consistency"] > 0.3).argmax())  # the first: they are sorted 
 appearance = int(table["appearance"][best])
 print(f"Appearance {appearance} at part {mouth}: ROIR {table['roi_ratio'][best]:.2f}")
 edit_figure = EditDisplay.from_editor(
-    editor, unseen[:8], Edit(appearance, mouth), target_change=0.25
+    editor, unseen[:8], Edit(appearance, mouth), target_change=0.2
 ).figure_
 
 # %%

@@ -40,7 +40,7 @@ from panda_sklearn.metrics import roi_ratio
 generator = load_face_generator()
 pipeline = make_pipeline(
     GeneratorFeatureExtractor(generator, "block16"),
-    PartsAppearanceDecomposition(n_parts=16, n_appearances=32, random_state=0),
+    PartsAppearanceDecomposition(n_parts=16, n_appearances=48, random_state=0),
 )
 pipeline.fit(sample_latents(generator, 1000, random_state=0))
 generator.truncation = 0.7  # from here on faces with fewer mistakes
@@ -51,13 +51,14 @@ faces = extractor.generate(unseen)
 parts_figure = PartsDisplay.from_estimator(panda, faces[1:3]).figure_
 
 # %%
-# We take the part that is most within two boxes at the eyes of the mean face, in
-# positions of the layer.
+# We take the part that is most within both of two boxes at the eyes of the mean face,
+# in positions of the layer.
 
-boxes = np.zeros((16, 16))
-boxes[6:8, 4:7] = boxes[6:8, 9:12] = 1
 scaled = panda.parts_.numpy() / np.linalg.norm(panda.parts_, axis=(1, 2), keepdims=True)
-eyes = int((scaled * boxes).sum(axis=(1, 2)).argmax())
+left, right = (
+    scaled[:, 6:8, box].sum(axis=(1, 2)) for box in (slice(4, 7), slice(9, 12))
+)
+eyes = int(np.minimum(left, right).argmax())
 print(f"Part {eyes} covers the eyes")
 
 # %%
