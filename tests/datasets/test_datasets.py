@@ -57,7 +57,9 @@ def test_the_weights_are_small_and_no_code():
         assert {str(tensors.get_tensor(k).dtype) for k in list(tensors.keys())} == {
             "float16"
         }
-    assert "may not be used for" in (file / "MODEL_CARD.rst").read_text()
+    card = (file / "MODEL_CARD.rst").read_text()
+    assert "may not be used for" in card
+    assert fingerprint(load_face_generator()) in card
 
 
 def test_the_images_are_pictures_and_varied(generator):
