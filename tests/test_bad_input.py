@@ -29,7 +29,11 @@ from panda_sklearn import (
     inspection,
     metrics,
 )
-from panda_sklearn.datasets import make_parts_appearances, sample_latents
+from panda_sklearn.datasets import (
+    load_face_generator,
+    make_parts_appearances,
+    sample_latents,
+)
 from panda_sklearn.model_selection import OneStandardError
 from tests.bad_values import arguments_of, bad_values, counted_passes, verdict
 from tests.generators import families
@@ -48,7 +52,6 @@ PUBLIC_MODULES = [
 # Public names without a row, and why.
 NO_ROW = {
     "LayerInfo": "a record that list_layers makes",
-    "load_face_generator": "takes no arguments",
     "PartsAppearanceDecomposition.load": "paths and files: test_saving.py",
     "PartsAppearanceDecomposition.save": "paths and files: test_saving.py",
 }
@@ -415,6 +418,7 @@ def generator_rows(w):
             valid={"latents": "short rank", "forward": "none"},
             tried={"latents": "flat length"},
         )
+    yield Row("fingerprint", generators.fingerprint, {"network": w.generator})
     yield Row(
         "LayerTable",
         generators.LayerTable,
@@ -465,6 +469,12 @@ def generator_rows(w):
 
 
 def data_rows(w):
+    yield Row(
+        "load_face_generator",
+        load_face_generator,
+        {"truncation": 0.7},
+        valid={"truncation": "fraction"},
+    )
     yield Row(
         "make_parts_appearances",
         make_parts_appearances,
