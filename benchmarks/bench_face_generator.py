@@ -77,9 +77,7 @@ def seeds(generator, n_samples, truncation=1.0):
 
 
 def figures_of(script, generator, photographs):
-    """Lines of the table."""
-    order = torch.randperm(len(photographs), generator=torch.Generator().manual_seed(0))
-    photographs = script.to_unit(photographs[order], "cpu")
+    """Print the distances, variety and copying."""
     held_out, seen = photographs[-N_HELD_OUT:], photographs[:-N_HELD_OUT]
     samples = samples_of(generator, N_DRAWS * N_HELD_OUT, seed=1)
     draws = [
@@ -142,19 +140,17 @@ def main():
     for weights, images in args.other:
         generators[Path(weights).stem] = load_other(weights), images
     for name, (generator, source) in generators.items():
-        photographs = script.load_images(source)
+        photographs = script.shuffled(script.load_images(source))
+        photographs = script.to_unit(photographs, "cpu")
         print(
             f"\n{name}: {sum(p.numel() for p in generator.parameters()):,} parameters"
         )
         figures_of(script, generator, photographs)
         if args.pictures:
-            order = torch.randperm(
-                len(photographs), generator=torch.Generator().manual_seed(0)
-            )
             grids = {
                 "samples": seeds(generator, 96),
                 "truncated": seeds(generator, 96, 0.7),
-                "photographs": script.to_unit(photographs[order[-96:]], "cpu"),
+                "photographs": photographs[-96:],
             }
             for kind, images in grids.items():
                 script.picture(images, 12).save(args.pictures / f"{name}_{kind}.png")

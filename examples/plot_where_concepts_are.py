@@ -69,11 +69,11 @@ cut_figure = EditDisplay.from_images(
 # %%
 # Images without faces
 # --------------------
-# Adding the background's appearance where it is not present replaces the face with the
-# background that suits each image. The strength is in standard deviations of that
+# Adding the background's appearance where it is not present replaces the face with
+# background. The strength is in standard deviations of that
 # appearance's saliency over the training data. A face is in the middle of every
 # photograph that this generator has seen: it has never drawn background there, and what
-# it paints is in the right colours, but dark and not sharp.
+# it paints is dark and blurred.
 
 removed_figure = EditDisplay.from_images(
     faces, editor.remove(unseen, background, strength=8.0)

@@ -165,6 +165,12 @@ def read_image(file):
     return np.asarray(Image.open(file).convert("RGB"))
 
 
+def shuffled(images):
+    """Images in an order that is the same in every run; the last are left out."""
+    generator = torch.Generator().manual_seed(0)
+    return images[torch.randperm(len(images), generator=generator)]
+
+
 class Discriminator(nn.Module):
     """Four stride-2 convolutions, then a score for the image and one per patch."""
 
@@ -488,11 +494,10 @@ def main():
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     images = load_images(args.images, args.out / "aligned.npy")
-    # The same for every run, so that figures can be compared.
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    images = shuffled(images)
     train(
-        images[order[: -args.held_out]],
-        images[order[-args.held_out :]],
+        images[: -args.held_out],
+        images[-args.held_out :],
         args.out,
         steps=args.steps,
         batch_size=args.batch_size,

@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 # Version of what the file holds; files of a later one are refused.
-# 2: n_passes_.
+# 2: n_passes_; and network_, where it is known.
 FORMAT_VERSION = 2
 
 # What a file says that it holds.

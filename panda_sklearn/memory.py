@@ -28,7 +28,7 @@ import joblib
 from filelock import FileLock
 
 from panda_sklearn.utils.files import as_path
-from panda_sklearn.utils.hashing import call_key, call_structure, fingerprints
+from panda_sklearn.utils.hashing import call_key, call_structure, settings_of
 from panda_sklearn.utils.packing import Packed, pack, read_packed, unpack, write_packed
 
 __all__ = ["TensorMemory"]
@@ -159,9 +159,9 @@ class TensorMemory:
         def compute(key, shared, structure, roots, args, kwargs):
             if self.verbose:
                 print(f"[{type(self).__name__}] calling {func.__qualname__}")
-            before = fingerprints(shared)
+            before = settings_of(shared)
             result = func(*args, **kwargs)
-            if self._note_volatile(before, fingerprints(shared)):
+            if self._note_volatile(before, settings_of(shared)):
                 key, shared = call_key(structure, roots, self._volatile())
             packed = pack(result, shared)
             _keep(folder, key, packed)

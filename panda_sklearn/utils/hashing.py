@@ -25,7 +25,7 @@ from torch.nn.parameter import is_lazy
 
 from panda_sklearn._version import __version__
 
-__all__ = ["bytes_of", "call_key", "call_structure", "fingerprint", "fingerprints"]
+__all__ = ["bytes_of", "call_key", "call_structure", "fingerprint", "settings_of"]
 
 # A result computed by other versions is computed anew.
 VERSIONS = (__version__, torch.__version__, sklearn.__version__, np.__version__)
@@ -102,7 +102,7 @@ def _hash(value: Any, shared: list, name: str) -> str:
         ) from error
 
 
-def fingerprints(shared: list) -> dict[tuple[int, str], Any]:
+def settings_of(shared: list) -> dict[tuple[int, str], Any]:
     """Of each network and function, what a call may change in it besides tensors."""
     found: dict[tuple[int, str], Any] = {}
     for place, thing in enumerate(shared):
@@ -117,11 +117,11 @@ def fingerprints(shared: list) -> dict[tuple[int, str], Any]:
 
 
 def fingerprint(network: nn.Module) -> str:
-    """Say in a short text which network with which weights this is.
+    """Name a network's weights in a short text.
 
-    Equal networks have equal ones, on any device and in either mode; any other weight,
-    name of a weight or type of its numbers makes another one. A decomposition keeps
-    that of its network (``save(path, network=network)``), and
+    Networks of equal weights have equal ones, on any device and in either mode; another
+    weight, name of a weight or type of its numbers makes another one. A file of a
+    decomposition keeps that of its network (``save(path, network=network)``), and
     :class:`~panda_sklearn.LocalEditor` compares.
 
     Parameters
