@@ -26,6 +26,8 @@ time of a fit of small maps with torch's own number of threads, alone and beside
 process, as a ratio to that with one thread.
 
     python -m pip install -e ".[bench]" && python benchmarks/bench_solvers.py
+
+With ``--device cuda`` each fit is also made of the same samples on the CPU.
 """
 
 from __future__ import annotations
@@ -109,8 +111,11 @@ def cases():
 
 def timed(function):
     """Seconds, and what the function returned."""
+    wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
+    wait()
     started = time.perf_counter()
     result = function()
+    wait()
     return time.perf_counter() - started, result
 
 
@@ -174,8 +179,8 @@ def literal_seconds(X, ranks):
     """Seconds of all steps of Algorithm 1 in the paper's order of evaluation."""
     Z = X.flatten(2)
     _, C, S = Z.shape
-    A = torch.linalg.qr(torch.randn(C, ranks[0]))[0]
-    P = 0.01 * torch.rand(S, ranks[1])
+    A = torch.linalg.qr(torch.randn(C, ranks[0]))[0].to(Z)
+    P = 0.01 * torch.rand(S, ranks[1]).to(Z)
     rate = 1e-3 / float((Z**2).sum() / len(Z))
 
     def steps():
@@ -204,7 +209,7 @@ def floor_seconds(X):
     """Seconds of one channel scatter and one position Gram."""
     Z = X.flatten(2)
     _, C, S = Z.shape
-    scatter, gram = torch.zeros(C, C), torch.zeros(S, S)
+    scatter, gram = Z.new_zeros(C, C), Z.new_zeros(S, S)
 
     def products():
         for batch in Z.split(max(1, 2**21 // (C * S))):
@@ -266,6 +271,9 @@ def measure(X, unseen, ranks, repeats, *, quick):
 
     for seed in range(repeats):
         add("spg", fit(X, unseen, ranks, random_state=seed))
+        if X.device.type != "cpu":
+            on_cpu = fit(X.cpu(), unseen.cpu(), ranks, random_state=seed)
+            add("spg on the CPU", on_cpu)
         add("floor", {"seconds": floor_seconds(X)})
         add("Algorithm 1", {"seconds": literal_seconds(X, ranks)})
     if quick:
@@ -481,6 +489,7 @@ def main():
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="where the samples are")
     parser.add_argument("--only", default="", help="part of the names of cases to run")
     parser.add_argument("--no-rivals", action="store_true")
     parser.add_argument(
@@ -501,7 +510,7 @@ def main():
         if args.only not in name:
             continue
         n_samples = args.samples // (FEWER if name == MANY_CHANNELS else 1)
-        X = make(n_samples + N_UNSEEN)
+        X = make(n_samples + N_UNSEEN).to(args.device)
         X, unseen = X[:n_samples], X[n_samples:]
         results["cases"][name] = measure(
             X, unseen, ranks, args.repeats, quick=args.quick
@@ -512,7 +521,7 @@ def main():
             results["rivals"][name] = rivals(X, unseen, ranks, args.repeats)
             show(name, results["rivals"][name])
             keep()
-    if not args.only:
+    if not args.only and args.device == "cpu":
         results["refine"] = refinement(args.repeats)
         ratios = [row["ratio"] for row in results["refine"]]
         print(f"\nrefine: {statistics.median(ratios):.0f} times less time a sample")
