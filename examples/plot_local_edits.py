@@ -95,22 +95,22 @@ matrix_figure = EditMatrixDisplay.from_editor(
 # Both eyes
 # ---------
 # ``target_change`` asks for an amount instead of a strength: that the eyes of each face
-# change by a root mean square of 0.3, where black to white is 2.
+# change by a root mean square of 0.2, where black to white is 2.
 
 both = Edit(best, eyes, 1.0, unit="std")
-eyes_figure = EditDisplay.from_editor(editor, unseen, both, target_change=0.3).figure_
-factors = editor.find_strengths(unseen, both, target_change=0.3)
+eyes_figure = EditDisplay.from_editor(editor, unseen, both, target_change=0.2).figure_
+factors = editor.find_strengths(unseen, both, target_change=0.2)
 print("Strengths, in std:", np.round(np.asarray(factors), 1))
 
 # %%
 # One eye
 # -------
-# Above a fifth of its largest weight the part has two components. Each can be given to
+# Above half of its largest weight the part has two components. Each can be given to
 # an edit as it is: the other eye stays as it was.
 
-one_eye, other_eye = split_part(panda.parts_[eyes], threshold=0.2)
+one_eye, other_eye = split_part(panda.parts_[eyes])
 one_figure = EditDisplay.from_editor(
-    editor, unseen, Edit(best, one_eye), target_change=0.3
+    editor, unseen, Edit(best, one_eye), target_change=0.2
 ).figure_
 
 # %%
@@ -128,7 +128,7 @@ strip_figure = StrengthsDisplay.from_editor(
 
 drawn = np.zeros((64, 64))
 drawn[0:6, 10:54] = 1  # hair above the forehead
-recoloured = editor.edit(unseen, Edit(1, drawn), target_change=0.3)
+recoloured = editor.edit(unseen, Edit(1, drawn), target_change=0.2)
 drawn_figure = EditDisplay.from_images(faces, recoloured).figure_
 print(f"ROIR of the drawn region: {roi_ratio(drawn, faces, recoloured):.2f}")
 
@@ -139,7 +139,7 @@ print(f"ROIR of the drawn region: {roi_ratio(drawn, faces, recoloured):.2f}")
 # (6), from the global ones on; the numbers below the last row say by how much.
 
 refinement_figure = RefinementDisplay.from_estimator(
-    panda, extractor.transform(unseen), faces, parts=[0, 1, 2, 3, 4, 5, 12]
+    panda, extractor.transform(unseen), faces, parts=[0, 1, 3, 6, 7, 9, 14]
 ).figure_
 
 # %%
