@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 import reprlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from panda_sklearn.core.channels import ChannelMoments
+from panda_sklearn.core.coefficients import CoefficientMoments
 from panda_sklearn.core.moments import Moments
 from panda_sklearn.solvers import Past
 from panda_sklearn.utils.arrays import as_tensor
@@ -40,6 +41,7 @@ from panda_sklearn.utils.statefile import read_parts, reading, write_parts
 __all__ = [
     "FORMAT_VERSION",
     "OF_FILE",
+    "OF_LATER_STREAM",
     "OF_STREAM",
     "RECORDS",
     "read_file",
@@ -48,7 +50,8 @@ __all__ = [
 
 # Version of what the file holds; files of a later one are refused.
 # 2: n_passes_; and network_, where it is known.
-FORMAT_VERSION = 2
+# 3: mean and covariances of coefficients, in new fits.
+FORMAT_VERSION = 3
 
 # What a file says that it holds.
 KIND = "PartsAppearanceDecomposition"
@@ -75,12 +78,24 @@ OF_STREAM: dict[str, type | None] = {
     "n_samples_seen_": int,
 }
 OF_FILE: dict[str, type | None] = {"layer_": str, "network_": str}
+# All of it or nothing: files of before version 3 have nothing. And of a stream.
+OF_COEFFICIENTS: dict[str, type | None] = {
+    "coefficient_covariance_": None,
+    "coefficient_cross_covariance_": None,
+    "coefficient_mean_": None,
+}
+OF_LATER_STREAM: dict[str, type | None] = {"_coefficients": CoefficientMoments}
 OF_COLUMNS: dict[str, type | None] = {"feature_names_in_": None}
 
-EVERY = ATTRIBUTES | OF_STREAM | OF_FILE | OF_COLUMNS
+EVERY = (
+    ATTRIBUTES | OF_STREAM | OF_FILE | OF_COLUMNS | OF_COEFFICIENTS | OF_LATER_STREAM
+)
 
 # Dataclasses that these are or hold.
-RECORDS = {record.__name__: record for record in (ChannelMoments, Moments, Past)}
+RECORDS = {
+    record.__name__: record
+    for record in (ChannelMoments, CoefficientMoments, Moments, Past)
+}
 
 # Magnitude of the factors, and of their products, at most: the fourth power of it,
 # which an error's square has, is then far within float32. Fitted ones are near 1.
@@ -93,7 +108,10 @@ def _count_passes(attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 # What makes attributes of the next version of those of a version.
-MIGRATIONS = {1: _count_passes}
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: _count_passes,
+    2: dict,
+}
 
 
 def write_file(path: str | os.PathLike, params: dict, attributes: dict) -> None:
@@ -164,6 +182,10 @@ def _misfit(attributes: dict) -> str:
     missing = set(ATTRIBUTES) - set(attributes)
     if OF_STREAM.keys() & attributes.keys():
         missing |= set(OF_STREAM) - set(attributes)
+    elif "_coefficients" in attributes:
+        missing |= set(OF_STREAM)
+    if OF_COEFFICIENTS.keys() & attributes.keys():
+        missing |= set(OF_COEFFICIENTS) - set(attributes)
     if missing:
         return f"{sorted(missing)} are missing"
     shape = attributes["map_shape_"]
@@ -182,6 +204,7 @@ def _misfit(attributes: dict) -> str:
             f"n_features_in_ is {attributes['n_features_in_']}, expected {n_features}"
         )
     R_C = np.shape(attributes["appearances_"])[:1]
+    R_S = np.shape(attributes["parts_"])[:1]
     own = Tensor if isinstance(attributes["parts_"], Tensor) else np.ndarray
     # Of each array what to call it, its kind and its shape.
     arrays: list[tuple[str, Any, Any, tuple]] = [
@@ -191,6 +214,9 @@ def _misfit(attributes: dict) -> str:
             ("appearances_", own, ("n_appearances", C)),
             ("saliency_mean_", own, R_C),
             ("saliency_covariance_", own, 2 * R_C),
+            ("coefficient_mean_", own, R_C + R_S),
+            ("coefficient_covariance_", own, R_S + 2 * R_C),
+            ("coefficient_cross_covariance_", own, R_S + 2 * R_C),
             ("objective_history_", np.ndarray, (attributes["n_iter_"],)),
             ("feature_names_in_", np.ndarray, (n_features,)),
         )
@@ -209,6 +235,14 @@ def _misfit(attributes: dict) -> str:
             for which, wanted in (("M1", (n, n)), ("M2", (n, n)), ("energy", ())):
                 array = getattr(moments, which)
                 arrays.append((f"{which} of {name}", array, Tensor, wanted))
+    if varying := attributes.get("_coefficients"):
+        for which, wanted in (
+            ("mean", R_S + R_C),
+            ("own", R_S + 2 * R_C),
+            ("cross", R_S + 2 * R_C),
+        ):
+            array = getattr(varying, which)
+            arrays.append((f"{which} of coefficients", array, Tensor, wanted))
     for name, array, kind, wanted in arrays:
         if not isinstance(array, kind):
             return f"{name} is no {kind.__name__}"
@@ -265,6 +299,25 @@ def _bad_values(attributes: dict) -> str:
             ):
                 return f"moments {name} do not fit their energy, {energy:.0e}"
             seconds += [(f"a moment {name}", M, 0.0) for M in (moments.M1, moments.M2)]
+    if "coefficient_mean_" in attributes:
+        names_of = sorted(OF_COEFFICIENTS)
+        if {as_tensor(attributes[name]).dtype for name in names_of} != {A.dtype}:
+            return f"{', '.join(names_of)} are not of the type of the factors"
+        offsets = as_tensor(attributes["coefficient_mean_"]).T
+        covariances = as_tensor(attributes["coefficient_covariance_"])
+        for k, M in enumerate(covariances):
+            seconds.append(
+                (f"coefficient_covariance_ of part {k}", M, largest(offsets[k]))
+            )
+        cross = as_tensor(attributes["coefficient_cross_covariance_"])
+        if largest(cross) > LARGEST_SUM:
+            return "coefficient_cross_covariance_ is too large"
+    if varying := attributes.get("_coefficients"):
+        if not (is_count(varying.n) and varying.n <= attributes["n_samples_seen_"]):
+            return f"the coefficients are of {reprlib.repr(varying.n)} samples"
+        for k, M in enumerate(varying.own):
+            offset = math.sqrt(varying.n) * largest(varying.mean[k])
+            seconds.append((f"scatter of coefficients of part {k}", M, offset))
     for name, M, size in seconds:
         if not is_covariance(M, size):
             return f"{name} is no covariance"

@@ -23,12 +23,24 @@ from sklearn.utils.metaestimators import available_if
 from torch import Tensor
 from tqdm import tqdm
 
-from panda_sklearn._state import OF_FILE, OF_STREAM, RECORDS, read_file, write_file
-from panda_sklearn.core.channels import ChannelMoments
+from panda_sklearn._state import (
+    OF_FILE,
+    OF_LATER_STREAM,
+    OF_STREAM,
+    RECORDS,
+    read_file,
+    write_file,
+)
+from panda_sklearn._variations import part_weights, variations_of
+from panda_sklearn.core.channels import ChannelMoments, ChannelSums
+from panda_sklearn.core.coefficients import (
+    CoefficientMoments,
+    CoefficientSums,
+)
 from panda_sklearn.core.constraint import FREE, NONNEGATIVE, Constraint
 from panda_sklearn.core.factors import Factors
 from panda_sklearn.core.objective import accumulator_dtype, sample_energies
-from panda_sklearn.core.samples import InMemory, Samples
+from panda_sklearn.core.samples import InMemory, Samples, Sums, in_one_pass
 from panda_sklearn.solvers import (
     SOLVERS,
     Callback,
@@ -46,6 +58,7 @@ from panda_sklearn.utils.arrays import (
     randomness,
 )
 from panda_sklearn.utils.hashing import fingerprint
+from panda_sklearn.utils.parts import as_part, check_given
 from panda_sklearn.utils.persistence import from_plain, to_plain
 from panda_sklearn.utils.resizing import check_size, resize
 from panda_sklearn.utils.starts import Start, check_start
@@ -235,6 +248,17 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
     saliency_std_ : array of shape (n_appearances,)
         Standard deviations, the roots of its diagonal.
 
+    coefficient_mean_ : array of shape (n_appearances, n_parts)
+        Mean of the coefficients over training samples. This and the next two are
+        missing in estimators from files of before they were kept.
+
+    coefficient_covariance_ : array of shape (n_parts, n_appearances, n_appearances)
+        Covariance of the coefficients at each part over training samples.
+
+    coefficient_cross_covariance_ : array of shape (n_parts, n_appearances, \
+            n_appearances)
+        Covariance of the coefficients at each part and of their sum over all parts.
+
     layer_ : str
         Name of the layer that the activations are from; only if ``load`` found one.
 
@@ -404,13 +428,14 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         samples, layout, origin, start = self._check_fit(X)
         with torch.inference_mode(False):
             result = self._best_fit(samples, start)
-            A, channels = result.A, result.channels
-            if channels is not None and channels.tells(A, torch.finfo(A.dtype).eps):
-                saliencies = channels.turned(A)
-            else:
-                saliencies = ChannelMoments.of_data(samples, A)
-            self._store(A, result.P, saliencies, layout, origin)
-        for name in OF_STREAM | OF_FILE:
+            A, P, channels = result.A, result.P, result.channels
+            sums: list[Sums] = [CoefficientSums(samples, A, P)]
+            if channels is None or not channels.tells(A, torch.finfo(A.dtype).eps):
+                sums.append(ChannelSums(samples, A))
+            coefficients, *others = in_one_pass(samples, *sums)
+            saliencies = others[0] if others else channels.turned(A)
+            self._store(A, P, saliencies, coefficients, layout, origin)
+        for name in OF_STREAM | OF_LATER_STREAM | OF_FILE:
             self.__dict__.pop(name, None)
         self.n_iter_ = result.n_iter
         self.n_passes_ = samples.n_passes
@@ -480,12 +505,14 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
     ) -> None:
         """Learn from a batch in memory."""
         past, earlier = getattr(self, "_past", None), getattr(self, "_channels", None)
+        coefficients = getattr(self, "_coefficients", None)
         if hasattr(self, "parts_"):
             factors = factors_of(self, Z)
             A, P = factors.A, factors.P
         else:
             result = self._best_fit(InMemory(Z), start)
             A, P = result.A, result.P
+        before = A, P
         A, P, past, objective = learn(
             Z,
             A,
@@ -502,10 +529,15 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         if earlier is not None:
             channels = earlier.to(Z.device) + channels
         A, P = A.to(Z), P.to(Z)
-        self._store(A, P, channels.turned(A), layout, origin)
+        samples = InMemory(Z, batch_size=len(Z))
+        (of_batch,) = in_one_pass(samples, CoefficientSums(samples, A, P))
+        if coefficients is not None:
+            of_batch = coefficients.to(Z.device).turned(before, (A, P)) + of_batch
+        self._store(A, P, channels.turned(A), of_batch, layout, origin)
         history = self.objective_history_ if seen else []
         self._past = past.to(origin.device)
         self._channels = channels.to(origin.device)
+        self._coefficients = of_batch.to(origin.device)
         self.n_samples_seen_ = past.n_samples
         self.objective_history_ = np.append(history, objective)
         self.n_iter_ = len(self.objective_history_)
@@ -587,10 +619,11 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         A: Tensor,
         P: Tensor,
         saliencies: ChannelMoments,
+        coefficients: CoefficientMoments,
         layout: MapLayout,
         origin: Origin,
     ) -> None:
-        """Set the attributes that hold the factors, and what is known of A'z."""
+        """Set the attributes that hold the factors, and what is known of A'z and L."""
         if len(layout.sample_shape) > 1:
             self.n_features_in_ = layout.n_channels
             self.__dict__.pop("feature_names_in_", None)
@@ -601,6 +634,10 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         self.saliency_mean_ = origin.give(saliencies.mean.to(A))
         covariance = saliencies.scatter / saliencies.n
         self.saliency_covariance_ = origin.give(covariance.to(A))
+        n = coefficients.n
+        self.coefficient_mean_ = origin.give(coefficients.mean.T.to(A).contiguous())
+        self.coefficient_covariance_ = origin.give((coefficients.own / n).to(A))
+        self.coefficient_cross_covariance_ = origin.give((coefficients.cross / n).to(A))
 
     # Encoding
 
@@ -764,6 +801,67 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         if isinstance(covariance, Tensor):
             return covariance.diagonal().clamp(min=0).sqrt()
         return np.sqrt(np.maximum(np.diagonal(covariance), 0))
+
+    def variations(self, part, n_variations=None, given=None):
+        r"""Find how what a part shows varies over the training samples.
+
+        With :math:`l_i` the coefficients of sample i at the part, the column of
+        :math:`A^\top Z_i P`, the part shows the vector of channels :math:`A l_i`. The
+        variations are the principal components of these vectors, and so what the data
+        do there.
+
+        Parameters
+        ----------
+        part : int, sequence of int, or array of shape (\*spatial)
+            Index of the part; several; or a mask of the layer's positions, with values
+            from 0 to 1. Of several parts, and of those that a mask is made of, it is
+            the mean of their covariances, weighted by the square of the cosine between
+            the mask and each.
+
+        n_variations : int, default=None
+            How many; ``None`` is all, as many as there are independent appearances.
+
+        given : "others", default=None
+            With "others" what the sum of the other parts' coefficients explains is
+            taken out first, by the partial covariance: what is left is what varies
+            there by itself, not with the light or the colours of the whole image. To
+            the variances of what explains a hundredth of their mean is added (ridge).
+
+        Returns
+        -------
+        vectors : array of shape (n_variations, n_channels)
+            Orthonormal vectors of channels; the entry of largest magnitude of each is
+            positive.
+
+        stds : array of shape (n_variations,)
+            Standard deviations along them, of :math:`v^\top A l_i`; falling.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is something else, an index is out of range, there are fewer
+            variations, or the estimator is from a file of before coefficient
+            covariances were kept.
+
+        See Also
+        --------
+        Edit : Moves samples along a variation.
+        """
+        check_is_fitted(self)
+        part = as_part(part)
+        check_given(given)
+        own = as_tensor(self.parts_)
+        vectors, stds = variations_of(self, part_weights(self, part), given)
+        if n_variations is not None:
+            n = check_count("n_variations", n_variations, at_least=1)
+            if n > len(stds):
+                raise ValueError(
+                    f"n_variations={n} exceeds their number, {len(stds)}: as many as "
+                    "there are independent appearances."
+                )
+            vectors, stds = vectors[:n], stds[:n]
+        origin = Origin.of(self.parts_)
+        return origin.give(vectors.to(own)), origin.give(stds.to(own))
 
     @own_arithmetic
     def saliency(self, X, *, size=None):

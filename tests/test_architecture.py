@@ -28,6 +28,7 @@ FLOORS = {
     "panda_sklearn.feature_extractor": 3,
     "panda_sklearn.editing": 3,
     "panda_sklearn._state": 3,
+    "panda_sklearn._variations": 3,
     "panda_sklearn.inspection": 4,
     "panda_sklearn._version": 0,
     "panda_sklearn": 5,

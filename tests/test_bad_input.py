@@ -251,6 +251,12 @@ def decomposition_rows(w):
         valid={"X": "short all-huge"},
     )
     yield Row(
+        "PartsAppearanceDecomposition.variations",
+        w.panda.variations,
+        {"part": 1, "n_variations": 2, "given": "others"},
+        valid={"n_variations": "none", "given": "none"},
+    )
+    yield Row(
         "PartsAppearanceDecomposition.get_feature_names_out",
         w.panda.get_feature_names_out,
         {"input_features": None},
@@ -330,6 +336,7 @@ def editor_rows(w):
             **latents,
             "appearances": [0, 1],
             "parts": [0, 1],
+            "variations": [0],
             "strength": 1.0,
             "unit": "std",
             "sort_by": "effect",
@@ -339,6 +346,7 @@ def editor_rows(w):
             **valid,
             "appearances": "none set",
             "parts": "none set",
+            "variations": "none set",
             "verbose": FLAG,
         },
     )
@@ -350,9 +358,18 @@ def edit_rows(w):
     yield Row(
         "Edit",
         Edit,
-        {"appearance": 1, "part": 0, "strength": 2.0, "unit": "std"},
+        {
+            "appearance": 1,
+            "part": 0,
+            "strength": 2.0,
+            "unit": "std",
+            "variation": None,
+            "given": None,
+        },
         valid={
             "appearance": "length negative",  # the editor knows how many there are
+            "variation": "none",
+            "given": "none",
             "part": "length negative",
             "strength": f"{NUMBER} length",
         },
@@ -853,9 +870,9 @@ def test_what_is_added_fits_in_single_precision():
     w = world()
     vector = np.full(5, 1e20)
     with pytest.raises(ValueError, match=r"strength=1e\+20 is too large"):
-        w.editor.edit(w.z, Edit(vector, 0, 1e20))
+        w.editor.edit(w.z, Edit(vector, 0, 1e20, "alpha"))
     with pytest.raises(ValueError, match=r"strength=3e\+38 is too large"):
-        w.editor.edit(w.z, Edit(np.full(5, 2.0), 0, np.array([1, 1, 3e38])))
+        w.editor.edit(w.z, Edit(np.full(5, 2.0), 0, np.array([1, 1, 3e38]), "alpha"))
 
 
 def test_masks_are_not_dropped():

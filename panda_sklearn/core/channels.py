@@ -20,7 +20,7 @@ from panda_sklearn.core.grams import add_gram, mirror
 from panda_sklearn.core.objective import accumulator_dtype, sample_energies
 from panda_sklearn.core.samples import InMemory, Samples, as_samples
 
-__all__ = ["ChannelMoments", "Summary", "summarise"]
+__all__ = ["ChannelMoments", "ChannelSums", "Summary", "summarise"]
 
 # Sums are taken about the mean of the first batch where that is more than this many
 # standard deviations from zero.
@@ -62,7 +62,7 @@ class ChannelMoments:
         ``products`` is their type, by default that of Z.
         """
         samples = as_samples(Z)
-        sums = _Sums(samples, A, products)
+        sums = ChannelSums(samples, A, products)
         return sums.moments(samples.accumulate(sums.add, *sums.totals()))
 
     def __add__(self, other: ChannelMoments) -> ChannelMoments:
@@ -100,14 +100,17 @@ class ChannelMoments:
         return self.scatter + self.n * torch.outer(self.mean, self.mean)
 
 
-class _Sums:
-    """The sums of one pass that make :class:`ChannelMoments`.
+class ChannelSums:
+    """The sums of one pass that make :class:`ChannelMoments`, of z or of A'z.
 
     About a vector near the mean, which the first batch tells.
     """
 
     def __init__(
-        self, samples: Samples, A: Tensor | None, products: torch.dtype | None
+        self,
+        samples: Samples,
+        A: Tensor | None = None,
+        products: torch.dtype | None = None,
     ) -> None:
         self.samples, self.A = samples, A
         self.products = products or samples.dtype
@@ -196,7 +199,7 @@ def summarise(
     channels : bool
         Whether to take the channels' moments, which cost most.
     """
-    sums = _Sums(samples, None, None) if channels else None
+    sums = ChannelSums(samples) if channels else None
     passing = None if isinstance(samples, InMemory) else _Kept(n_some, generator)
     energy = torch.zeros(
         (), dtype=accumulator_dtype(samples.device), device=samples.device

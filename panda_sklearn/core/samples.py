@@ -12,19 +12,23 @@ Floor 0: torch only. Notation as in :mod:`panda_sklearn.core.objective`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Check", "InMemory", "Samples", "as_samples"]
+__all__ = ["Check", "InMemory", "Samples", "Sums", "as_samples", "in_one_pass"]
 
 # Numbers in a batch, so few that its products stay in the cache, and how often as many
 # a batch may have. The same wherever the samples are, so that all sums are.
 BATCH_ELEMENTS = 2**21
 LARGEST_BATCH = 8
+
+# Samples in a batch of several sums, where that is not too many numbers.
+IN_A_BATCH = 256
 
 
 class Check(Protocol):
@@ -201,6 +205,33 @@ class InMemory(Samples):
 
     def _in_batches(self, size: int) -> Generator[Tensor, None, None]:
         yield from self.Z.split(size)
+
+
+class Sums(Protocol):
+    """Sums over samples that make something: what :func:`in_one_pass` fills."""
+
+    def totals(self) -> tuple[Tensor, ...]:
+        """What to add to, zero."""
+
+    @property
+    def add(self) -> Callable[..., None]:
+        """Adds something of a batch: ``add(batch, *totals)``."""
+
+    def moments(self, totals: tuple[Tensor, ...]) -> Any:
+        """What the sums of all samples make."""
+
+
+def in_one_pass(samples: Samples, *sums: Sums) -> list[Any]:
+    """What several sums make of samples, which are read once."""
+    totals = [some.totals() for some in sums]
+
+    def add(batch: Tensor, *everything: Tensor) -> None:
+        for some, own in zip(sums, totals, strict=True):
+            some.add(batch, *own)
+
+    # Few large batches: products of coefficients are small, and their sums are not.
+    samples.accumulate(add, *itertools.chain(*totals), size=IN_A_BATCH)
+    return [some.moments(own) for some, own in zip(sums, totals, strict=True)]
 
 
 def as_samples(Z: Samples | Tensor) -> Samples:

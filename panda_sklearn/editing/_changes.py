@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from panda_sklearn._variations import part_weights, variations_of
 from panda_sklearn.decomposition import (
     PartsAppearanceDecomposition,
     factors_of,
@@ -29,6 +30,7 @@ from panda_sklearn.editing._parts import scaled
 from panda_sklearn.solvers import refine_parts
 from panda_sklearn.utils.arithmetic import in_full_precision, own_arithmetic
 from panda_sklearn.utils.arrays import ArrayLike, MapLayout, as_tensor, promoted
+from panda_sklearn.utils.parts import is_mask
 from panda_sklearn.utils.resizing import resize
 from panda_sklearn.utils.validation import (
     LARGEST,
@@ -103,8 +105,13 @@ def _term(
     decomposition: PartsAppearanceDecomposition,
     image_spatial: tuple[int, ...],
     n_samples: int | None,
+    known: dict,
 ) -> Term:
-    vector, scale = _vector(edit, decomposition)
+    mask, parts, drawn = _where(edit.part, decomposition, image_spatial, n_samples)
+    if edit.variation is None:
+        vector, scale = _appearance(edit, decomposition)
+    else:
+        vector, scale = _variation(edit, decomposition, mask, known)
     if not isinstance(edit.strength, Real):
         strength = as_tensor(cast(ArrayLike, edit.strength))
         if len(strength) != n_samples:
@@ -112,19 +119,26 @@ def _term(
     else:
         strength = as_tensor(np.array(float(edit.strength)))
     _check_size(strength, scale, vector)
+    return Term(vector, strength, scale, mask, parts=parts, drawn=drawn)
+
+
+def _where(
+    part: Any,
+    decomposition: PartsAppearanceDecomposition,
+    image_spatial: tuple[int, ...],
+    n_samples: int | None,
+) -> tuple[Tensor, tuple[int, ...], Tensor | None]:
+    """What :class:`Term` calls mask, parts and drawn."""
     parts = as_tensor(decomposition.parts_).flatten(1)  # (R_S, S)
-    if isinstance(edit.part, tuple):
-        chosen = tuple(check_index("part", k, len(parts)) for k in edit.part)
-    elif isinstance(edit.part, np.ndarray | Tensor) and edit.part.ndim:
+    if is_mask(part):
         spatial = decomposition.map_shape_[1:]
-        mask, drawn = _mask(edit.part, spatial, image_spatial, n_samples)
-        return Term(vector, strength, scale, mask, drawn=drawn)
-    else:
-        chosen = (check_index("part", edit.part, len(parts)),)
+        mask, drawn = _mask(part, spatial, image_spatial, n_samples)
+        return mask, (), drawn
+    indices = part if isinstance(part, tuple) else (part,)
+    chosen = tuple(check_index("part", k, len(parts)) for k in indices)
     many = len(chosen) > 1
     name = f"The sum of parts {list(chosen)}" if many else f"Part {chosen[0]}"
-    mask = scaled(parts[list(chosen)].sum(dim=0), name)
-    return Term(vector, strength, scale, mask, parts=chosen)
+    return scaled(parts[list(chosen)].sum(dim=0), name), chosen, None
 
 
 def _check_size(strength: Tensor, scale: float, vector: Tensor) -> None:
@@ -132,22 +146,58 @@ def _check_size(strength: Tensor, scale: float, vector: Tensor) -> None:
     alpha, entry = (float(x.abs().max()) for x in (strength, vector))
     if alpha * scale * entry > LARGEST:
         raise ValueError(
-            f"strength={alpha:g} is too large: times an appearance with entries up to "
+            f"strength={alpha:g} is too large: times a vector with entries up to "
             f"{entry:.3g}{'' if scale == 1 else f' and a unit of {scale:.3g}'} it does "
             "not fit in float32, and the images would be NaN."
         )
 
 
-def _vector(
+def _variation(
+    edit: Edit, decomposition: PartsAppearanceDecomposition, mask: Tensor, known: dict
+) -> tuple[Tensor, float]:
+    """The variation's vector v, and alpha of a strength of 1.
+
+    Added with a mask m, v alpha changes the coefficients of part k along v, v'A l_k, by
+    alpha ||A'v||^2 m'p_k: by a standard deviation, if alpha is that over the mean of
+    these, weighted as the parts are. ``known`` holds the variations found so far.
+    """
+    mask = mask if mask.ndim == 1 else mask.mean(dim=0)
+    part = edit.part if not is_mask(edit.part) else None
+    spatial = decomposition.map_shape_[1:]
+    weights = part_weights(
+        decomposition, mask.reshape(spatial) if part is None else part
+    )
+    key = (*weights.tolist(), edit.given)
+    if key not in known:
+        known[key] = variations_of(decomposition, weights, edit.given)
+    vectors, stds = known[key]
+    n = check_index("variation", edit.variation, len(stds))
+    v, std = vectors[n], float(stds[n])
+    vector = v.to(as_tensor(decomposition.appearances_))
+    if edit.unit != "std":
+        return vector, 1.0
+    A = as_tensor(decomposition.appearances_).cpu().double()  # (R_C, C)
+    P = as_tensor(decomposition.parts_).flatten(1).cpu().double()  # (R_S, S)
+    moved = float((A @ v).square().sum() * (weights @ (P @ mask.cpu().double())))
+    if moved <= 0 or std <= 0:
+        raise ValueError(
+            f"unit='std' needs a variation that occurs: along number {n} the part does "
+            "not vary in the training data, or the edit does not move it. Use a lower "
+            "index, or unit='alpha'."
+        )
+    return vector, std / moved
+
+
+def _appearance(
     edit: Edit, decomposition: PartsAppearanceDecomposition
 ) -> tuple[Tensor, float]:
     """The appearance, and alpha of a strength of 1."""
     appearances = as_tensor(decomposition.appearances_)  # (R_C, C)
-    if not isinstance(edit.appearance, np.ndarray | Tensor):
+    if isinstance(edit.appearance, int):
         j = check_index("appearance", edit.appearance, len(appearances))
         std = float(decomposition.saliency_std_[j]) if edit.unit == "std" else 1.0
         return appearances[j], std
-    vector = as_tensor(edit.appearance)
+    vector = as_tensor(cast(ArrayLike, edit.appearance))
     if vector.shape != appearances.shape[1:]:
         raise ValueError(
             f"appearance must be an int or a vector of the {appearances.shape[1]} "
@@ -169,7 +219,7 @@ def _vector(
         )
     covariance = as_tensor(decomposition.saliency_covariance_).cpu().double()
     variance = float(c[:, 0] @ covariance @ c[:, 0])
-    return as_tensor(edit.appearance), max(variance, 0.0) ** 0.5
+    return as_tensor(cast(ArrayLike, edit.appearance)), max(variance, 0.0) ** 0.5
 
 
 def _mask(
@@ -305,7 +355,8 @@ def change_of(
     """
     check_flag("refine", refine)
     spatial = tuple((image_shape or ())[1:])
-    terms = [_term(edit, decomposition, spatial, n_samples) for edit in edits]
+    known: dict = {}
+    terms = [_term(edit, decomposition, spatial, n_samples, known) for edit in edits]
     layout = layout_of(decomposition)
     if not refine:
         return Change(terms, layout)

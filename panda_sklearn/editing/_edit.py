@@ -6,7 +6,7 @@ Floor 3: see :mod:`panda_sklearn.editing`. Checks what can be known without an e
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from panda_sklearn.utils.arrays import ArrayLike
+from panda_sklearn.utils.parts import as_part, check_given
 from panda_sklearn.utils.validation import (
     as_numeric,
     check_array_like,
     check_choice,
     check_finite,
     check_fits,
-    check_mask,
     check_single,
     is_bool,
     is_numeric,
@@ -32,29 +32,28 @@ __all__ = ["Edit"]
 
 # What the fields may be, for messages.
 APPEARANCE = "an int or a vector of shape (n_channels,)"
-PART = "an int, a sequence of ints, or a mask of shape ([n_samples,] *spatial)"
 STRENGTH = "a number or an array of shape (n_samples,)"
 
-UNITS = ("alpha", "std")
-
-# Axes of a mask: samples, and three of space.
-MOST_AXES = 4
+UNITS = ("std", "alpha")
 
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    r"""An appearance added at a part.
+    r"""An appearance, or a variation of a part, added at a part.
 
     Activations :math:`Z_i` become :math:`Z_i + \alpha a_j \hat p_k^\top` (section
-    3.3), where :math:`\hat p_k` is the part scaled to reach from 0 to 1.
+    3.3), where :math:`\hat p_k` is the part scaled to reach from 0 to 1. In the place
+    of the appearance :math:`a_j` may be a vector along which what the part shows varies
+    in the training data: such edits stay among what occurs there.
 
     Parameters
     ----------
-    appearance : int or array of shape (n_channels,)
+    appearance : int or array of shape (n_channels,), default=None
         Index j of the appearance, or any vector of the layer's channels in its place.
+        Either this or ``variation`` must be given.
 
-    part : int, sequence of int, or array
-        Where to add it.
+    part : int, sequence of int, or array, default=None
+        Where to add it; it must be given.
 
         - Index k of the part.
         - Several indices: the parts are added up, and the sum is scaled to reach from
@@ -69,17 +68,27 @@ class Edit:
         The factor alpha, in the given unit; negative values take the appearance away.
         An array is a strength for each image.
 
-    unit : {"alpha", "std"}, default="alpha"
-        - "alpha": the strength is alpha itself, a multiple of the appearance vector.
-        - "std": in standard deviations of the appearance's saliency :math:`a_j^\top Z`
-          over training samples and positions (``saliency_std_`` of the decomposition),
-          so that a strength carries over between layers and models.
+    unit : {"std", "alpha"}, default="std"
+        - "std": in standard deviations over the training samples, so that a strength
+          carries over between layers and models. Of an appearance those of its
+          saliency :math:`a_j^\top Z` over samples and positions (``saliency_std_`` of
+          the decomposition); of a variation its own: the coefficients at the part move
+          along it by so many.
+        - "alpha": the strength is alpha itself, a multiple of the vector.
+
+    variation : int, default=None
+        Index, from 0, of a variation of the part, one of the vectors that
+        ``variations`` of the decomposition gives.
+
+    given : "others", default=None
+        With ``variation``, which ones; as for ``variations``.
 
     Raises
     ------
     TypeError, ValueError
-        If one of them is something else, not finite or too large for float32, or a
-        mask has values outside of 0 to 1. Ranges of indices and shapes of masks are
+        If one of them is something else, not finite or too large for float32, a mask
+        has values outside of 0 to 1, or not just one of ``appearance`` and
+        ``variation`` is given. Ranges of indices and shapes of masks are
         checked by the editor.
 
     See Also
@@ -91,23 +100,38 @@ class Edit:
     --------
     >>> import numpy as np
     >>> from panda_sklearn import Edit
-    >>> smile = Edit(appearance=3, part=5, strength=2.0, unit="std")
-    >>> ears = Edit(appearance=3, part=[1, 4], strength=30.0)
+    >>> smile = Edit(variation=0, part=5, strength=2.0)
+    >>> ears = Edit(appearance=3, part=[1, 4], strength=30.0, unit="alpha")
     >>> corner = np.zeros((64, 64), dtype=bool)
     >>> corner[:16, :16] = True
     >>> drawn = Edit(appearance=0, part=corner, strength=-5.0)
     """
 
-    appearance: int | ArrayLike
-    part: int | Sequence[int] | ArrayLike
+    appearance: int | ArrayLike | None = None
+    part: int | Sequence[int] | ArrayLike | None = None
     strength: float | ArrayLike = 1.0
-    unit: str = "alpha"
+    unit: str = "std"
+    variation: int | None = field(default=None, kw_only=True)
+    given: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self):
         check_choice("unit", self.unit, UNITS)
         _check_strength(self.strength)
-        object.__setattr__(self, "appearance", _as_appearance(self.appearance))
-        object.__setattr__(self, "part", _as_part(self.part))
+        if (self.appearance is None) == (self.variation is None):
+            raise ValueError(
+                "Either appearance or variation must be given, got "
+                f"appearance={shown(self.appearance)} and variation={self.variation!r}."
+            )
+        if self.given is not None and self.variation is None:
+            raise ValueError(
+                f"given={self.given!r} goes with a variation, but appearance is given."
+            )
+        check_given(self.given)
+        if self.variation is None:
+            object.__setattr__(self, "appearance", _as_appearance(self.appearance))
+        else:
+            object.__setattr__(self, "variation", _as_variation(self.variation))
+        object.__setattr__(self, "part", as_part(self.part))
 
     def __eq__(self, other):
         if not isinstance(other, Edit):
@@ -120,7 +144,7 @@ class Edit:
     def _key(self) -> tuple:
         """The fields by value."""
         fields = self.appearance, self.part, self.strength
-        return (*map(_plain, fields), self.unit)
+        return (*map(_plain, fields), self.unit, self.variation, self.given)
 
 
 def _plain(value: Any) -> Any:
@@ -144,6 +168,13 @@ def _check_strength(strength: Any) -> None:
     check_fits(strength, "strength", torch.float32)
 
 
+def _as_variation(variation: Any) -> int:
+    """An index as an int; its range is the editor's to check."""
+    if isinstance(variation, Integral) and not is_bool(variation):
+        return int(variation)
+    raise TypeError(f"variation must be an int, got {shown(variation)}.")
+
+
 def _as_appearance(appearance: Any) -> int | ArrayLike:
     """An index as it is, a vector as an array."""
     if isinstance(appearance, Integral) and not is_bool(appearance):
@@ -153,30 +184,6 @@ def _as_appearance(appearance: Any) -> int | ArrayLike:
         raise ValueError(f"appearance must be {APPEARANCE}, got {shown(vector)}.")
     check_finite(vector, "appearance")
     return vector
-
-
-def _as_part(part: Any) -> Any:
-    """An index as it is, several as a tuple of int, a mask as an array."""
-    if isinstance(part, Integral) and not is_bool(part):
-        return int(part)
-    array = as_numeric(part, "part", PART)
-    if array.ndim == 1 and len(array) == 0:
-        raise ValueError("part must name one part at least, got an empty sequence.")
-    if array.ndim == 1 and _is_integer(array):
-        indices = tuple(int(k) for k in array)
-        if len(set(indices)) < len(indices):
-            raise ValueError(f"part must name each part once, got {list(indices)}.")
-        return indices
-    if array.ndim > MOST_AXES:
-        raise ValueError(f"part must be {PART}, got {shown(array)}.")
-    check_mask(array, "part")
-    return array
-
-
-def _is_integer(array: ArrayLike) -> bool:
-    if isinstance(array, Tensor):
-        return not array.is_floating_point() and array.dtype != torch.bool
-    return array.dtype.kind in "iu"
 
 
 def _is_boolean(array: ArrayLike) -> bool:

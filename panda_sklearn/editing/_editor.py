@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from itertools import pairwise, product
+from itertools import pairwise
 from numbers import Real
 from typing import Any
 
@@ -20,7 +20,6 @@ from tqdm import tqdm
 from panda_sklearn.decomposition import PartsAppearanceDecomposition, layout_of
 from panda_sklearn.editing._changes import (
     Change,
-    Term,
     change_of,
     check_edits,
 )
@@ -453,12 +452,13 @@ class LocalEditor:
         *,
         appearances: Iterable[int] | None = None,
         parts: Iterable[int] | None = None,
+        variations: Iterable[int] | None = None,
         strength: float = 3.0,
         unit: str = "std",
         sort_by: str = "roi_ratio",
         verbose: int = 0,
     ) -> dict[str, np.ndarray]:
-        r"""Try pairs of appearances and parts, and say what each does.
+        r"""Try appearances, and variations, at parts, and say what each does.
 
         Each pair is tried on all samples, with ``extractor.batch_size`` images at a
         time and none kept, so that memory does not grow with the number of pairs or of
@@ -470,10 +470,13 @@ class LocalEditor:
             Latents of a few samples; a handful is enough to tell good pairs from bad.
 
         appearances : iterable of int, default=None
-            Which to try; ``None`` is all.
+            Which to try; ``None`` is all, or none where ``variations`` are given.
 
         parts : iterable of int, default=None
             Which to try; ``None`` is all but constant ones.
+
+        variations : iterable of int, default=None
+            Which variations of each part to try besides; ``None`` is none.
 
         strength : float, default=3.0
             Strength of each edit.
@@ -492,7 +495,8 @@ class LocalEditor:
         table : dict of ndarray of shape (n_pairs,)
             Columns, as ``pandas.DataFrame(table)`` takes them:
 
-            - "appearance" and "part": the pair.
+            - "appearance", "variation" and "part": what was tried where. One of the
+              first two is -1: the edit has the other.
             - "effect": root mean square change inside the part, in the units of the
               images, :math:`\lVert M * (x - x') \rVert / \lVert M \rVert`; mean over
               samples. M is the part, scaled to reach from 0 to 1 and brought to the
@@ -514,31 +518,35 @@ class LocalEditor:
         panda, extractor = self.decomposition, self.extractor
         every = as_tensor(panda.parts_).flatten(1)
         n_appearances = len(panda.appearances_)
-        if appearances is None:
-            appearances = range(n_appearances)
         if parts is None:
             low, high = every.aminmax(dim=1)
             parts = (high > low).nonzero()[:, 0].tolist()
-        appearances = check_indices("appearances", appearances, n_appearances)
-        parts = check_indices("parts", parts, len(every))
-        pairs = list(product(dict.fromkeys(appearances), dict.fromkeys(parts)))
-        terms: dict[str, dict[int, Term]] = {"appearance": {}, "part": {}}
-        for j, k in pairs:
-            if j not in terms["appearance"] or k not in terms["part"]:
-                (term,) = self._change([Edit(j, k, strength, unit)], None).terms
-                terms["appearance"].setdefault(j, term)
-                terms["part"].setdefault(k, term)
-        shape = len(panda.appearances_), panda.map_shape_[0]
-        vectors = every.new_zeros(shape, device=latents.device)
-        for j, term in terms["appearance"].items():
-            vectors[j] = term.vector.to(vectors) * (float(term.strength) * term.scale)
-        masks = torch.zeros_like(every, device=latents.device)
-        for k, term in terms["part"].items():
+        parts = _distinct("parts", parts, len(every))
+        if variations is not None:
+            variations = _distinct("variations", variations, n_appearances)
+        if appearances is not None or variations is None:
+            appearances = range(n_appearances) if appearances is None else appearances
+            appearances = _distinct("appearances", appearances, n_appearances)
+        # An appearance is one vector at all parts, a variation one at each.
+        tried = [Edit(j, parts[0], strength, unit) for j in appearances or ()]
+        pairs = [(row, k) for row in range(len(tried)) for k in parts]
+        for n in variations or ():
+            pairs += [(len(tried) + i, k) for i, k in enumerate(parts)]
+            tried += [Edit(None, k, strength, unit, variation=n) for k in parts]
+        places = [Edit(0, k) for k in parts]
+        terms = self._change(tried + places, None).terms
+        like = every.to(latents.device)
+        vectors = [
+            term.vector.to(like) * (float(term.strength) * term.scale)
+            for term in terms[: len(tried)]
+        ]
+        masks = torch.zeros_like(like)
+        for k, term in zip(parts, terms[len(tried) :], strict=True):
             masks[k] = term.mask.to(masks)
         tries = PairTries(
             extractor,
             layout_of(panda),
-            vectors,
+            torch.stack(vectors),
             masks,
             self._image_spatial(),
         )
@@ -548,8 +556,17 @@ class LocalEditor:
             disable=not verbose,
             mininterval=1,
         ) as bar:
-            table = rank(tries, latents, pairs, done=bar.update)
-        return sort_table(table, sort_by)
+            measured = rank(tries, latents, pairs, done=bar.update)
+        labels: dict[str, list[Any]] = {
+            "appearance": [tried[row].appearance for row, _ in pairs],
+            "variation": [tried[row].variation for row, _ in pairs],
+            "part": [k for _, k in pairs],
+        }
+        table = {
+            name: np.array([-1 if label is None else label for label in column])
+            for name, column in labels.items()
+        }
+        return sort_table(table | measured, sort_by)
 
     # Helpers
 
@@ -627,6 +644,11 @@ class LocalEditor:
                 "training data is known: give its index."
             )
         check_index("appearance", appearance, len(self.decomposition.appearances_))
+
+
+def _distinct(name: str, indices: Any, size: int) -> list[int]:
+    """Indices from 0 to size - 1, each once."""
+    return list(dict.fromkeys(check_indices(name, indices, size)))
 
 
 def _colors(fill: Any, n_colors: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The table of pairs of appearances and parts.
+"""The table of edits that were tried.
 
 Floor 3: see :mod:`panda_sklearn.editing`.
 """
@@ -29,15 +29,15 @@ COLUMNS = {"roi_ratio": True, "effect": False, "consistency": False}
 
 @dataclass(frozen=True)
 class PairTries:
-    """Images edited with one appearance at one part each.
+    """Images edited with one vector at one part each.
 
     Attributes
     ----------
     extractor : GeneratorFeatureExtractor
     layout : MapLayout
         Of its activations.
-    vectors : Tensor of shape (R_C, C)
-        Appearances times the strengths to try them at.
+    vectors : Tensor of shape (n_vectors, C)
+        Appearances or variations, times the strengths to try them at.
     masks : Tensor of shape (R_S, S)
         Parts, from 0 to 1.
     image_spatial : tuple of int
@@ -53,13 +53,13 @@ class PairTries:
         """Images without an edit."""
         return generate_changed(self.extractor, latents, None, verbose=0)
 
-    def edited(self, latents: Tensor, appearances: Tensor, parts: Tensor) -> Tensor:
-        """Images of latents (n, ...) with appearances (n,) at parts (n,)."""
+    def edited(self, latents: Tensor, rows: Tensor, parts: Tensor) -> Tensor:
+        """Images of latents (n, ...) with the vectors of rows (n,) at parts (n,)."""
 
-        def add(features: Tensor, rows: slice) -> Tensor:
+        def add(features: Tensor, where: slice) -> Tensor:
             maps = promoted(self.layout.to_maps(features))
-            vectors = self.vectors[appearances[rows]].to(maps)
-            masks = self.masks[parts[rows]].to(maps)
+            vectors = self.vectors[rows[where]].to(maps)
+            masks = self.masks[parts[where]].to(maps)
             added = vectors[:, :, None] * masks[:, None]
             return self.layout.from_maps(maps + added)
 
@@ -88,7 +88,8 @@ def rank(
 
     latents : Tensor of shape (N, ...)
 
-    pairs : sequence of (appearance, part)
+    pairs : sequence of (int, int)
+        Rows of vectors, and parts.
 
     done : callable
         Told how many pairs have been measured since it was last told.
@@ -103,7 +104,7 @@ def rank(
     at_once = max(1, batch_size // len(chunks[0]))
     measured = []
     for some in _groups(pairs, at_once):
-        appearances, parts = torch.tensor(some, device="cpu").T  # (m,)
+        rows, parts = torch.tensor(some, device="cpu").T  # (m,)
         outlines = tries.outlines(parts)
         effect = torch.zeros(len(some), dtype=torch.float64, device="cpu")
         ratio, directions = torch.zeros_like(effect), None
@@ -114,7 +115,7 @@ def rank(
             # Row by row: all samples of the first pair, then of the second.
             edited = tries.edited(
                 chunk.repeat(len(some), *[1] * (chunk.ndim - 1)),
-                appearances.repeat_interleave(n),
+                rows.repeat_interleave(n),
                 parts.repeat_interleave(n),
             )
             before = promoted(plain).repeat(len(some), *[1] * (plain.ndim - 1))
@@ -142,14 +143,7 @@ def rank(
         )
         done(len(some))
     effect, ratio, consistency = torch.cat(measured, dim=1).numpy()
-    appearance, part = np.asarray(pairs).T
-    return {
-        "appearance": appearance,
-        "part": part,
-        "effect": effect,
-        "roi_ratio": ratio,
-        "consistency": consistency,
-    }
+    return {"effect": effect, "roi_ratio": ratio, "consistency": consistency}
 
 
 def sort_table(table: dict[str, np.ndarray], by: str) -> dict[str, np.ndarray]:

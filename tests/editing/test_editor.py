@@ -36,13 +36,13 @@ def added(editor, edits):
 
 def test_an_edit_is_the_rest_of_the_network_run_from_there(editor, z, by_hand):
     image = editor.extractor.generate(z)
-    edited = editor.edit(z, Edit(1, 2, 3.0))
+    edited = editor.edit(z, Edit(1, 2, 3.0, "alpha"))
     assert (edited - image).abs().max() > 0.01
     expected = by_hand(editor, z, added(editor, [(1, 2, 3.0)]))
     torch.testing.assert_close(edited, expected)
     edits = [(1, 2, 3.0), (0, 1, -2)]
     torch.testing.assert_close(
-        editor.edit(z, [Edit(*edit) for edit in edits]),
+        editor.edit(z, [Edit(*edit, "alpha") for edit in edits]),
         by_hand(editor, z, added(editor, edits)),
     )
 
@@ -114,7 +114,7 @@ def test_channels_last_layers(z):
         PartsAppearanceDecomposition(2, 3, channel_axis=-1, max_iter=5, tol=0),
     ).fit(z)
     editor = LocalEditor.from_pipeline(pipeline)
-    change = editor.edit(z, Edit(0, 1, 2.0)) - editor.extractor.generate(z)
+    change = editor.edit(z, Edit(0, 1, 2.0, "alpha")) - editor.extractor.generate(z)
     part = pipeline[-1].parts_[1]
     part = (part - part.min()) / (part.max() - part.min())
     expected = 2 * part[:, None] * pipeline[-1].appearances_[0]
@@ -260,10 +260,11 @@ class TestRefinedEdits:
         mask = torch.zeros(4, 4)
         mask[1, 2] = 0.5
         change += panda.appearances_[0][:, None, None] * mask
-        edited = editor.edit(z, [Edit(1, [0, 2], 2.0), Edit(0, mask, 1.0)], refine=True)
+        edits = [Edit(1, [0, 2], 2.0, "alpha"), Edit(0, mask, 1.0, "alpha")]
+        edited = editor.edit(z, edits, refine=True)
         expected = by_hand(editor, z, change)
         torch.testing.assert_close(edited, expected, atol=1e-3, rtol=1e-4)
-        unrefined = editor.edit(z, [Edit(1, [0, 2], 2.0), Edit(0, mask, 1.0)])
+        unrefined = editor.edit(z, edits)
         assert (unrefined - expected).abs().max() > 0.05
 
     def test_nothing_to_refine(self, editor, z):
@@ -320,7 +321,7 @@ class TestRemoval:
         )
         torch.testing.assert_close(
             editor.remove(z, 1, part=2, strength=5.0, unit="alpha"),
-            editor.edit(z, Edit(1, 2, 5.0)),
+            editor.edit(z, Edit(1, 2, 5.0, "alpha")),
         )
         everywhere = editor.remove(z, 1, threshold=-1e9)
         torch.testing.assert_close(everywhere, editor.extractor.generate(z))
@@ -379,7 +380,7 @@ class TestMasks:
         mask[0, 1], mask[0, 2] = 1, 0.5
         expected = by_hand(editor, z, 4.0 * vector[:, None, None] * mask)
         for part in (mask, drawn, drawn.bool(), drawn.numpy(), drawn.to(torch.uint8)):
-            edited = editor.edit(z, Edit(vector.numpy(), part, 4.0))
+            edited = editor.edit(z, Edit(vector.numpy(), part, 4.0, "alpha"))
             torch.testing.assert_close(edited, expected)
 
     def test_one_for_each_sample(self, editor, z, by_hand):
@@ -388,22 +389,24 @@ class TestMasks:
         vector = editor.decomposition.appearances_[3]
         change = strengths[:, None, None] * masks
         expected = by_hand(editor, z, vector[:, None, None] * change[:, None])
-        torch.testing.assert_close(editor.edit(z, Edit(3, masks, strengths)), expected)
+        edited = editor.edit(z, Edit(3, masks, strengths, "alpha"))
+        torch.testing.assert_close(edited, expected)
         big = masks.repeat_interleave(2, 1).repeat_interleave(2, 2)
-        torch.testing.assert_close(editor.edit(z, Edit(3, big, strengths)), expected)
+        edited = editor.edit(z, Edit(3, big, strengths, "alpha"))
+        torch.testing.assert_close(edited, expected)
 
     def test_ones_reach_everywhere(self, editor, z, by_hand):
         vector = editor.decomposition.appearances_[0][:, None, None]
-        torch.testing.assert_close(
-            editor.edit(z, Edit(0, np.ones((4, 4)))), by_hand(editor, z, vector)
-        )
+        edited = editor.edit(z, Edit(0, np.ones((4, 4)), unit="alpha"))
+        torch.testing.assert_close(edited, by_hand(editor, z, vector))
 
     def test_several_parts_are_summed_then_scaled(self, editor, z, by_hand):
         panda = editor.decomposition
         part = unit_scaled(panda.parts_[0] + panda.parts_[2])
         expected = by_hand(editor, z, panda.appearances_[1][:, None, None] * part)
         for several in ([0, 2], (2, 0), np.array([0, 2]), range(0, 3, 2)):
-            torch.testing.assert_close(editor.edit(z, Edit(1, several)), expected)
+            edited = editor.edit(z, Edit(1, several, unit="alpha"))
+            torch.testing.assert_close(edited, expected)
         assert Edit(1, [0, 2]) == Edit(1, (0, 2)) != Edit(1, (0, 1))
         assert hash(Edit(1, [0, 2])) == hash(Edit(1, (0, 2)))
 
@@ -452,7 +455,7 @@ class TestMasks:
             editor.edit(z, Edit(0, 0, np.ones(3)))
         with pytest.raises(ValueError, match=r"shape \(n_samples,\)"):
             Edit(0, 0, np.ones((3, 3)))
-        with pytest.raises(ValueError, match="unit must be 'alpha' or 'std'"):
+        with pytest.raises(ValueError, match="unit must be 'std' or 'alpha'"):
             Edit(0, 0, 1.0, "sigma")
 
 
@@ -463,12 +466,12 @@ class TestStandardDeviations:
         std = float(saliency[:, 2].std(correction=0))
         torch.testing.assert_close(
             editor.edit(z, Edit(2, 1, -1.5, "std")),
-            editor.edit(z, Edit(2, 1, -1.5 * std)),
+            editor.edit(z, Edit(2, 1, -1.5 * std, "alpha")),
         )
         strengths = torch.linspace(0, 2, 9)
         torch.testing.assert_close(
             editor.edit(z, Edit(2, 1, strengths, "std")),
-            editor.edit(z, Edit(2, 1, strengths * std)),
+            editor.edit(z, Edit(2, 1, strengths * std, "alpha")),
         )
 
     def test_of_combinations_of_appearances(self, editor, z):
@@ -478,7 +481,7 @@ class TestStandardDeviations:
         std = float(torch.einsum("c,nchw->nhw", vector, features).std(correction=0))
         torch.testing.assert_close(
             editor.edit(z, Edit(vector, 1, 1.5, "std")),
-            editor.edit(z, Edit(vector, 1, 1.5 * std)),
+            editor.edit(z, Edit(vector, 1, 1.5 * std, "alpha")),
             rtol=1e-4,
             atol=1e-4,
         )

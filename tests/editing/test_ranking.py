@@ -39,12 +39,16 @@ def test_each_row_is_what_the_edit_does(pipeline, z, batch_size):
     editor = LocalEditor(extractor, pipeline[1])
     table = editor.rank_edits(z, strength=1.5, unit="alpha")
     frame = pd.DataFrame(table)
-    assert list(frame) == ["appearance", "part", "effect", "roi_ratio", "consistency"]
+    assert list(frame) == [
+        *("appearance", "variation", "part"),
+        *("effect", "roi_ratio", "consistency"),
+    ]
+    assert (frame.variation == -1).all()
     assert len(frame) == 12 and not frame.duplicated(["appearance", "part"]).any()
     assert frame.roi_ratio.is_monotonic_increasing
     for row in frame.itertuples():
         expected = slowly(editor, z, row.appearance, row.part, 1.5, "alpha")
-        np.testing.assert_allclose(row[3:], expected, rtol=1e-4)
+        np.testing.assert_allclose(row[4:], expected, rtol=1e-4)
 
 
 def test_some_pairs_and_other_orders(editor, z):

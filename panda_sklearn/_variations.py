@@ -1,0 +1,80 @@
+"""The variations of a fitted decomposition at a part.
+
+Beside the estimator, :mod:`panda_sklearn.decomposition`, for it and for edits.
+
+Floor 3: torch, and :mod:`panda_sklearn.core.coefficients`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from panda_sklearn.core.coefficients import principal_variations, without_others
+from panda_sklearn.utils.arrays import as_tensor
+from panda_sklearn.utils.parts import is_mask
+from panda_sklearn.utils.validation import check_index
+
+__all__ = ["part_weights", "variations_of"]
+
+
+def part_weights(panda: Any, part: Any) -> Tensor:
+    """How much each part (R_S,) has of what :func:`as_part` returned, on the CPU.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an index is out of range, or a mask of another shape or nowhere on a part.
+    """
+    P = as_tensor(panda.parts_).flatten(1).cpu().double()  # (R_S, S)
+    if not is_mask(part):
+        indices = part if isinstance(part, tuple) else (part,)
+        chosen = [check_index("part", k, len(P)) for k in indices]
+        weights = P.new_zeros(len(P))
+        weights[chosen] = 1 / len(chosen)
+        return weights
+    mask = as_tensor(part).cpu().double()
+    if mask.shape != panda.map_shape_[1:]:
+        raise ValueError(
+            f"A mask given as part must be of the layer's spatial shape, "
+            f"{panda.map_shape_[1:]}, got one of shape {tuple(mask.shape)}."
+        )
+    sizes = P.square().sum(dim=1)
+    alike = (P @ mask.flatten()).square() / torch.where(sizes > 0, sizes, 1.0)
+    if not alike.any():
+        raise ValueError("part is a mask where no part is: nothing is known to vary.")
+    return alike / alike.sum()
+
+
+def variations_of(
+    panda: Any, weights: Tensor, given: str | None
+) -> tuple[Tensor, Tensor]:
+    """Variations (n, C) and their deviations (n,) of parts with weights (R_S,).
+
+    In double precision, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If the covariances were not kept.
+    """
+    if not hasattr(panda, "coefficient_covariance_"):
+        raise ValueError(
+            "How coefficients vary is not known: the estimator is from a file of "
+            "before that was kept. Fit it again."
+        )
+    A = as_tensor(panda.appearances_).cpu().double().T
+    chosen = weights > 0
+    own, cross = (
+        as_tensor(array).cpu().double()
+        for array in (
+            panda.coefficient_covariance_,
+            panda.coefficient_cross_covariance_,
+        )
+    )
+    covariances = own if given is None else without_others(own, cross)
+    covariance = torch.einsum("k,kij->ij", weights[chosen], covariances[chosen])
+    vectors, stds = principal_variations(A, covariance)
+    return vectors.T.contiguous(), stds

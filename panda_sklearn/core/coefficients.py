@@ -1,0 +1,193 @@
+r"""How the coefficients of each part vary over samples, and what that looks like.
+
+With :math:`l_{ik}` the coefficients of sample i at part k, a column of
+:math:`L_i = A^\top Z_i P` (equation (2)), what a part shows of a sample is the vector
+of channels :math:`A l_{ik}`. The principal components of these are the part's
+variations.
+
+Floor 0: torch only. Notation as in :mod:`panda_sklearn.core.objective`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from panda_sklearn.core.canonical import signed
+from panda_sklearn.core.objective import accumulator_dtype
+from panda_sklearn.core.samples import Samples
+
+__all__ = [
+    "CoefficientMoments",
+    "CoefficientSums",
+    "principal_variations",
+    "without_others",
+]
+
+# What is added to the variances of the other parts' coefficients before anything is
+# explained by them, as a share of their mean.
+RIDGE = 1e-2
+
+
+@dataclass(frozen=True)
+class CoefficientMoments:
+    """Mean and scatter of the coefficients of each part, over samples.
+
+    Attributes
+    ----------
+    n : int
+        Number of samples.
+
+    mean : Tensor of shape (R_S, R_C)
+
+    own : Tensor of shape (R_S, R_C, R_C)
+        Sum over samples of (l_k - mean)(l_k - mean)'.
+
+    cross : Tensor of shape (R_S, R_C, R_C)
+        The same of l_k and the sum over all parts; all in double precision.
+    """
+
+    n: int
+    mean: Tensor
+    own: Tensor
+    cross: Tensor
+
+    def __add__(self, other: CoefficientMoments) -> CoefficientMoments:
+        n = self.n + other.n
+        away = other.mean - self.mean
+        weight = self.n * other.n / n
+        return CoefficientMoments(
+            n,
+            self.mean + other.n / n * away,
+            self.own + other.own + weight * _outer(away, away),
+            self.cross + other.cross + weight * _outer(away, away.sum(dim=0)),
+        )
+
+    def to(self, device: torch.device) -> CoefficientMoments:
+        """The same, on a device."""
+        arrays = (T.to(device) for T in (self.mean, self.own, self.cross))
+        return CoefficientMoments(self.n, *arrays)
+
+    def turned(
+        self, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]
+    ) -> CoefficientMoments:
+        """Those at other factors (A, P), as far as these tell.
+
+        New appearances are taken for the nearest combinations of the old ones, a new
+        part for a multiple of the old one that is most like it.
+        """
+        (A, P), (new_A, new_P) = (
+            tuple(factor.to(self.own) for factor in pair) for pair in (before, after)
+        )
+        turn = torch.linalg.pinv(A) @ new_A  # (R_C, R_C)
+        products = P.T @ new_P
+        sizes = P.square().sum(dim=0)
+        tiny = torch.finfo(P.dtype).tiny
+        alike = products / sizes.sqrt().clamp(min=tiny)[:, None]
+        nearest = alike.argmax(dim=0)
+        scale = products.gather(0, nearest[None])[0] / sizes[nearest].clamp(min=tiny)
+        scales = scale[:, None, None]
+        own = scales.square() * (turn.T @ self.own[nearest] @ turn)
+        cross = scales * scale.mean() * (turn.T @ self.cross[nearest] @ turn)
+        mean = scale[:, None] * (self.mean[nearest] @ turn)
+        return CoefficientMoments(self.n, mean, own, cross)
+
+
+class CoefficientSums:
+    """The sums of one pass that make :class:`CoefficientMoments`.
+
+    About the mean of the first samples, which is near that of all.
+    """
+
+    def __init__(self, samples: Samples, A: Tensor, P: Tensor) -> None:
+        self.samples, self.A, self.P = samples, A, P
+        self.shift: Tensor | None = None
+
+    def totals(self) -> tuple[Tensor, ...]:
+        """Sums of the coefficients and of their products, to be added to."""
+        R_C, R_S = self.A.shape[1], self.P.shape[1]
+        dtype = accumulator_dtype(self.samples.device)
+        total = torch.zeros(R_S, R_C, dtype=dtype, device=self.samples.device)
+        return total, total.new_zeros(R_S, R_C, R_C), total.new_zeros(R_S, R_C, R_C)
+
+    def add(self, batch: Tensor, total: Tensor, own: Tensor, cross: Tensor) -> None:
+        """Add those of a batch."""
+        L = self.A.T.to(batch) @ (batch @ self.P.to(batch))
+        rows = L.permute(2, 0, 1)  # (R_S, n, R_C)
+        if self.shift is None:
+            self.shift = rows.mean(dim=1)
+        rows = rows - self.shift[:, None]
+        total += rows.sum(dim=1)
+        own += rows.mT @ rows
+        cross += rows.mT @ rows.sum(dim=0)
+
+    def moments(self, totals: tuple[Tensor, ...]) -> CoefficientMoments:
+        """What the sums of all batches make."""
+        total, own, cross = totals
+        assert self.shift is not None and self.samples.n_samples is not None
+        n = self.samples.n_samples
+        away = total / n
+        return CoefficientMoments(
+            n,
+            self.shift.to(away) + away,
+            own - n * _outer(away, away),
+            cross - n * _outer(away, away.sum(dim=0)),
+        )
+
+
+def without_others(own: Tensor, cross: Tensor) -> Tensor:
+    """Covariances of each part's coefficients, less what the others' sum explains.
+
+    The partial covariance C - B (O + ridge)^-1 B', with B the covariance of the part
+    and the sum of the others, and O that of this sum.
+
+    Parameters
+    ----------
+    own, cross : Tensor of shape (R_S, R_C, R_C)
+        Covariances of each part's coefficients, and of these and the sum over parts.
+    """
+    of_sum = cross.sum(dim=0)
+    B = cross - own
+    O = of_sum - cross - cross.mT + own  # noqa: E741
+    O = (O + O.mT) / 2  # noqa: E741
+    eye = torch.eye(own.shape[-1], dtype=own.dtype, device=own.device)
+    level = O.diagonal(dim1=1, dim2=2).mean(dim=1)
+    # Where nothing else varies nothing is explained.
+    ridge = torch.where(level > 0, RIDGE * level, 1.0)
+    explained = B @ torch.linalg.solve(O + ridge[:, None, None] * eye, B.mT)
+    return own - (explained + explained.mT) / 2
+
+
+def principal_variations(A: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Principal components of the vectors A l, from the covariance of l.
+
+    Parameters
+    ----------
+    A : Tensor of shape (C, R_C)
+
+    covariance : Tensor of shape (R_C, R_C)
+
+    Returns
+    -------
+    vectors : Tensor of shape (C, n)
+        Orthonormal, as many as A has independent columns; the entry of largest
+        magnitude of each is positive.
+
+    stds : Tensor of shape (n,)
+        Standard deviations along them, falling.
+    """
+    U, sizes, Vh = torch.linalg.svd(A, full_matrices=False)
+    eps = torch.finfo(A.dtype).eps * max(A.shape)
+    rank = int((sizes > eps * sizes[:1]).sum())
+    T = sizes[:rank, None] * Vh[:rank]
+    M = T @ covariance @ T.T
+    variances, W = torch.linalg.eigh((M + M.T) / 2)
+    vectors = U[:, :rank] @ W.flip(1)
+    return signed(vectors), variances.flip(0).clamp(min=0).sqrt()
+
+
+def _outer(x: Tensor, y: Tensor) -> Tensor:
+    """Outer products of rows."""
+    return x[..., :, None] * y[..., None, :]
