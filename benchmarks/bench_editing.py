@@ -172,7 +172,7 @@ def controls(editor, part, chosen):
     def apply(latents, strengths):
         which = (1e4 * latents[:, 0].abs()).long() % len(vectors)
         edits = [
-            Edit(vector, part, torch.where(which == k, strengths, 0).numpy())
+            Edit(vector, part, torch.where(which == k, strengths, 0).numpy(), "alpha")
             for k, vector in enumerate(vectors)
         ]
         return editor.edit(latents, edits)
@@ -258,7 +258,7 @@ def main():
     latents = latents[:n_test]
 
     editor, seconds = timed(lambda: fitted_editor(generator, n_train, 6 * n_directions))
-    _, first = timed(lambda: editor.edit(latents[:1], Edit(0, 0, 5.0)))
+    _, first = timed(lambda: editor.edit(latents[:1], Edit(0, 0, 5.0, "alpha")))
     times = {"PandA": seconds + first}
     shared = {}
     for name, make in (

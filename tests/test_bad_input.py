@@ -651,6 +651,21 @@ def display_rows(w):
             },
         ),
         (
+            "VariationsDisplay.from_editor",
+            show.VariationsDisplay.from_editor,
+            {
+                **latents,
+                "latents": w.z[:1],
+                "parts": [0],
+                "variations": [0, 1],
+                "strength": 1.0,
+                "given": None,
+                **drawn,
+            },
+            {"parts": "none set", "variations": "set", "given": "none"}
+            | {"strength": "fraction"},
+        ),
+        (
             "PartsDisplay.from_estimator",
             show.PartsDisplay.from_estimator,
             {"estimator": w.panda, "images": w.images, **colored},
@@ -702,6 +717,17 @@ def drawing_rows(w):
                 "parts": [0],
             },
             {},
+        ),
+        (
+            show.VariationsDisplay,
+            {
+                "picture": pictures[0],
+                "pictures": np.ones((1, 2, 2, 8, 8, 3)),
+                "parts": [0],
+                "variations": [0, 1],
+                "strength": 2.0,
+            },
+            {"strength": NUMBER},
         ),
         (
             show.PartsDisplay,

@@ -11,6 +11,7 @@ from panda_sklearn.inspection._edits import (
 )
 from panda_sklearn.inspection._parts import PartsDisplay, RefinementDisplay
 from panda_sklearn.inspection._saliency import SaliencyDisplay
+from panda_sklearn.inspection._variations import VariationsDisplay
 
 __all__ = [
     "EditDisplay",
@@ -19,4 +20,5 @@ __all__ = [
     "RefinementDisplay",
     "SaliencyDisplay",
     "StrengthsDisplay",
+    "VariationsDisplay",
 ]

@@ -19,6 +19,7 @@ from panda_sklearn.inspection import (
     RefinementDisplay,
     SaliencyDisplay,
     StrengthsDisplay,
+    VariationsDisplay,
 )
 from tests.nearness import decided
 from tests.networks import TinyGenerator
@@ -227,6 +228,28 @@ def test_matrix_of_pairs(pipeline, z):
         EditMatrixDisplay.from_editor(editor, z, appearances=[0], parts=[0])
     with pytest.raises(ValueError, match="appearances is empty"):
         EditMatrixDisplay.from_editor(editor, z[:1], appearances=[], parts=[0])
+
+
+@pytest.mark.parametrize("given", [None, "others"])
+def test_variations_in_both_directions(pipeline, z, given):
+    editor = LocalEditor.from_pipeline(pipeline)
+    display = VariationsDisplay.from_editor(
+        editor, z[:1], parts=[2, 0], variations=[1, 0], strength=1.5, given=given
+    )
+    assert display.axes_.shape == (2, 5)
+    for column, strength in ((3, -1.5), (4, 1.5)):
+        edit = Edit(variation=0, part=2, strength=strength, given=given)
+        np.testing.assert_allclose(
+            drawn(display.axes_[0, column]),
+            picture_of(editor.edit(z[:1], edit)),
+            atol=1e-5,
+        )
+    assert display.axes_[1, 0].get_ylabel() == "part 0"
+    assert display.axes_[0, 2].get_title() == "1: +1.5 sd"
+    everything = VariationsDisplay.from_editor(editor, z[:1])
+    assert everything.axes_.shape == (3, 7)
+    with pytest.raises(ValueError, match=r"Pass latents\[:1\]"):
+        VariationsDisplay.from_editor(editor, z)
 
 
 @pytest.mark.usefixtures("refining_briefly")
