@@ -4,7 +4,7 @@ Parts and appearances of a face generator
 
 A small generator of faces, trained on photographs, comes with the package. We take
 the activations of one of its layers, learn parts and appearances from them in one
-scikit-learn pipeline, look at both, and edit faces at one part.
+scikit-learn pipeline, look at both, and make faces smile.
 
 Run as a script, ``python examples/plot_face_parts.py`` writes the pictures below to
 the folder ``panda_pictures``.
@@ -29,7 +29,12 @@ from panda_sklearn import (
     PartsAppearanceDecomposition,
 )
 from panda_sklearn.datasets import load_face_generator, sample_latents
-from panda_sklearn.inspection import EditDisplay, PartsDisplay, SaliencyDisplay
+from panda_sklearn.inspection import (
+    EditDisplay,
+    PartsDisplay,
+    SaliencyDisplay,
+    VariationsDisplay,
+)
 
 generator = load_face_generator()
 latents = sample_latents(generator, 1000, random_state=0)
@@ -77,28 +82,40 @@ saliency_figure = SaliencyDisplay.from_estimator(
 ).figure_
 
 # %%
-# Edits
-# -----
-# To change faces at one place only, we look for the part that covers it,
+# A smile
+# -------
+# What a part does in the training faces are its variations: the principal components of
+# what it shows. An edit along one moves faces among what occurs. How a mouth is shaped
+# is decided early in the generator, so we fit the block at 8 x 8 positions too,
 
-map_of_mouth = np.zeros((16, 16))
-map_of_mouth[11:14, 6:10] = 1
-overlap = (panda.parts_.numpy() * map_of_mouth).sum(axis=(1, 2))
-mouth = int(overlap.argmax())
+early = make_pipeline(
+    GeneratorFeatureExtractor(generator, "block8"),
+    PartsAppearanceDecomposition(n_parts=12, n_appearances=48, random_state=0),
+)
+generator.truncation = 1.0
+early.fit(latents)
+generator.truncation = 0.7
 
 # %%
-# and add an appearance there. ``rank_edits`` tries the first twenty on eight faces; of
-# those that do much the same to all, we take the one that changes the rest of the face
-# least, relative to the mouth (ROIR, equation (7)). The edit is as strong as it takes
-# to change the mouth of each face by a root mean square of 0.2 (black to white is 2).
+# look for the part that is most at the mouth,
 
-editor = LocalEditor.from_pipeline(pipeline)
-table = editor.rank_edits(unseen[8:16], appearances=range(20), parts=[mouth])
-best = int((table["consistency"] > 0.3).argmax())  # the first: they are sorted by ROIR
-appearance = int(table["appearance"][best])
-print(f"Appearance {appearance} at part {mouth}: ROIR {table['roi_ratio'][best]:.2f}")
-edit_figure = EditDisplay.from_editor(
-    editor, unseen[:8], Edit(appearance, mouth), target_change=0.2
+parts = early[-1].parts_.numpy()
+shares = parts / np.linalg.norm(parts, axis=(1, 2), keepdims=True)
+mouth = int(shares[:, 5, 3:5].sum(axis=1).argmax())
+
+# %%
+# and move it by three standard deviations along its first variation. Nobody said what
+# a smile is.
+
+editor = LocalEditor.from_pipeline(early)
+smile = Edit(variation=0, part=mouth, strength=3.0)
+edit_figure = EditDisplay.from_editor(editor, unseen[:8], smile).figure_
+
+# %%
+# Its other direction closes the lips. The further variations of the same part:
+
+variations_figure = VariationsDisplay.from_editor(
+    editor, unseen[3:4], parts=[mouth], variations=range(4), strength=3.0
 ).figure_
 
 # %%
@@ -106,7 +123,7 @@ edit_figure = EditDisplay.from_editor(
 # spread the change by a few pixels, beyond which it fades away. With strength 0 the
 # image is the same everywhere, bit for bit.
 
-unchanged = editor.edit(unseen[:8], Edit(appearance, mouth, strength=0.0))
+unchanged = editor.edit(unseen[:8], Edit(variation=0, part=mouth, strength=0.0))
 print("Strength 0 changes nothing:", bool((unchanged == faces).all()))
 
 # %%
@@ -118,6 +135,7 @@ for name, figure in {
     "parts": parts_figure,
     "saliency": saliency_figure,
     "edit": edit_figure,
+    "variations": variations_figure,
 }.items():
     figure.savefig(pictures / f"{name}.png", dpi=120)
 print(f"Pictures are in {pictures.resolve()}")
