@@ -802,6 +802,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             return covariance.diagonal().clamp(min=0).sqrt()
         return np.sqrt(np.maximum(np.diagonal(covariance), 0))
 
+    @own_arithmetic
     def variations(self, part, n_variations=None, given=None):
         r"""Find how what a part shows varies over the training samples.
 
