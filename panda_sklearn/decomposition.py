@@ -23,6 +23,7 @@ from sklearn.utils.metaestimators import available_if
 from torch import Tensor
 from tqdm import tqdm
 
+from panda_sklearn._alignment import aligned
 from panda_sklearn._state import (
     OF_FILE,
     OF_LATER_STREAM,
@@ -74,6 +75,7 @@ from panda_sklearn.utils.validation import (
     check_flag,
     check_index,
     check_is_fitted,
+    check_kind,
     check_parameters,
     check_random_state,
     check_same_layout,
@@ -801,6 +803,43 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         if isinstance(covariance, Tensor):
             return covariance.diagonal().clamp(min=0).sqrt()
         return np.sqrt(np.maximum(np.diagonal(covariance), 0))
+
+    @own_arithmetic
+    def align_to(self, other):
+        """Bring parts and appearances into the order of another fit's.
+
+        A fit to other samples, or from another start, has much the same factors in
+        another order, and appearances with the other sign. Each is matched with the one
+        of ``other`` that it is most like (:func:`~panda_sklearn.metrics.match_factors`)
+        and takes its index, each appearance its sign, and all fitted attributes follow.
+        What the estimator computes stays the same but for that.
+
+        Parameters
+        ----------
+        other : PartsAppearanceDecomposition
+            Fitted, with as many parts and appearances, on maps of the same shape.
+
+        Returns
+        -------
+        self : PartsAppearanceDecomposition
+            The estimator.
+
+        Raises
+        ------
+        NotFittedError
+            If one of the two is not fitted.
+        TypeError, ValueError
+            If ``other`` is something else, or its factors are of other shapes.
+
+        See Also
+        --------
+        panda_sklearn.metrics.stability : How much alike the parts of fits are.
+        """
+        check_is_fitted(self)
+        check_kind("other", other, PartsAppearanceDecomposition)
+        check_is_fitted(other)
+        vars(self).update(aligned(self, other))
+        return self
 
     @own_arithmetic
     def variations(self, part, n_variations=None, given=None):

@@ -54,6 +54,8 @@ NO_ROW = {
     "LayerInfo": "a record that list_layers makes",
     "PartsAppearanceDecomposition.load": "paths and files: test_saving.py",
     "PartsAppearanceDecomposition.save": "paths and files: test_saving.py",
+    "load_edits": "paths and files: editing/test_kept.py",
+    "save_edits": "paths and files: editing/test_kept.py",
 }
 
 # Kinds that are good values of common arguments.
@@ -251,6 +253,11 @@ def decomposition_rows(w):
         valid={"X": "short all-huge"},
     )
     yield Row(
+        "PartsAppearanceDecomposition.align_to",
+        clone(w.panda).fit(w.X).align_to,
+        {"other": w.panda},
+    )
+    yield Row(
         "PartsAppearanceDecomposition.variations",
         w.panda.variations,
         {"part": 1, "n_variations": 2, "given": "others"},
@@ -365,11 +372,13 @@ def edit_rows(w):
             "unit": "std",
             "variation": None,
             "given": None,
+            "name": "smile",
         },
         valid={
             "appearance": "length negative",  # the editor knows how many there are
             "variation": "none",
             "given": "none",
+            "name": "none str",
             "part": "length negative",
             "strength": f"{NUMBER} length",
         },

@@ -11,11 +11,13 @@ other.
 - ``_ranking``: the table of pairs of appearances and parts.
 - ``_editor``: ``LocalEditor``, the door to all of these.
 - ``_generator``: a generator with edits built in.
+- ``_kept``: edits in files.
 """
 
 from panda_sklearn.editing._edit import Edit
 from panda_sklearn.editing._editor import LocalEditor
 from panda_sklearn.editing._generator import EditedGenerator
+from panda_sklearn.editing._kept import load_edits, save_edits
 from panda_sklearn.editing._parts import (
     intersect_part,
     merge_parts,
@@ -28,7 +30,9 @@ __all__ = [
     "EditedGenerator",
     "LocalEditor",
     "intersect_part",
+    "load_edits",
     "merge_parts",
+    "save_edits",
     "scale_part",
     "split_part",
 ]

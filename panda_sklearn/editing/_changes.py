@@ -41,7 +41,14 @@ from panda_sklearn.utils.validation import (
     shown,
 )
 
-__all__ = ["Change", "Term", "change_of", "check_edits", "total_change"]
+__all__ = [
+    "Change",
+    "Term",
+    "change_of",
+    "check_edits",
+    "term_of",
+    "total_change",
+]
 
 # Projected gradient steps of a refinement: those of section 4.3.2.
 REFINEMENT_STEPS = 100
@@ -100,13 +107,14 @@ def check_edits(edits: Any) -> list[Edit]:
     return list(edits)
 
 
-def _term(
+def term_of(
     edit: Edit,
     decomposition: PartsAppearanceDecomposition,
     image_spatial: tuple[int, ...],
     n_samples: int | None,
     known: dict,
 ) -> Term:
+    """An edit looked up in a decomposition; ``known`` holds variations found so far."""
     mask, parts, drawn = _where(edit.part, decomposition, image_spatial, n_samples)
     if edit.variation is None:
         vector, scale = _appearance(edit, decomposition)
@@ -356,7 +364,7 @@ def change_of(
     check_flag("refine", refine)
     spatial = tuple((image_shape or ())[1:])
     known: dict = {}
-    terms = [_term(edit, decomposition, spatial, n_samples, known) for edit in edits]
+    terms = [term_of(edit, decomposition, spatial, n_samples, known) for edit in edits]
     layout = layout_of(decomposition)
     if not refine:
         return Change(terms, layout)

@@ -22,6 +22,7 @@ from panda_sklearn.utils.validation import (
     check_choice,
     check_finite,
     check_fits,
+    check_kind,
     check_single,
     is_bool,
     is_numeric,
@@ -83,6 +84,9 @@ class Edit:
     given : "others", default=None
         With ``variation``, which ones; as for ``variations``.
 
+    name : str, default=None
+        What to call it, for those who keep it; it changes nothing.
+
     Raises
     ------
     TypeError, ValueError
@@ -113,6 +117,7 @@ class Edit:
     unit: str = "std"
     variation: int | None = field(default=None, kw_only=True)
     given: str | None = field(default=None, kw_only=True)
+    name: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self):
         check_choice("unit", self.unit, UNITS)
@@ -127,6 +132,8 @@ class Edit:
                 f"given={self.given!r} goes with a variation, but appearance is given."
             )
         check_given(self.given)
+        if self.name is not None:
+            check_kind("name", self.name, str)
         if self.variation is None:
             object.__setattr__(self, "appearance", _as_appearance(self.appearance))
         else:
@@ -144,7 +151,8 @@ class Edit:
     def _key(self) -> tuple:
         """The fields by value."""
         fields = self.appearance, self.part, self.strength
-        return (*map(_plain, fields), self.unit, self.variation, self.given)
+        which = self.variation, self.given, self.name
+        return (*map(_plain, fields), self.unit, *which)
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """Measures of parts and of appearances alone.
 
-Floor 4: numpy and scipy, on factors of either kind, whose few numbers are brought to
+Floor 4: numpy, on factors of either kind, whose few numbers are brought to
 the host.
 """
 
@@ -10,9 +10,9 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from panda_sklearn.utils.arrays import as_tensor
+from panda_sklearn.utils.matching import match_rows, unit_rows
 from panda_sklearn.utils.validation import check_flag, check_values, is_bool, shown
 
 
@@ -67,11 +67,8 @@ def match_factors(factors, others, *, ignore_sign=False):
             "factors and others must have rows of one shape, got "
             f"{tuple(np.shape(factors))} and {tuple(np.shape(others))}."
         )
-    cosines = np.clip(_unit(one) @ _unit(two).T, -1, 1)
-    if ignore_sign:
-        cosines = abs(cosines)
-    rows, columns = linear_sum_assignment(cosines, maximize=True)
-    return rows, columns, cosines[rows, columns]
+    rows, columns, cosines = match_rows(one, two, ignore_sign=ignore_sign)
+    return rows, columns, abs(cosines) if ignore_sign else cosines
 
 
 def parts_overlap(parts):
@@ -155,12 +152,6 @@ def _rows(factors: Any, name: str) -> np.ndarray:
     return tensor.cpu().resolve_neg().numpy()
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    """Rows of unit norm, or zero."""
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
-
-
 def _cosines(parts: Any) -> np.ndarray:
-    unit = _unit(_rows(parts, "parts"))
+    unit = unit_rows(_rows(parts, "parts"))
     return unit @ unit.T

@@ -1,0 +1,220 @@
+"""Edits in files.
+
+What is kept of an edit is what it does, the vector that it adds and the mask that it
+adds it with, beside how it was said: an index means something else after another fit.
+
+Floor 3: see :mod:`panda_sklearn.editing`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from panda_sklearn.decomposition import PartsAppearanceDecomposition
+from panda_sklearn.editing._changes import check_edits, term_of
+from panda_sklearn.editing._edit import Edit
+from panda_sklearn.utils.arrays import ArrayLike, as_tensor
+from panda_sklearn.utils.hashing import DIGITS, bytes_of
+from panda_sklearn.utils.parts import is_mask
+from panda_sklearn.utils.statefile import read_parts, reading, write_parts
+from panda_sklearn.utils.validation import check_is_fitted, check_kind
+
+__all__ = ["load_edits", "save_edits"]
+
+# What the file says that it holds, and the version of that.
+KIND = "LocalEdits"
+FORMAT_VERSION = 1
+
+# What a file knows of the decomposition that its edits are of.
+OF = ("factors", "layer", "map_shape", "network")
+
+
+def save_edits(
+    path: str | os.PathLike,
+    edits: Edit | Sequence[Edit],
+    decomposition: PartsAppearanceDecomposition,
+) -> None:
+    r"""Write edits to a safetensors file.
+
+    Kept are the vectors and masks that the edits add, so that the file needs no
+    decomposition to be used, and how they were said; names, strengths, the layer and
+    the fingerprints of factors and network, as far as the decomposition knows these
+    (``layer_`` and ``network_``, from its file). Reading it runs no code.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The file; it is replaced if there is one.
+
+    edits : Edit or sequence of Edit
+        The edits.
+
+    decomposition : PartsAppearanceDecomposition
+        Fitted; the edits are looked up in it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is something else, or an edit is not one of this decomposition:
+        an index is out of range, or a vector or mask of another shape.
+    FileNotFoundError
+        If there is no such folder.
+
+    See Also
+    --------
+    PartsAppearanceDecomposition.save : Keeps the factors.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from panda_sklearn import Edit, PartsAppearanceDecomposition
+    >>> from panda_sklearn.datasets import make_parts_appearances
+    >>> from panda_sklearn.editing import load_edits, save_edits
+    >>> X, *_ = make_parts_appearances(50, 3, 5, random_state=0)
+    >>> panda = PartsAppearanceDecomposition(3, 5, random_state=0).fit(X)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_edits(f"{folder}/edits", Edit(0, 2, 3.0, name="red"), panda)
+    ...     (edit,) = load_edits(f"{folder}/edits")
+    >>> edit.name, edit.strength, edit.appearance.shape, edit.part.shape
+    ('red', 3.0, (16,), (8, 8))
+    """
+    edits = check_edits(edits)
+    check_kind("decomposition", decomposition, PartsAppearanceDecomposition)
+    check_is_fitted(decomposition)
+    known: dict = {}
+    kept = [_kept(edit, decomposition, known) for edit in edits]
+    of = _identity(decomposition)
+    write_parts(path, KIND, FORMAT_VERSION, {"edits": {"edits": kept}, "of": of})
+
+
+def load_edits(
+    path: str | os.PathLike,
+    decomposition: PartsAppearanceDecomposition | None = None,
+) -> list[Edit]:
+    """Read edits that ``save_edits`` has written.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The file.
+
+    decomposition : PartsAppearanceDecomposition, default=None
+        What they are to be used with: that with which they were saved, or one loaded
+        from its file. ``None`` takes the vectors and masks, which any decomposition of
+        the same layer of the same network can use.
+
+    Returns
+    -------
+    edits : list of Edit
+        With ``decomposition`` as they were said, indices and all. Without, each has a
+        vector of channels and a mask in their place, of which a strength means the
+        same: as many standard deviations as it was saved with, if that was its unit.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is cut off, holds something else or is of a later format; or if the
+        edits are of another layer, network or fit than ``decomposition``.
+    """
+    if decomposition is not None:
+        check_kind("decomposition", decomposition, PartsAppearanceDecomposition)
+        check_is_fitted(decomposition)
+    names: dict[str, Collection[str]] = {"edits": ("edits",), "of": OF}
+    parts, _, _ = read_parts(path, KIND, FORMAT_VERSION, names)
+    if decomposition is not None:
+        of = {name: parts["of"].get(name) for name in OF}
+        _check_same(of, _identity(decomposition))
+    with reading(path):
+        return [
+            _edit(kept, as_said=decomposition is not None)
+            for kept in parts["edits"]["edits"]
+        ]
+
+
+def _kept(
+    edit: Edit, decomposition: PartsAppearanceDecomposition, known: dict
+) -> dict[str, Any]:
+    """An edit as plain values: how it was said, and what it adds."""
+    spatial = decomposition.map_shape_[1:]
+    part: Any = edit.part
+    strength: Any = edit.strength
+    image_spatial, n_samples = (), None
+    if is_mask(part):
+        image_spatial = tuple(part.shape[-len(spatial) :])
+        if part.ndim > len(spatial):
+            n_samples = len(part)
+    if np.ndim(strength):
+        n_samples = len(strength)
+    term = term_of(edit, decomposition, image_spatial, n_samples, known)
+    mask = part if is_mask(part) else term.mask.reshape(spatial)
+    said = {field.name: _host(getattr(edit, field.name)) for field in fields(Edit)}
+    # In double precision, which a unit of small deviations needs.
+    vector = term.vector.double() * term.scale
+    return {"said": said, "vector": _host(vector), "mask": _host(mask)}
+
+
+def _edit(kept: dict[str, Any], *, as_said: bool) -> Edit:
+    """The edit of :func:`_kept`."""
+    said = kept["said"]
+    if as_said:
+        return Edit(**said)
+    return Edit(
+        kept["vector"], kept["mask"], said["strength"], "alpha", name=said["name"]
+    )
+
+
+def _identity(decomposition: PartsAppearanceDecomposition) -> dict[str, Any]:
+    """What tells a decomposition from others."""
+    return {
+        "factors": _fingerprint(decomposition.appearances_, decomposition.parts_),
+        "layer": getattr(decomposition, "layer_", None),
+        "map_shape": tuple(map(int, decomposition.map_shape_)),
+        "network": getattr(decomposition, "network_", None),
+    }
+
+
+def _check_same(of: dict[str, Any], own: dict[str, Any]) -> None:
+    """Raise ValueError unless edits of one decomposition are also another's."""
+    for name, what in (
+        ("layer", "layer"),
+        ("network", "network of fingerprint"),
+        ("map_shape", "activations of shape"),
+    ):
+        its, ours = of[name], own[name]
+        if its != ours and None not in (its, ours):
+            raise ValueError(
+                f"The edits are of the {what} {its!r}, and decomposition of {ours!r}. "
+                "Give the decomposition that they were saved with."
+            )
+    if of["factors"] != own["factors"]:
+        raise ValueError(
+            "The edits are of another fit: an index into its factors means something "
+            "else in those of decomposition. Give the one that they were saved with, "
+            "or load them without one, as vectors and masks."
+        )
+
+
+def _fingerprint(*factors: ArrayLike) -> str:
+    """A short name of factors, the same for numpy arrays and tensors."""
+    total = hashlib.sha256()
+    for array in factors:
+        tensor = as_tensor(array)
+        total.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+        total.update(bytes_of(tensor).data)
+    return total.hexdigest()[:DIGITS]
+
+
+def _host(value: Any) -> Any:
+    """A tensor as an array; anything else as it is."""
+    if isinstance(value, Tensor):
+        return as_tensor(value.cpu(), keep_type=value.dtype.itemsize < 4).numpy()
+    return value
