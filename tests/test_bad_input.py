@@ -30,6 +30,7 @@ from panda_sklearn import (
     metrics,
 )
 from panda_sklearn.datasets import (
+    load_face_edits,
     load_face_generator,
     make_parts_appearances,
     sample_latents,
@@ -502,6 +503,12 @@ def data_rows(w):
         valid={"truncation": "fraction"},
     )
     yield Row(
+        "load_face_edits",
+        load_face_edits,
+        {"truncation": 0.7},
+        valid={"truncation": "fraction"},
+    )
+    yield Row(
         "make_parts_appearances",
         make_parts_appearances,
         {
@@ -640,6 +647,18 @@ def display_rows(w):
             {"latents": "short", "strengths": "length", "refine": FLAG},
         ),
         (
+            "EditGalleryDisplay.from_editor",
+            show.EditGalleryDisplay.from_editor,
+            {
+                **latents,
+                "edits": [w.edit],
+                "refine": False,
+                "target_change": None,
+                **drawn,
+            },
+            {"latents": "short", "refine": FLAG, "target_change": "none fraction"},
+        ),
+        (
             "EditMatrixDisplay.from_editor",
             show.EditMatrixDisplay.from_editor,
             {
@@ -716,6 +735,15 @@ def drawing_rows(w):
                 "unit": "std",
             },
             {"pictures": "short"},
+        ),
+        (
+            show.EditGalleryDisplay,
+            {
+                "before": pictures,
+                "after": np.ones((2, *np.shape(pictures))),
+                "labels": ["smile", "brows"],
+            },
+            {},
         ),
         (
             show.EditMatrixDisplay,

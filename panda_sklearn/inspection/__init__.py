@@ -9,12 +9,14 @@ from panda_sklearn.inspection._edits import (
     EditMatrixDisplay,
     StrengthsDisplay,
 )
+from panda_sklearn.inspection._gallery import EditGalleryDisplay
 from panda_sklearn.inspection._parts import PartsDisplay, RefinementDisplay
 from panda_sklearn.inspection._saliency import SaliencyDisplay
 from panda_sklearn.inspection._variations import VariationsDisplay
 
 __all__ = [
     "EditDisplay",
+    "EditGalleryDisplay",
     "EditMatrixDisplay",
     "PartsDisplay",
     "RefinementDisplay",

@@ -16,6 +16,7 @@ from sklearn.utils import Bunch
 
 from panda_sklearn.datasets import (
     _faces,
+    load_face_edits,
     load_face_generator,
     make_parts_appearances,
     sample_latents,
@@ -296,3 +297,24 @@ def test_photographs_are_aligned_once(script, tmp_path, monkeypatch):
     assert images.shape == (3, 3, 64, 64) and images.dtype == torch.uint8
     monkeypatch.setattr(script, "align", None)
     assert torch.equal(script.load_images(None, tmp_path / "aligned.npy"), images)
+
+
+def test_face_edits():
+    editor, edits = load_face_edits()
+    assert editor.extractor.generator.truncation == 0.7
+    names = [edit.name for edit in edits]
+    assert len(set(names)) == len(edits) >= 5 and "smile" in names
+    latents = sample_latents(editor.extractor.generator, 6, random_state=3)
+    plain = editor.extractor.generate(latents)
+    mouth = torch.zeros(64, 64)
+    mouth[42:58, 20:44] = 1
+    for edit in edits:
+        change = editor.edit(latents, edit) - plain
+        assert change.abs().amax(dim=(1, 2, 3)).min() > 0.1
+        inside = (change * mouth).square().mean(dim=(0, 1)).sum() / mouth.sum()
+        outside = (change * (1 - mouth)).square().mean(dim=(0, 1)).sum()
+        at_mouth = inside > 3 * outside / (1 - mouth).sum()
+        assert bool(at_mouth) == (edit.name in ("smile", "beard shadow"))
+    assert load_face_edits(truncation=1)[0].extractor.generator.truncation == 1
+    with pytest.raises(ValueError, match="truncation"):
+        load_face_edits(2)

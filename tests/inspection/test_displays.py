@@ -14,6 +14,7 @@ from panda_sklearn import (
 )
 from panda_sklearn.inspection import (
     EditDisplay,
+    EditGalleryDisplay,
     EditMatrixDisplay,
     PartsDisplay,
     RefinementDisplay,
@@ -250,6 +251,31 @@ def test_variations_in_both_directions(pipeline, z, given):
     assert everything.axes_.shape == (3, 7)
     with pytest.raises(ValueError, match=r"Pass latents\[:1\]"):
         VariationsDisplay.from_editor(editor, z)
+
+
+def test_a_gallery_of_edits(pipeline, z):
+    editor = LocalEditor.from_pipeline(pipeline)
+    mask = np.eye(4)
+    edits = [
+        Edit(1, 2, 2.0, name="smile"),
+        Edit(variation=1, part=[0, 2], strength=-1.5),
+        Edit(np.ones(5), mask, np.linspace(0.1, 1, 3), "alpha"),
+    ]
+    display = EditGalleryDisplay.from_editor(editor, z[:3], edits, target_change=0.1)
+    assert display.axes_.shape == (4, 3)
+    plain = editor.extractor.generate(z[:3])
+    np.testing.assert_allclose(
+        drawn(display.axes_[0, 2]), picture_of(plain, 2), atol=1e-5
+    )
+    for row, edit in zip(display.axes_[1:], edits, strict=True):
+        edited = editor.edit(z[:3], edit, target_change=0.1)
+        np.testing.assert_allclose(drawn(row[1]), picture_of(edited, 1), atol=1e-5)
+    assert [row[0].get_ylabel() for row in display.axes_] == [
+        "image",
+        "smile",
+        "variation 1, parts (0, 2)\n-1.5 sd",
+        "a vector, a mask\neach its own",
+    ]
 
 
 @pytest.mark.usefixtures("refining_briefly")
