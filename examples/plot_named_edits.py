@@ -33,7 +33,7 @@ gallery_figure = EditGalleryDisplay.from_editor(editor, latents, edits).figure_
 # More and less of it
 # -------------------
 # A strength is in standard deviations of what the part does in the training samples.
-# Less than nothing is the opposite, as far as there is one.
+# Negative strengths do the opposite, as far as there is one.
 
 named = {edit.name: edit for edit in edits}
 smile_figure = StrengthsDisplay.from_editor(

@@ -33,19 +33,19 @@ def aligned(panda: Any, other: Any) -> dict[str, Any]:
             raise ValueError(
                 f"other must have {name} of shape {own}, as this estimator, got {its}."
             )
-    A, signs = _order(panda.appearances_, other.appearances_, ignore_sign=True)
-    P, _ = _order(panda.parts_, other.parts_)
+    order, signs = _order(panda.appearances_, other.appearances_)
+    of_parts, _ = _order(panda.parts_, other.parts_)
 
     def turned(array: Tensor, *axes: int) -> Tensor:
         """With appearances along the given axes in their order, and signed."""
         for axis in axes:
             shape = [-1 if n == axis else 1 for n in range(array.ndim)]
-            array = array.index_select(axis, A.to(array.device))
+            array = array.index_select(axis, order.to(array.device))
             array = array * signs.to(array).reshape(shape)
         return array
 
     def part(array: Tensor, axis: int = 0) -> Tensor:
-        return array.index_select(axis, P.to(array.device))
+        return array.index_select(axis, of_parts.to(array.device))
 
     changes = {
         "appearances_": lambda T: turned(T, 0),
@@ -72,12 +72,12 @@ def aligned(panda: Any, other: Any) -> dict[str, Any]:
     return found
 
 
-def _order(own: Any, its: Any, *, ignore_sign: bool = False) -> tuple[Tensor, Tensor]:
-    """Which of one's rows each of the other's is matched with, and signs."""
+def _order(own: Any, its: Any) -> tuple[Tensor, Tensor]:
+    """Which of one's rows each of the other's is matched with, up to sign, and that."""
     one, two = (
         as_tensor(factors).flatten(1).cpu().double().numpy() for factors in (own, its)
     )
-    rows, columns, cosines = match_rows(one, two, ignore_sign=ignore_sign)
+    rows, columns, cosines = match_rows(one, two, ignore_sign=True)
     order, signs = (
         torch.empty(len(rows), dtype=kind, device="cpu")
         for kind in (torch.long, torch.double)

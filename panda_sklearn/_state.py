@@ -78,7 +78,7 @@ OF_STREAM: dict[str, type | None] = {
     "n_samples_seen_": int,
 }
 OF_FILE: dict[str, type | None] = {"layer_": str, "network_": str}
-# All of it or nothing: files of before version 3 have nothing. And of a stream.
+# All of it or nothing, as in files of before version 3; and the sums of a stream.
 OF_COEFFICIENTS: dict[str, type | None] = {
     "coefficient_covariance_": None,
     "coefficient_cross_covariance_": None,
@@ -315,6 +315,8 @@ def _bad_values(attributes: dict) -> str:
     if varying := attributes.get("_coefficients"):
         if not (is_count(varying.n) and varying.n <= attributes["n_samples_seen_"]):
             return f"the coefficients are of {reprlib.repr(varying.n)} samples"
+        if largest(varying.cross) > LARGEST_SUM:
+            return "the cross scatter of coefficients is too large"
         for k, M in enumerate(varying.own):
             offset = math.sqrt(varying.n) * largest(varying.mean[k])
             seconds.append((f"scatter of coefficients of part {k}", M, offset))

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from panda_sklearn.core.coefficients import principal_variations, without_others
 from panda_sklearn.utils.arrays import as_tensor
-from panda_sklearn.utils.parts import is_mask
-from panda_sklearn.utils.validation import check_index
+from panda_sklearn.utils.parts import indices_of, is_mask
 
 __all__ = ["part_weights", "variations_of"]
 
@@ -30,8 +29,7 @@ def part_weights(panda: Any, part: Any) -> Tensor:
     """
     P = as_tensor(panda.parts_).flatten(1).cpu().double()  # (R_S, S)
     if not is_mask(part):
-        indices = part if isinstance(part, tuple) else (part,)
-        chosen = [check_index("part", k, len(P)) for k in indices]
+        chosen = indices_of(part, len(P))
         weights = P.new_zeros(len(P))
         weights[chosen] = 1 / len(chosen)
         return weights
@@ -62,7 +60,7 @@ def variations_of(
     """
     if not hasattr(panda, "coefficient_covariance_"):
         raise ValueError(
-            "How coefficients vary is not known: the estimator is from a file of "
+            "How coefficients vary is not known: the estimator is from a file written "
             "before that was kept. Fit it again."
         )
     A = as_tensor(panda.appearances_).cpu().double().T
@@ -74,7 +72,9 @@ def variations_of(
             panda.coefficient_cross_covariance_,
         )
     )
-    covariances = own if given is None else without_others(own, cross)
-    covariance = torch.einsum("k,kij->ij", weights[chosen], covariances[chosen])
+    covariances = own[chosen]
+    if given is not None:
+        covariances = without_others(covariances, cross[chosen], cross.sum(dim=0))
+    covariance = torch.einsum("k,kij->ij", weights[chosen], covariances)
     vectors, stds = principal_variations(A, covariance)
     return vectors.T.contiguous(), stds

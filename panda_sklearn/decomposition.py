@@ -252,7 +252,9 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
 
     coefficient_mean_ : array of shape (n_appearances, n_parts)
         Mean of the coefficients over training samples. This and the next two are
-        missing in estimators from files of before they were kept.
+        missing in estimators from files of before they were kept. After
+        ``partial_fit`` they have the samples of earlier batches as far as the factors
+        of their time tell; in a stream from such a file, those since.
 
     coefficient_covariance_ : array of shape (n_parts, n_appearances, n_appearances)
         Covariance of the coefficients at each part over training samples.
@@ -461,10 +463,10 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
 
         The first batch is fitted as by ``fit``, so it should have enough samples to
         tell the parts apart. Of earlier batches their second moments are kept, of
-        3 n_channels^2 + 2 n_positions^2 numbers, as they were at the factors of their
-        time. There is no such method with other solvers than "spg". After ``fit``, a
-        new stream begins at the fitted factors, in which the samples of ``fit`` do not
-        count.
+        3 n_channels^2 + 2 n_positions^2 + 2 n_parts n_appearances^2 numbers, as they
+        were at the factors of their time. There is no such method with other solvers
+        than "spg". After ``fit``, a new stream begins at the fitted factors, in which
+        the samples of ``fit`` do not count.
 
         Parameters
         ----------
@@ -811,8 +813,9 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         A fit to other samples, or from another start, has much the same factors in
         another order, and appearances with the other sign. Each is matched with the one
         of ``other`` that it is most like (:func:`~panda_sklearn.metrics.match_factors`)
-        and takes its index, each appearance its sign, and all fitted attributes follow.
-        What the estimator computes stays the same but for that.
+        and takes its index, each appearance its sign too, and all fitted attributes
+        follow. What the estimator computes stays the same but for that. The next
+        ``partial_fit`` brings the factors into canonical order again.
 
         Parameters
         ----------
@@ -866,6 +869,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             taken out first, by the partial covariance: what is left is what varies
             there by itself, not with the light or the colours of the whole image. To
             the variances of what explains a hundredth of their mean is added (ridge).
+            Of several parts each is taken by itself: its others are all the others.
 
         Returns
         -------
@@ -890,7 +894,6 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         part = as_part(part)
         check_given(given)
-        own = as_tensor(self.parts_)
         vectors, stds = variations_of(self, part_weights(self, part), given)
         if n_variations is not None:
             n = check_count("n_variations", n_variations, at_least=1)
@@ -900,8 +903,8 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
                     "there are independent appearances."
                 )
             vectors, stds = vectors[:n], stds[:n]
-        origin = Origin.of(self.parts_)
-        return origin.give(vectors.to(own)), origin.give(stds.to(own))
+        origin, like = Origin.of(self.parts_), as_tensor(self.parts_)
+        return origin.give(vectors.to(like)), origin.give(stds.to(like))
 
     @own_arithmetic
     def saliency(self, X, *, size=None):

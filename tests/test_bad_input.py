@@ -690,7 +690,7 @@ def display_rows(w):
                 "given": None,
                 **drawn,
             },
-            {"parts": "none set", "variations": "set", "given": "none"}
+            {"parts": "none set", "variations": "none set", "given": "none"}
             | {"strength": "fraction"},
         ),
         (

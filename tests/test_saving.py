@@ -231,6 +231,15 @@ def test_a_file_that_is_cut_off(saved, share):
         ({"parts_": np.full((3, 4, 5), np.nan)}, "parts_ holds NaN"),
         ({"_past.fields.of_parts.fields.M1": np.eye(3)}, "M1 of parts is of shape"),
         ({"_channels.fields.mean": np.ones(2)}, "mean of channels is of shape"),
+        ({"coefficient_mean_": np.ones((3, 4))}, "coefficient_mean_ is of shape"),
+        (
+            {"coefficient_covariance_": np.ones((3, 4))},
+            "coefficient_covariance_ is of shape",
+        ),
+        (
+            {"_coefficients.fields.cross": np.ones((3, 4, 3))},
+            "cross of coefficients is of shape",
+        ),
     ],
 )
 def test_arrays_that_do_not_fit(saved, arrays, part):
@@ -272,6 +281,7 @@ def test_files_that_cannot_be_read(saved, metadata, part):
         ({"_flattened": True}, "n_features_in_ is 6, expected 120"),
         ({"reconstruction_err_": None, "layer_": 3}, "layer_ is of type int"),
         ({"_past": 3}, "_past is of type int"),
+        ({"_coefficients": 3}, "_coefficients is of type int"),
         ({"feature_names_in_": {"$names": ["a"]}}, "feature_names_in_ is of shape"),
         ({"map_shape_": {"$tuple": [6, 10**12, 5]}}, "parts_ is of shape"),
         ({"map_shape_": [6, 4, 5]}, "map_shape_ is"),
@@ -296,7 +306,7 @@ def test_files_written_before(version, kind, tmp_path):
         assert_near(panda.transform(expected["X"]), expected["transformed"])
     if version == 1:
         assert panda.n_passes_ == 0
-    with pytest.raises(ValueError, match="file of before that was kept"):
+    with pytest.raises(ValueError, match="file written before that was kept"):
         panda.variations(0)
     arrays = load_file(path)
     np.testing.assert_array_equal(panda.parts_, arrays["parts_"])
@@ -447,6 +457,26 @@ def test_a_device_that_is_missing_here(saved):
         ({"saliency_mean_": np.full(4, 1e300)}, "no covariance"),
         ({"saliency_covariance_": -np.eye(4)}, "no covariance"),
         ({"saliency_covariance_": 1e6 * np.triu(np.ones((4, 4)))}, "no covariance"),
+        (
+            {"coefficient_covariance_": -np.ones((3, 4, 4))},
+            "coefficient_covariance_ of part 0 is no covariance",
+        ),
+        (
+            {"coefficient_cross_covariance_": np.full((3, 4, 4), 1e300)},
+            "coefficient_cross_covariance_ is too large",
+        ),
+        (
+            {"coefficient_mean_": np.ones((4, 3), dtype="float32")},
+            "are not of the type of the factors",
+        ),
+        (
+            {"_coefficients.fields.own": -np.ones((3, 4, 4))},
+            "scatter of coefficients of part 0 is no covariance",
+        ),
+        (
+            {"_coefficients.fields.cross": np.full((3, 4, 4), 1e300)},
+            "cross scatter of coefficients is too large",
+        ),
         ({"_channels.fields.scatter": -np.eye(6) * 1e9}, "no covariance"),
         ({"_past.fields.of_parts.fields.M1": np.tri(20) / 9}, "no covariance"),
         ({"_past.fields.of_parts.fields.M1": np.eye(20) * 1e30}, "their energy"),

@@ -76,7 +76,8 @@ class CoefficientMoments:
         """Those at other factors (A, P), as far as these tell.
 
         New appearances are taken for the nearest combinations of the old ones, a new
-        part for a multiple of the old one that is most like it.
+        part for a multiple, of either sign, of the old one that is most like it, and
+        the sum over parts for the mean multiple of the old sum.
         """
         (A, P), (new_A, new_P) = (
             tuple(factor.to(self.own) for factor in pair) for pair in (before, after)
@@ -86,11 +87,11 @@ class CoefficientMoments:
         sizes = P.square().sum(dim=0)
         tiny = torch.finfo(P.dtype).tiny
         alike = products / sizes.sqrt().clamp(min=tiny)[:, None]
-        nearest = alike.argmax(dim=0)
+        nearest = alike.abs().argmax(dim=0)
         scale = products.gather(0, nearest[None])[0] / sizes[nearest].clamp(min=tiny)
         scales = scale[:, None, None]
         own = scales.square() * (turn.T @ self.own[nearest] @ turn)
-        cross = scales * scale.mean() * (turn.T @ self.cross[nearest] @ turn)
+        cross = scales * scale.abs().mean() * (turn.T @ self.cross[nearest] @ turn)
         mean = scale[:, None] * (self.mean[nearest] @ turn)
         return CoefficientMoments(self.n, mean, own, cross)
 
@@ -114,14 +115,18 @@ class CoefficientSums:
 
     def add(self, batch: Tensor, total: Tensor, own: Tensor, cross: Tensor) -> None:
         """Add those of a batch."""
-        L = self.A.T.to(batch) @ (batch @ self.P.to(batch))
-        rows = L.permute(2, 0, 1)  # (R_S, n, R_C)
+        W = (batch @ self.P.to(batch)).permute(2, 0, 1)  # (R_S, n, C)
+        rows = W.flatten(0, 1) @ self.A.to(batch)
+        rows = rows.unflatten(0, W.shape[:2])  # (R_S, n, R_C)
         if self.shift is None:
             self.shift = rows.mean(dim=1)
         rows = rows - self.shift[:, None]
+        of_sum = rows.sum(dim=0)
         total += rows.sum(dim=1)
         own += rows.mT @ rows
-        cross += rows.mT @ rows.sum(dim=0)
+        cross += (rows.permute(0, 2, 1).flatten(0, 1) @ of_sum).unflatten(
+            0, cross.shape[:2]
+        )
 
     def moments(self, totals: tuple[Tensor, ...]) -> CoefficientMoments:
         """What the sums of all batches make."""
@@ -137,27 +142,30 @@ class CoefficientSums:
         )
 
 
-def without_others(own: Tensor, cross: Tensor) -> Tensor:
-    """Covariances of each part's coefficients, less what the others' sum explains.
+def without_others(own: Tensor, cross: Tensor, of_sum: Tensor) -> Tensor:
+    """Covariances of some parts' coefficients, less what the others' sum explains.
 
     The partial covariance C - B (O + ridge)^-1 B', with B the covariance of the part
     and the sum of the others, and O that of this sum.
 
     Parameters
     ----------
-    own, cross : Tensor of shape (R_S, R_C, R_C)
-        Covariances of each part's coefficients, and of these and the sum over parts.
+    own, cross : Tensor of shape (n, R_C, R_C)
+        Covariances of each of these parts' coefficients, and of these and the sum over
+        all parts.
+
+    of_sum : Tensor of shape (R_C, R_C)
+        Covariance of this sum.
     """
-    of_sum = cross.sum(dim=0)
-    B = cross - own
-    O = of_sum - cross - cross.mT + own  # noqa: E741
-    O = (O + O.mT) / 2  # noqa: E741
-    eye = torch.eye(own.shape[-1], dtype=own.dtype, device=own.device)
-    level = O.diagonal(dim1=1, dim2=2).mean(dim=1)
+    explaining = of_sum - cross - cross.mT + own
+    # Of a stream they are known nearly: what is no covariance is cut off.
+    variances, V = torch.linalg.eigh((explaining + explaining.mT) / 2)
+    variances = variances.clamp(min=0)
+    level = variances.mean(dim=1, keepdim=True)
     # Where nothing else varies nothing is explained.
     ridge = torch.where(level > 0, RIDGE * level, 1.0)
-    explained = B @ torch.linalg.solve(O + ridge[:, None, None] * eye, B.mT)
-    return own - (explained + explained.mT) / 2
+    B = (cross - own) @ V
+    return own - (B / (variances + ridge)[:, None]) @ B.mT
 
 
 def principal_variations(A: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:

@@ -224,14 +224,19 @@ class Sums(Protocol):
 def in_one_pass(samples: Samples, *sums: Sums) -> list[Any]:
     """What several sums make of samples, which are read once."""
     totals = [some.totals() for some in sums]
+    counts = [len(own) for own in totals]
+
+    def shared(everything: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
+        rest = iter(everything)
+        return (tuple(itertools.islice(rest, n)) for n in counts)
 
     def add(batch: Tensor, *everything: Tensor) -> None:
-        for some, own in zip(sums, totals, strict=True):
+        for some, own in zip(sums, shared(everything), strict=True):
             some.add(batch, *own)
 
     # Few large batches: products of coefficients are small, and their sums are not.
-    samples.accumulate(add, *itertools.chain(*totals), size=IN_A_BATCH)
-    return [some.moments(own) for some, own in zip(sums, totals, strict=True)]
+    found = samples.accumulate(add, *itertools.chain(*totals), size=IN_A_BATCH)
+    return [some.moments(own) for some, own in zip(sums, shared(found), strict=True)]
 
 
 def as_samples(Z: Samples | Tensor) -> Samples:

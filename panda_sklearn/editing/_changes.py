@@ -30,7 +30,7 @@ from panda_sklearn.editing._parts import scaled
 from panda_sklearn.solvers import refine_parts
 from panda_sklearn.utils.arithmetic import in_full_precision, own_arithmetic
 from panda_sklearn.utils.arrays import ArrayLike, MapLayout, as_tensor, promoted
-from panda_sklearn.utils.parts import is_mask
+from panda_sklearn.utils.parts import indices_of, is_mask
 from panda_sklearn.utils.resizing import resize
 from panda_sklearn.utils.validation import (
     LARGEST,
@@ -142,8 +142,7 @@ def _where(
         spatial = decomposition.map_shape_[1:]
         mask, drawn = _mask(part, spatial, image_spatial, n_samples)
         return mask, (), drawn
-    indices = part if isinstance(part, tuple) else (part,)
-    chosen = tuple(check_index("part", k, len(parts)) for k in indices)
+    chosen = tuple(indices_of(part, len(parts)))
     many = len(chosen) > 1
     name = f"The sum of parts {list(chosen)}" if many else f"Part {chosen[0]}"
     return scaled(parts[list(chosen)].sum(dim=0), name), chosen, None
@@ -169,12 +168,15 @@ def _variation(
     alpha ||A'v||^2 m'p_k: by a standard deviation, if alpha is that over the mean of
     these, weighted as the parts are. ``known`` holds the variations found so far.
     """
-    mask = mask if mask.ndim == 1 else mask.mean(dim=0)
-    part = edit.part if not is_mask(edit.part) else None
-    spatial = decomposition.map_shape_[1:]
-    weights = part_weights(
-        decomposition, mask.reshape(spatial) if part is None else part
-    )
+    if mask.ndim > 1:
+        raise ValueError(
+            "A variation is of one part: with a mask for each image there is no one "
+            "vector to move them along. Give a mask for all, or edit the images one "
+            "after the other."
+        )
+    drawn = is_mask(edit.part)
+    where = mask.reshape(decomposition.map_shape_[1:]) if drawn else edit.part
+    weights = part_weights(decomposition, where)
     key = (*weights.tolist(), edit.given)
     if key not in known:
         known[key] = variations_of(decomposition, weights, edit.given)
@@ -189,9 +191,9 @@ def _variation(
     moved = float((A @ v).square().sum() * (weights @ (P @ mask.cpu().double())))
     if moved <= 0 or std <= 0:
         raise ValueError(
-            f"unit='std' needs a variation that occurs: along number {n} the part does "
-            "not vary in the training data, or the edit does not move it. Use a lower "
-            "index, or unit='alpha'."
+            f"unit='std' needs a variation that occurs: along number {n} part "
+            f"{'as drawn' if drawn else edit.part} does not vary in the training data, "
+            "or the edit does not move it. Use a lower index, or unit='alpha'."
         )
     return vector, std / moved
 

@@ -43,15 +43,16 @@ class Edit:
     r"""An appearance, or a variation of a part, added at a part.
 
     Activations :math:`Z_i` become :math:`Z_i + \alpha a_j \hat p_k^\top` (section
-    3.3), where :math:`\hat p_k` is the part scaled to reach from 0 to 1. In the place
-    of the appearance :math:`a_j` may be a vector along which what the part shows varies
-    in the training data: such edits stay among what occurs there.
+    3.3), where :math:`\hat p_k` is the part scaled to reach from 0 to 1. In place of
+    the appearance :math:`a_j` the edit can add a vector along which what the part shows
+    varies in the training data: it then stays among what occurs there.
 
     Parameters
     ----------
     appearance : int or array of shape (n_channels,), default=None
-        Index j of the appearance, or any vector of the layer's channels in its place.
-        Either this or ``variation`` must be given.
+        Index j of the appearance, or any vector of the layer's channels in its place;
+        one that is no combination of the appearances needs ``unit="alpha"``. Exactly
+        one of this and ``variation`` must be given.
 
     part : int, sequence of int, or array, default=None
         Where to add it; it must be given.
@@ -91,7 +92,7 @@ class Edit:
     ------
     TypeError, ValueError
         If one of them is something else, not finite or too large for float32, a mask
-        has values outside of 0 to 1, or not just one of ``appearance`` and
+        has values outside of 0 to 1, or not exactly one of ``appearance`` and
         ``variation`` is given. Ranges of indices and shapes of masks are
         checked by the editor.
 
@@ -124,7 +125,7 @@ class Edit:
         _check_strength(self.strength)
         if (self.appearance is None) == (self.variation is None):
             raise ValueError(
-                "Either appearance or variation must be given, got "
+                "Give exactly one of appearance and variation, got "
                 f"appearance={shown(self.appearance)} and variation={self.variation!r}."
             )
         if self.given is not None and self.variation is None:

@@ -15,12 +15,13 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from panda_sklearn.decomposition import PartsAppearanceDecomposition
 from panda_sklearn.editing._changes import check_edits, term_of
 from panda_sklearn.editing._edit import Edit
-from panda_sklearn.utils.arrays import ArrayLike, as_tensor
+from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor
 from panda_sklearn.utils.hashing import DIGITS, bytes_of
 from panda_sklearn.utils.parts import is_mask
 from panda_sklearn.utils.statefile import read_parts, reading, write_parts
@@ -63,7 +64,8 @@ def save_edits(
     ------
     TypeError, ValueError
         If an argument is something else, or an edit is not one of this decomposition:
-        an index is out of range, or a vector or mask of another shape.
+        an index is out of range, or a vector of another shape. Masks may be of the
+        images' size, which is checked when they are used.
     FileNotFoundError
         If there is no such folder.
 
@@ -114,8 +116,9 @@ def load_edits(
     -------
     edits : list of Edit
         With ``decomposition`` as they were said, indices and all. Without, each has a
-        vector of channels and a mask in their place, of which a strength means the
-        same: as many standard deviations as it was saved with, if that was its unit.
+        vector of channels and a mask in their place, which cannot be refined. The
+        vector is scaled so that a strength means what it meant: as many standard
+        deviations as it was saved with, if that was its unit.
 
     Raises
     ------
@@ -216,5 +219,5 @@ def _fingerprint(*factors: ArrayLike) -> str:
 def _host(value: Any) -> Any:
     """A tensor as an array; anything else as it is."""
     if isinstance(value, Tensor):
-        return as_tensor(value.cpu(), keep_type=value.dtype.itemsize < 4).numpy()
+        return Origin(False, torch.device("cpu")).give(value)
     return value

@@ -11,6 +11,7 @@ import numpy as np
 
 from panda_sklearn.editing import Edit
 from panda_sklearn.editing._changes import change_of
+from panda_sklearn.editing._edit import UNITS
 from panda_sklearn.inspection._images import (
     as_picture_of,
     as_pictures,
@@ -32,9 +33,8 @@ from panda_sklearn.utils.validation import (
     check_numbers_of,
 )
 
-# Axes of pictures, and units of strengths.
+# Axes of pictures.
 PICTURES = "n_samples", "height", "width", 3
-UNITS = "alpha", "std"
 
 
 class EditDisplay:
@@ -220,7 +220,7 @@ class StrengthsDisplay:
     strengths : sequence of float
         The strengths.
 
-    unit : {"alpha", "std"}, default="alpha"
+    unit : {"std", "alpha"}, default="std"
         Their unit.
 
     Attributes
@@ -232,7 +232,7 @@ class StrengthsDisplay:
         The figure; set by ``plot``.
     """
 
-    def __init__(self, pictures, strengths, unit="alpha"):
+    def __init__(self, pictures, strengths, unit="std"):
         self.pictures = pictures
         self.strengths = strengths
         self.unit = unit

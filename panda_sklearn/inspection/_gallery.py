@@ -18,7 +18,8 @@ from panda_sklearn.inspection._images import (
     label_rows,
     new_axes,
 )
-from panda_sklearn.utils.validation import check_items, check_kind
+from panda_sklearn.utils.parts import is_mask
+from panda_sklearn.utils.validation import check_flag, check_items, check_kind
 
 
 class EditGalleryDisplay:
@@ -78,7 +79,7 @@ class EditGalleryDisplay:
             they have none.
 
         refine : bool, default=False
-            As for ``LocalEditor.edit``.
+            As for ``LocalEditor.edit``, of the edits that are at learnt parts.
 
         target_change : float, default=None
             As for ``LocalEditor.edit``: makes all edits change where they are by the
@@ -105,13 +106,18 @@ class EditGalleryDisplay:
         edits = check_edits(edits)
         n_samples = count_latents(editor, latents)
         check_axes(axes, len(edits) + 1, n_samples)
+        check_flag("refine", refine)
+        refined = [refine and not is_mask(edit.part) for edit in edits]
         # Fails, if so, before any work.
-        shape = editor.extractor.image_shape_
-        change_of(edits, editor.decomposition, shape, n_samples, refine=refine)
-        options = {"refine": refine, "target_change": target_change}
+        of = editor.decomposition, editor.extractor.image_shape_, n_samples
+        for edit, whether in zip(edits, refined, strict=True):
+            change_of([edit], *of, refine=whether)
         after = [
-            as_pictures(editor.edit(latents, edit, **options), value_range)
-            for edit in edits
+            as_pictures(
+                editor.edit(latents, edit, refine=whether, target_change=target_change),
+                value_range,
+            )
+            for edit, whether in zip(edits, refined, strict=True)
         ]
         before = as_pictures(editor.extractor.generate(latents), value_range)
         labels = [edit.name or _described(edit) for edit in edits]
@@ -159,5 +165,5 @@ def _described(edit):
     if isinstance(edit.part, int | tuple):
         where = f"part {edit.part}".replace("part (", "parts (")
     strength = f"{edit.strength:+g}" if np.ndim(edit.strength) == 0 else "each its own"
-    unit = {"std": " sd", "alpha": ""}[edit.unit]
+    unit = {"std": " std", "alpha": ""}[edit.unit]
     return f"{what}, {where}\n{strength}{unit}"

@@ -21,6 +21,7 @@ from panda_sklearn.inspection._images import (
     label_rows,
     new_axes,
 )
+from panda_sklearn.utils.arrays import as_tensor
 from panda_sklearn.utils.validation import check_indices, check_single
 
 # Axes of a picture.
@@ -72,7 +73,7 @@ class VariationsDisplay:
         latents,
         *,
         parts=None,
-        variations=(0, 1, 2),
+        variations=None,
         strength=2.0,
         given=None,
         value_range=(-1, 1),
@@ -89,10 +90,11 @@ class VariationsDisplay:
             Latents of the image.
 
         parts : sequence of int, default=None
-            Parts, a row each; ``None`` is all.
+            Parts, a row each; ``None`` is all but constant ones.
 
-        variations : sequence of int, default=(0, 1, 2)
-            Variations of each part, two columns each.
+        variations : sequence of int, default=None
+            Variations of each part, two columns each; ``None`` is the first three, as
+            far as there are appearances.
 
         strength : float, default=2.0
             By how many of their standard deviations the part is moved along them, in
@@ -120,10 +122,15 @@ class VariationsDisplay:
         check_editor(editor)
         check_value_range(value_range)
         panda = editor.decomposition
-        n_parts = len(panda.parts_)
-        parts = range(n_parts) if parts is None else parts
-        parts = check_indices("parts", parts, n_parts)
-        variations = check_indices("variations", variations, len(panda.appearances_))
+        every = as_tensor(panda.parts_).flatten(1)
+        if parts is None:
+            low, high = every.aminmax(dim=1)
+            parts = (high > low).nonzero()[:, 0].tolist()
+        parts = check_indices("parts", parts, len(every))
+        n_appearances = len(panda.appearances_)
+        if variations is None:
+            variations = range(min(3, n_appearances))
+        variations = check_indices("variations", variations, n_appearances)
         strength = check_single("strength", strength, above=0)
         n_samples = count_latents(editor, latents)
         if n_samples != 1:
@@ -138,9 +145,13 @@ class VariationsDisplay:
             for n in variations
             for sign in (-1, 1)
         ]
-        # Fails, if so, before any work.
-        change_of(edits, panda, editor.extractor.image_shape_, n_samples)
-        drawn = [as_picture_of(editor.edit(latents, e), value_range) for e in edits]
+        # Fails, if so, before any work; and finds the variations once.
+        change = change_of(edits, panda, editor.extractor.image_shape_, n_samples)
+        found = [
+            Edit(term.vector, edit.part, float(term.strength) * term.scale, "alpha")
+            for edit, term in zip(edits, change.terms, strict=True)
+        ]
+        drawn = [as_picture_of(editor.edit(latents, e), value_range) for e in found]
         plain = as_picture_of(editor.extractor.generate(latents), value_range)
         pictures = np.reshape(drawn, (len(parts), len(variations), 2, *plain.shape))
         return cls(plain, pictures, parts, variations, strength).plot(axes=axes)
@@ -180,7 +191,7 @@ class VariationsDisplay:
                 row[1:], pictures.reshape(-1, *plain.shape), strict=True
             ):
                 ax.imshow(picture)
-        moves = [f"{n}: {s:+g} sd" for n in variations for s in (-strength, strength)]
+        moves = [f"{n}: {s:+g} std" for n in variations for s in (-strength, strength)]
         label_columns(self.axes_, ["image", *moves])
         label_rows(self.axes_, [f"part {k}" for k in parts])
         return self

@@ -14,12 +14,13 @@ from torch import Tensor
 from panda_sklearn.utils.arrays import ArrayLike
 from panda_sklearn.utils.validation import (
     as_numeric,
+    check_index,
     check_mask,
     is_bool,
     shown,
 )
 
-__all__ = ["as_part", "check_given", "is_mask"]
+__all__ = ["as_part", "check_given", "indices_of", "is_mask"]
 
 # What it may be, for messages.
 PART = "an int, a sequence of ints, or a mask of shape ([n_samples,] *spatial)"
@@ -50,6 +51,18 @@ def as_part(part: Any) -> Any:
         raise ValueError(f"part must be {PART}, got {shown(array)}.")
     check_mask(array, "part")
     return array
+
+
+def indices_of(part: int | tuple[int, ...], n_parts: int) -> list[int]:
+    """The parts that :func:`as_part` returned, as indices from 0 to n_parts - 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one is out of range.
+    """
+    indices = part if isinstance(part, tuple) else (part,)
+    return [check_index("part", k, n_parts) for k in indices]
 
 
 def check_given(given: Any) -> None:

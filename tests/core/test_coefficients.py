@@ -79,10 +79,23 @@ def test_several_sums_take_one_pass():
 def test_they_follow_the_factors():
     """Exactly, where new ones are combinations and multiples of the old ones."""
     Z, A, P = make(9)
-    turn = torch.linalg.qr(torch.randn(R_C, R_C, dtype=torch.float64))[0]
-    new = A @ turn, 0.5 * P[:, [2, 0, 1]]
+    generator = torch.Generator().manual_seed(1)
+    turn = torch.randn(R_C, R_C, dtype=torch.float64, generator=generator)
+    new = A @ torch.linalg.qr(turn).Q, 0.5 * P[:, [2, 0, 1]]
     followed = moments_of(Z, A, P).turned((A, P), new)
     assert_same(followed, moments_of(Z, *new))
+
+
+def test_parts_may_change_scale_and_sign():
+    """Their own sums follow exactly; that over all parts is known in the mean."""
+    Z, A, P = make(9)
+    new = A, P[:, [2, 0, 1]] * torch.tensor([0.5, -2.0, 1.0])
+    followed, expected = moments_of(Z, A, P).turned((A, P), new), moments_of(Z, *new)
+    torch.testing.assert_close(followed.own, expected.own)
+    torch.testing.assert_close(followed.mean, expected.mean)
+    before = moments_of(Z, A, P).cross[[2, 0, 1]]
+    scales = torch.tensor([0.5, -2.0, 1.0], dtype=torch.float64)[:, None, None]
+    torch.testing.assert_close(followed.cross, 3.5 / 3 * scales * before)
 
 
 def test_what_the_others_explain_is_taken_out():
@@ -91,7 +104,8 @@ def test_what_the_others_explain_is_taken_out():
     moments = moments_of(Z, A, P)
     L = A.T @ Z @ P
     away = L - L.mean(dim=0)
-    found = without_others(moments.own / 40, moments.cross / 40)
+    cross = moments.cross / 40
+    found = without_others(moments.own / 40, cross, cross.sum(dim=0))
     for k in range(R_S):
         others = away.sum(dim=2) - away[:, :, k]
         gram = others.T @ others / 40
@@ -104,7 +118,14 @@ def test_what_the_others_explain_is_taken_out():
 
 def test_nothing_else_explains_nothing():
     own = torch.eye(R_C, dtype=torch.float64)[None]
-    torch.testing.assert_close(without_others(own, own), own)
+    torch.testing.assert_close(without_others(own, own, own[0]), own)
+
+
+def test_nothing_is_explained_by_what_is_no_covariance():
+    """As of a stream, whose parts were scaled otherwise: variances stay above zero."""
+    own = torch.eye(R_C, dtype=torch.float64)[None]
+    found = without_others(own, 2 * own, own[0])  # of the others: -2
+    assert found.isfinite().all()
 
 
 @pytest.mark.parametrize("rank", [R_C, 2])

@@ -15,6 +15,7 @@ from panda_sklearn.metrics import match_factors
 
 
 def some_edits(n_samples):
+    """Of all kinds, and types of numbers."""
     mask = torch.rand(4, 4, generator=torch.Generator().manual_seed(1))
     drawn = np.zeros((8, 8), dtype=bool)
     drawn[:3] = True
@@ -29,6 +30,7 @@ def some_edits(n_samples):
         Edit(vector, mask, 0.5, "alpha"),
         Edit(0, each, np.linspace(-1, 1, n_samples)),
         Edit(3, drawn, torch.linspace(0, 2, n_samples), name="é"),
+        Edit(2, mask.bfloat16(), torch.linspace(0, 2, n_samples).half()),
     ]
 
 
@@ -180,14 +182,37 @@ def test_aligned_factors(kind, stream):
     np.testing.assert_allclose(
         panda.saliency_mean_, np.asarray(saliency).mean((0, 2, 3)), atol=1e-9
     )
+    rows = np.moveaxis(np.asarray(saliency), 1, -1).reshape(-1, 4)
+    np.testing.assert_allclose(
+        panda.saliency_covariance_, np.cov(rows.T, bias=True), atol=1e-9
+    )
+    after = np.asarray(after)
+    np.testing.assert_allclose(panda.coefficient_mean_, after.mean(axis=0), atol=1e-9)
+    of_sum = after.sum(axis=2) - after.sum(axis=2).mean(axis=0)
     for k in range(3):
-        away = np.asarray(after)[:, :, k] - np.asarray(after)[:, :, k].mean(axis=0)
-        np.testing.assert_allclose(
-            panda.coefficient_covariance_[k], away.T @ away / 40, atol=1e-9
-        )
-    if stream:
-        again = panda.partial_fit(X[:5])
-        assert again.n_samples_seen_ == 45
+        away = after[:, :, k] - after[:, :, k].mean(axis=0)
+        own, cross = away.T @ away / 40, away.T @ of_sum / 40
+        for found, expected in (
+            (panda.coefficient_covariance_[k], own),
+            (panda.coefficient_cross_covariance_[k], cross),
+        ):
+            np.testing.assert_allclose(found, expected, atol=1e-9)
+        if stream:
+            kept = panda._coefficients
+            np.testing.assert_allclose(kept.own[k] / 40, own, atol=1e-9)
+            np.testing.assert_allclose(kept.cross[k] / 40, cross, atol=1e-9)
+            np.testing.assert_allclose(
+                kept.mean[k], after.mean(axis=0)[:, k], atol=1e-9
+            )
+
+
+def test_parts_that_may_be_negative_keep_their_sign():
+    X = np.random.default_rng(0).standard_normal((20, 6, 4, 5))
+    panda = PartsAppearanceDecomposition(3, 4, nonnegative=False).fit(X)
+    other = PartsAppearanceDecomposition(3, 4, nonnegative=False).fit(X)
+    parts = panda.parts_.copy()
+    other.parts_ = -other.parts_[[2, 0, 1]]
+    np.testing.assert_array_equal(panda.align_to(other).parts_, parts[[2, 0, 1]])
 
 
 def test_what_cannot_be_aligned():

@@ -246,7 +246,7 @@ def test_variations_in_both_directions(pipeline, z, given):
             atol=1e-5,
         )
     assert display.axes_[1, 0].get_ylabel() == "part 0"
-    assert display.axes_[0, 2].get_title() == "1: +1.5 sd"
+    assert display.axes_[0, 2].get_title() == "1: +1.5 std"
     everything = VariationsDisplay.from_editor(editor, z[:1])
     assert everything.axes_.shape == (3, 7)
     with pytest.raises(ValueError, match=r"Pass latents\[:1\]"):
@@ -273,7 +273,7 @@ def test_a_gallery_of_edits(pipeline, z):
     assert [row[0].get_ylabel() for row in display.axes_] == [
         "image",
         "smile",
-        "variation 1, parts (0, 2)\n-1.5 sd",
+        "variation 1, parts (0, 2)\n-1.5 std",
         "a vector, a mask\neach its own",
     ]
 
