@@ -25,9 +25,20 @@ from panda_sklearn.datasets import (
     make_parts_appearances,
     sample_latents,
 )
-from panda_sklearn.editing import EditedGenerator, split_part
+from panda_sklearn.editing import (
+    EditedGenerator,
+    load_edits,
+    save_edits,
+    split_part,
+)
 from panda_sklearn.generators import list_layers
-from panda_sklearn.inspection import EditDisplay, PartsDisplay, SaliencyDisplay
+from panda_sklearn.inspection import (
+    EditDisplay,
+    EditGalleryDisplay,
+    PartsDisplay,
+    SaliencyDisplay,
+    VariationsDisplay,
+)
 from panda_sklearn.memory import TensorMemory
 from panda_sklearn.metrics import (
     heldout_reconstruction,
@@ -109,6 +120,8 @@ def test_decomposition(cuda, options):
         "mask": expected.localize(X, 0, ("quantile", 0.7), size=(8, 9)),
         "errors": expected.reconstruction_errors(X, expected.refine(X, max_iter=5)),
         "saliency_std_": expected.saliency_std_,
+        "covariance": expected.coefficient_covariance_,
+        "variations": expected.variations([0, 2], 2, given="others")[1],
         "inverse_transform": expected.inverse_transform(expected.transform(X)),
         "score": expected.score(X),
     }
@@ -123,6 +136,8 @@ def test_decomposition(cuda, options):
         "mask": panda.localize(on, 0, ("quantile", 0.7), size=(8, 9)),
         "errors": panda.reconstruction_errors(on, panda.refine(on, max_iter=5)),
         "saliency_std_": panda.saliency_std_,
+        "covariance": panda.coefficient_covariance_,
+        "variations": panda.variations([0, 2], 2, given="others")[1],
         "inverse_transform": panda.inverse_transform(panda.transform(on)),
     }
     for name in ("parts_", "appearances_", "saliency_mean_"):
@@ -136,6 +151,11 @@ def test_decomposition(cuda, options):
     np.testing.assert_allclose(panda.transform(X), numbers["transform"], atol=1e-5)
     frame = panda.set_output(transform="pandas").transform(on)
     np.testing.assert_allclose(frame, numbers["transform"], atol=1e-5)
+    other = clone(expected).fit(X)
+    other.parts_ = other.parts_[[2, 0, 1]]
+    aligned = panda.align_to(other)
+    assert aligned.parts_.device == aligned.coefficient_mean_.device == cuda
+    np.testing.assert_allclose(aligned.parts_.cpu().numpy(), other.parts_, atol=1e-5)
 
 
 def test_learning_from_a_stream(cuda):
@@ -143,12 +163,15 @@ def test_learning_from_a_stream(cuda):
     panda = PartsAppearanceDecomposition(3, 4, random_state=0)
     for half in halves:
         panda.partial_fit(half)
-    expected = panda.parts_
+    expected, covariance = panda.parts_, panda.coefficient_covariance_
     panda = PartsAppearanceDecomposition(3, 4, random_state=0)
     for half in halves:
         panda.partial_fit(torch.from_numpy(half).to(cuda))
     assert panda.parts_.device == cuda
     np.testing.assert_allclose(panda.parts_.cpu().numpy(), expected, atol=1e-5)
+    assert panda.coefficient_covariance_.device == cuda
+    found = panda.coefficient_covariance_.cpu().numpy()
+    np.testing.assert_allclose(found, covariance, atol=1e-5)
 
 
 def test_device_parameter_moves_numpy_work(cuda, monkeypatch):
@@ -227,6 +250,8 @@ def test_all_ways_of_editing(cuda):
             yield EditedGenerator(editor, edits[0], refine=True)(z).detach()
         yield roi_ratio(region, editor.extractor.generate(z), editor.edit(z, edits))
         yield editor.rank_edits(z)["effect"]
+        yield editor.rank_edits(z, variations=[0], parts=[1])["effect"]
+        yield editor.edit(z, Edit(variation=0, part=region, strength=0.5))
 
     extractor = GeneratorFeatureExtractor(network, "block1").fit(z)
     X = extractor.transform(z)
@@ -262,7 +287,7 @@ def test_extractor_borrows_a_network_for_its_device(cuda):
     )
 
 
-def test_grid_search_and_displays(cuda):
+def test_grid_search_and_displays(cuda, tmp_path):
     generator = load_face_generator().to(cuda)
     latents = sample_latents(generator, 12, random_state=0)
     assert latents.device == cuda
@@ -274,9 +299,14 @@ def test_grid_search_and_displays(cuda):
     images = best[0].generate(latents[:2])
     PartsDisplay.from_estimator(best[1], images)
     SaliencyDisplay.from_estimator(best[1], best[0].transform(latents[:2]), images)
-    EditDisplay.from_editor(
-        LocalEditor.from_pipeline(best), latents[:2], Edit(0, 0, 1.0)
-    )
+    editor = LocalEditor.from_pipeline(best)
+    edits = [Edit(0, 0, 1.0), Edit(variation=0, part=0, name="first")]
+    EditDisplay.from_editor(editor, latents[:2], edits)
+    EditGalleryDisplay.from_editor(editor, latents[:2], edits)
+    VariationsDisplay.from_editor(editor, latents[:1])
+    save_edits(tmp_path / "edits", edits, best[1])
+    assert load_edits(tmp_path / "edits", best[1]) == edits
+    assert editor.edit(latents[:2], load_edits(tmp_path / "edits")).device == cuda
 
 
 def test_metrics_and_scorers(cuda):
