@@ -259,8 +259,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
     coefficient_covariance_ : array of shape (n_parts, n_appearances, n_appearances)
         Covariance of the coefficients at each part over training samples.
 
-    coefficient_cross_covariance_ : array of shape (n_parts, n_appearances, \
-            n_appearances)
+    coefficient_cross_covariance_ : array of the same shape
         Covariance of the coefficients at each part and of their sum over all parts.
 
     layer_ : str
