@@ -497,7 +497,9 @@ def test_editor_of_a_transformer(transformer, pictures):
     expected = transformer.by_hand(
         pictures, lambda x: torch.cat([x[:, :2], x[:, 2:] + added], dim=1)
     )[1]
-    torch.testing.assert_close(editor.edit(pictures, Edit(0, 1, 4.0, "alpha")), expected)
+    torch.testing.assert_close(
+        editor.edit(pictures, Edit(0, 1, 4.0, "alpha")), expected
+    )
 
 
 @pytest.mark.parametrize(

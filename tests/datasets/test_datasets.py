@@ -186,6 +186,7 @@ def run(script, arguments):
 @pytest.mark.slow
 def test_the_training_script_goes_on_where_it_was(script, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "N_SAMPLES", 24)
+    monkeypatch.setattr(script, "PENALTY_EVERY", 2)
     photographs = save_photographs(tmp_path / "photographs", 20)
     common = f"--images {photographs} --batch-size 8 --held-out 4 --report-every 2"
     whole, halved = tmp_path / "whole", tmp_path / "halved"
