@@ -141,11 +141,27 @@ def _where(
     if is_mask(part):
         spatial = decomposition.map_shape_[1:]
         mask, drawn = _mask(part, spatial, image_spatial, n_samples)
+        if drawn is None:
+            _check_no_part(mask, parts)
         return mask, (), drawn
     chosen = tuple(indices_of(part, len(parts)))
     many = len(chosen) > 1
     name = f"The sum of parts {list(chosen)}" if many else f"Part {chosen[0]}"
     return scaled(parts[list(chosen)].sum(dim=0), name), chosen, None
+
+
+def _check_no_part(mask: Tensor, parts: Tensor) -> None:
+    """Raise ValueError if a mask is a part as it was learnt, which is not scaled."""
+    if mask.ndim > 1 or float(mask.max()) == 1:
+        return
+    same = (parts == mask.to(parts)).all(dim=1).nonzero()
+    if len(same):
+        k = int(same[0])
+        raise ValueError(
+            f"part is parts_[{k}] as a mask, whose values, up to "
+            f"{float(mask.max()):g}, would be used as they are. Give its index, {k}, "
+            "or scale it with panda_sklearn.editing.scale_part."
+        )
 
 
 def _check_size(strength: Tensor, scale: float, vector: Tensor) -> None:

@@ -64,7 +64,8 @@ class Edit:
           are: of the layer's spatial shape, or of the images', which is brought to the
           layer's by means over areas. With a first axis of n_samples more it is a
           mask for each image. To :class:`Edit` an array of integers with one axis is
-          indices, any other array a mask.
+          indices, any other array a mask. A learnt part as it is, whose largest value
+          is not 1, is refused by the editor: its index means it scaled.
 
     strength : float or array of shape (n_samples,), default=1.0
         The factor alpha, in the given unit; negative values take the appearance away.

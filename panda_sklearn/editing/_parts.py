@@ -5,6 +5,7 @@ Floor 3: see :mod:`panda_sklearn.editing`.
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor
-from panda_sklearn.utils.validation import check_number, check_values
+from panda_sklearn.utils.validation import check_number, check_values, shown
 
 __all__ = ["intersect_part", "merge_parts", "scale_part", "scaled", "split_part"]
 
@@ -63,8 +64,8 @@ def merge_parts(*parts: ArrayLike) -> ArrayLike:
     Raises
     ------
     TypeError, ValueError
-        If there are none, one list of them was given, their shapes differ, or their
-        sum is constant.
+        If there are none, one list of them or an index was given, their shapes differ,
+        or their sum is constant.
 
     Examples
     --------
@@ -75,7 +76,7 @@ def merge_parts(*parts: ArrayLike) -> ArrayLike:
     """
     if not parts:
         raise ValueError("merge_parts needs one part at least.")
-    _check_not_gathered(parts)
+    _check_arrays(parts)
     checked = [_check_part(part, f"part {n}") for n, part in enumerate(parts)]
     first, origin = checked[0]
     for n, (part, _) in enumerate(checked):
@@ -199,9 +200,14 @@ def _check_part(part: Any, name: str) -> tuple[Tensor, Origin]:
     return as_tensor(values), Origin.of(values)
 
 
-def _check_not_gathered(parts: tuple) -> None:
+def _check_arrays(parts: tuple) -> None:
     """Raise TypeError if one list of arrays was given in the place of these."""
     first = parts[0]
+    if any(isinstance(part, Integral) for part in parts):
+        raise TypeError(
+            f"parts must be arrays, such as parts_[1], got {shown(first)}. An edit "
+            "takes indices of several parts as they are: Edit(appearance, part=[1, 2])."
+        )
     if len(parts) == 1 and isinstance(first, list | tuple):
         if not any(isinstance(part, np.ndarray | Tensor) for part in first):
             return

@@ -15,6 +15,7 @@ from panda_sklearn import (
     LocalEditor,
     PartsAppearanceDecomposition,
 )
+from panda_sklearn.editing import scale_part
 from tests.editing.conftest import unit_scaled
 from tests.nearness import (
     assert_near,
@@ -429,6 +430,18 @@ class TestMasks:
     def test_bad_parts(self, editor, z, part, match):
         with pytest.raises(ValueError, match=match):
             editor.edit(z, Edit(0, part))
+
+    def test_a_learnt_part_is_no_mask(self, editor, z):
+        """As one it would be weaker than by its index."""
+        panda = editor.decomposition
+        part = panda.parts_[1]
+        assert part.max() < 1
+        for same in (part, part.double().numpy()):
+            with pytest.raises(ValueError, match=r"parts_\[1\].*Give its index, 1"):
+                editor.edit(z, Edit(0, same))
+        torch.testing.assert_close(
+            editor.edit(z, Edit(0, scale_part(part))), editor.edit(z, Edit(0, 1))
+        )
 
     @pytest.mark.parametrize("part", ["mouth", None, 1.5, {1}])
     def test_parts_of_no_known_kind(self, editor, z, part):

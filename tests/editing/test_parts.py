@@ -124,3 +124,8 @@ def test_editing_one_eye_leaves_the_other(editor, z):
     assert change[3:].max() < 1e-5 and change[:, 3:].max() < 1e-5
     change = (editor.edit(z, Edit(1, other, 5.0)) - plain).abs().amax(dim=(0, 1))
     assert change[5:, 5:].min() > 1e-3 and change[:5].max() < 1e-5
+
+
+def test_indices_are_no_parts():
+    with pytest.raises(TypeError, match=r"arrays, such as parts_\[1\].*part=\[1, 2\]"):
+        merge_parts(1, 2)
