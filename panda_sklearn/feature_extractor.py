@@ -67,8 +67,11 @@ __all__ = [
     "tap_of",
 ]
 
-# Activations of a batch, and which samples those are -> what to put in their place.
-Change = Callable[[Tensor, slice], Tensor]
+# Latents of a batch of samples -> the activations that the network has there.
+Take = Callable[[ArrayLike], Tensor]
+# Which samples a batch has -> a function of its activations, that gives what to put in
+# their place. The first is called before the network runs, and may run it elsewhere.
+Change = Callable[[slice, Take], Callable[[Tensor], Tensor]]
 
 
 class GeneratorFeatureExtractor(  # type: ignore[call-arg]
@@ -541,10 +544,10 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         if features is None:
             change = None
         elif callable(features):
-            change = lambda original, where: _own(features(original), original)  # noqa: E731
+            change = lambda where, take: lambda old: _own(features(old), old)  # noqa: E731
         else:
             rows = self._check_features(features, len(latents))
-            change = lambda original, where: _own(rows[where], original)  # noqa: E731
+            change = lambda where, take: lambda old: _own(rows[where], old)  # noqa: E731
         return origin.give(generate_changed(self, latents, change))
 
     def get_feature_names_out(self, input_features=None):
@@ -764,10 +767,10 @@ def _own(features: Any, original: Tensor) -> Any:
 
 
 def check_latents(
-    extractor: GeneratorFeatureExtractor, latents: ArrayLike
+    extractor: GeneratorFeatureExtractor, latents: ArrayLike, name: str = "latents"
 ) -> tuple[ArrayLike, Origin]:
     """Latents of the shape seen by ``fit``, and where they came from."""
-    return extractor._check_latents(latents)
+    return extractor._check_latents(latents, name)
 
 
 def extract(extractor: GeneratorFeatureExtractor, latents: ArrayLike) -> ArrayLike:
@@ -796,16 +799,16 @@ def generate_changed(
 ) -> Tensor:
     """Images of checked latents, on their device, with activations changed."""
     tap = extractor._tap()
+    stop = can_be_stopped(extractor.generator)
 
     def make(run: Run, where: slice) -> Tensor:
+        def take(others: ArrayLike) -> Tensor:
+            return capture(tap, lambda: run(others), stop=stop).found()
+
         if change is None:
             made = run(latents[where])
         else:
-            made = replace(
-                tap,
-                lambda original: change(original, where),
-                lambda: run(latents[where]),
-            )
+            made = replace(tap, change(where, take), lambda: run(latents[where]))
         if not isinstance(made, Tensor):
             raise TypeError(
                 f"The network returned a {type(made).__name__}, expected a tensor "

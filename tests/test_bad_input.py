@@ -308,9 +308,28 @@ def editor_rows(w):
                 "target_change": 0.1,
                 "refine": False,
                 "region": None if method == "edit" else np.ones((8, 8)),
+                "value_range": None if method == "edit" else (-1, 1),
             },
-            valid={**valid, "target_change": target},
+            valid={**valid, "target_change": target, "value_range": "none"},
         )
+    yield Row(
+        "LocalEditor.transfer",
+        w.editor.transfer,
+        {
+            **latents,
+            "donors": w.z[:1],
+            "part": 1,
+            "amount": 1.0,
+            "mix": False,
+            "mean": False,
+            "refine": False,
+        },
+        valid={
+            "latents": valid["latents"],
+            "amount": NUMBER,
+            **dict.fromkeys(("mix", "mean", "refine"), FLAG),
+        },
+    )
     yield Row(
         "LocalEditor.remove",
         w.editor.remove,
@@ -322,8 +341,10 @@ def editor_rows(w):
             "unit": "std",
             "threshold": "mean",
             "refine": False,
+            "variation": None,
+            "given": None,
         },
-        valid={**valid, "refine": ""},
+        valid={**valid, "refine": "", "given": "none", "variation": "none"},
     )
     yield Row(
         "LocalEditor.mask",
@@ -372,12 +393,17 @@ def edit_rows(w):
             "strength": 2.0,
             "unit": "std",
             "variation": None,
+            "latent": None,
+            "coefficients": None,
+            "features": None,
             "given": None,
             "name": "smile",
         },
         valid={
             "appearance": "length negative",  # the editor knows how many there are
-            "variation": "none",
+            "unit": "none",
+            **dict.fromkeys(("variation", "latent", "coefficients"), "none"),
+            "features": "none",
             "given": "none",
             "name": "none str",
             "part": "length negative",
@@ -392,8 +418,13 @@ def edit_rows(w):
             "edits": w.edit,
             "refine": False,
             "learn_strengths": True,
+            "learn_vectors": True,
+            "learn_masks": True,
         },
-        valid={"refine": FLAG, "learn_strengths": FLAG},
+        valid={
+            "refine": "",
+            **dict.fromkeys(("learn_strengths", "learn_vectors", "learn_masks"), FLAG),
+        },
     )
     yield Row(
         "EditedGenerator.forward",
@@ -999,6 +1030,7 @@ def calls_after_fit(w):
         "edit": lambda: editor.edit(w.z, w.edit),
         "find_strengths": lambda: editor.find_strengths(w.z, w.edit, 0.1),
         "remove": lambda: editor.remove(w.z, 0),
+        "transfer": lambda: editor.transfer(w.z, w.z, 0),
         "mask": lambda: editor.mask(w.z, 0),
         "remove_pixels": lambda: editor.remove_pixels(w.z, 0),
         "rank_edits": lambda: editor.rank_edits(w.z),

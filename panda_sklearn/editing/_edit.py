@@ -6,7 +6,7 @@ Floor 3: see :mod:`panda_sklearn.editing`. Checks what can be known without an e
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
 
@@ -29,30 +29,39 @@ from panda_sklearn.utils.validation import (
     shown,
 )
 
-__all__ = ["Edit"]
+__all__ = ["UNITS", "Edit", "check_strength"]
 
 # What the fields may be, for messages.
 APPEARANCE = "an int or a vector of shape (n_channels,)"
 STRENGTH = "a number or an array of shape (n_samples,)"
+# Arrays that say what an edit does, and how many axes each has at least.
+ARRAYS = {
+    "latent": ("an array of the shape of one sample's latents, or of n_samples", 1),
+    "coefficients": ("an array of shape ([n_samples,] n_appearances, n_parts)", 2),
+    "features": ("activations of one sample, or of n_samples", 1),
+}
+
+# The ways to say what an edit does, of which exactly one is given.
+KINDS = ("appearance", "variation", *ARRAYS)
 
 UNITS = ("std", "alpha")
 
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    r"""An appearance, or a variation of a part, added at a part.
+    r"""What to change at a part of an image.
 
-    Activations :math:`Z_i` become :math:`Z_i + \alpha a_j \hat p_k^\top` (section
-    3.3), where :math:`\hat p_k` is the part scaled to reach from 0 to 1. In place of
-    the appearance :math:`a_j` the edit can add a vector along which what the part shows
-    varies in the training data: it then stays among what occurs there.
+    Exactly one of ``appearance``, ``variation``, ``latent``, ``coefficients`` and
+    ``features`` says what. Of the first two a vector of channels is added: activations
+    :math:`Z_i` become :math:`Z_i + \alpha a_j \hat p_k^\top` (section 3.3), where
+    :math:`\hat p_k` is the part scaled to reach from 0 to 1. The others move the
+    activations at the part towards others that occur.
 
     Parameters
     ----------
     appearance : int or array of shape (n_channels,), default=None
         Index j of the appearance, or any vector of the layer's channels in its place;
-        one that is no combination of the appearances needs ``unit="alpha"``. Exactly
-        one of this and ``variation`` must be given.
+        one that is no combination of the appearances needs ``unit="alpha"``.
 
     part : int, sequence of int, or array, default=None
         Where to add it; it must be given.
@@ -68,20 +77,43 @@ class Edit:
           is not 1, is refused by the editor: its index means it scaled.
 
     strength : float or array of shape (n_samples,), default=1.0
-        The factor alpha, in the given unit; negative values take the appearance away.
-        An array is a strength for each image.
+        How much, in the given unit; negative values do the opposite. An array is a
+        strength for each image.
 
-    unit : {"std", "alpha"}, default="std"
+    unit : {"std", "alpha"}, default=None
+        ``None`` is "std" for an appearance or a variation, and "alpha", the only one,
+        for the others.
+
         - "std": in standard deviations over the training samples, so that a strength
           carries over between layers and models. Of an appearance those of its
           saliency :math:`a_j^\top Z` over samples and positions (``saliency_std_`` of
           the decomposition); of a variation its own: the coefficients at the part move
           along it by so many.
-        - "alpha": the strength is alpha itself, a multiple of the vector.
+        - "alpha": the strength is alpha itself, a multiple of the vector; of the
+          others see there.
 
     variation : int, default=None
         Index, from 0, of a variation of the part, one of the vectors that
-        ``variations`` of the decomposition gives.
+        ``variations`` of the decomposition gives: along it what the part shows varies
+        in the training data, so that the edit stays among what occurs there.
+
+    latent : array of shape ([n_samples,] \*latent_shape), default=None
+        A direction of the latents. The network is run at latents moved by strength
+        times it as well, and what it does there takes the place of the activations at
+        the part, :math:`Z_i + \hat p_k * (Z(z_i + \alpha d) - Z_i)`: a global
+        direction, of any method, becomes a local edit.
+
+    coefficients : array of shape ([n_samples,] n_appearances, n_parts), default=None
+        Coefficients L', as from ``coefficients`` of the decomposition, such as those of
+        another sample. Of the parts in ``part`` the sample's own are moved towards
+        them, by the share of the way that the strength is: with 1 they become them.
+        With a mask the reconstruction is moved there,
+        :math:`Z_i + \alpha m * (A (L' - L_i) P^\top)`.
+
+    features : array of shape ([n_samples,] n_channels, \*spatial), default=None
+        Activations Z', laid out as the extractor's. Those at the part are moved towards
+        them, with a strength of 1 all the way:
+        :math:`Z_i + \alpha \hat p_k * (Z' - Z_i)`.
 
     given : "others", default=None
         With ``variation``, which ones; as for ``variations``.
@@ -93,13 +125,13 @@ class Edit:
     ------
     TypeError, ValueError
         If one of them is something else, not finite or too large for float32, a mask
-        has values outside of 0 to 1, or not exactly one of ``appearance`` and
-        ``variation`` is given. Ranges of indices and shapes of masks are
-        checked by the editor.
+        has values outside of 0 to 1, or not exactly one says what to do. Ranges of
+        indices and shapes of arrays are checked by the editor.
 
     See Also
     --------
     LocalEditor.rank_edits : Which pairs of appearances and parts are worth trying.
+    LocalEditor.transfer : Gives images the part of others.
     panda_sklearn.editing.split_part : One eye of two.
 
     Examples
@@ -111,36 +143,54 @@ class Edit:
     >>> corner = np.zeros((64, 64), dtype=bool)
     >>> corner[:16, :16] = True
     >>> drawn = Edit(appearance=0, part=corner, strength=-5.0)
+    >>> older = Edit(latent=np.ones(64) / 8, part=2, strength=3.0)
     """
 
     appearance: int | ArrayLike | None = None
     part: int | Sequence[int] | ArrayLike | None = None
     strength: float | ArrayLike = 1.0
-    unit: str = "std"
+    unit: str | None = None
     variation: int | None = field(default=None, kw_only=True)
+    latent: ArrayLike | None = field(default=None, kw_only=True)
+    coefficients: ArrayLike | None = field(default=None, kw_only=True)
+    features: ArrayLike | None = field(default=None, kw_only=True)
     given: str | None = field(default=None, kw_only=True)
     name: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self):
-        check_choice("unit", self.unit, UNITS)
-        _check_strength(self.strength)
-        if (self.appearance is None) == (self.variation is None):
+        check_strength(self.strength)
+        chosen = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(chosen) != 1:
+            got = ", ".join(f"{kind}={shown(getattr(self, kind))}" for kind in chosen)
             raise ValueError(
-                "Give exactly one of appearance and variation, got "
-                f"appearance={shown(self.appearance)} and variation={self.variation!r}."
+                f"Give exactly one of {', '.join(KINDS[:-1])} and {KINDS[-1]}, got "
+                f"{got or 'none of them'}."
             )
-        if self.given is not None and self.variation is None:
+        kind = self.kind
+        self._set("unit", _as_unit(self.unit, kind))
+        if self.given is not None and kind != "variation":
             raise ValueError(
-                f"given={self.given!r} goes with a variation, but appearance is given."
+                f"given={shown(self.given)} goes with a variation, but {kind} is given."
             )
         check_given(self.given)
         if self.name is not None:
             check_kind("name", self.name, str)
-        if self.variation is None:
-            object.__setattr__(self, "appearance", _as_appearance(self.appearance))
+        if kind == "appearance":
+            self._set(kind, _as_appearance(self.appearance))
+        elif kind == "variation":
+            self._set(kind, _as_variation(self.variation))
         else:
-            object.__setattr__(self, "variation", _as_variation(self.variation))
-        object.__setattr__(self, "part", as_part(self.part))
+            self._set(kind, _as_array(getattr(self, kind), kind))
+        self._set("part", as_part(self.part))
+
+    @property
+    def kind(self) -> str:
+        """Which of the fields says what to do."""
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+    def _set(self, name: str, value: Any) -> None:
+        """Set a field, once."""
+        object.__setattr__(self, name, value)
 
     def __eq__(self, other):
         if not isinstance(other, Edit):
@@ -152,9 +202,7 @@ class Edit:
 
     def _key(self) -> tuple:
         """The fields by value."""
-        fields = self.appearance, self.part, self.strength
-        which = self.variation, self.given, self.name
-        return (*map(_plain, fields), self.unit, *which)
+        return tuple(_plain(getattr(self, each.name)) for each in fields(self))
 
 
 def _plain(value: Any) -> Any:
@@ -164,18 +212,32 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _check_strength(strength: Any) -> None:
+def check_strength(strength: Any, name: str = "strength") -> None:
     """Raise unless it is a number, or one for each sample."""
     if not isinstance(strength, np.ndarray | Tensor) or strength.ndim == 0:
         if is_bool(strength) or not isinstance(strength, Real):
-            raise TypeError(f"strength must be {STRENGTH}, got {shown(strength)}.")
-        check_single("strength", strength)
+            raise TypeError(f"{name} must be {STRENGTH}, got {shown(strength)}.")
+        check_single(name, strength)
         return
-    check_array_like(strength, "strength", STRENGTH)
+    check_array_like(strength, name, STRENGTH)
     if strength.ndim != 1 or not is_numeric(strength) or _is_boolean(strength):
-        raise ValueError(f"strength must be {STRENGTH}, got {shown(strength)}.")
-    check_finite(strength, "strength")
-    check_fits(strength, "strength", torch.float32)
+        raise ValueError(f"{name} must be {STRENGTH}, got {shown(strength)}.")
+    check_finite(strength, name)
+    check_fits(strength, name, torch.float32)
+
+
+def _as_unit(unit: Any, kind: str) -> str:
+    """The unit of a strength; that of the kind of edit if there is none."""
+    known = UNITS if kind in ("appearance", "variation") else ("alpha",)
+    if unit is None:
+        return known[0]
+    check_choice("unit", unit, UNITS)
+    if unit not in known:
+        raise ValueError(
+            f"unit={unit!r} is of appearances and variations. The strength of an edit "
+            f"by {kind} has none: leave unit at None."
+        )
+    return unit
 
 
 def _as_variation(variation: Any) -> int:
@@ -194,6 +256,17 @@ def _as_appearance(appearance: Any) -> int | ArrayLike:
         raise ValueError(f"appearance must be {APPEARANCE}, got {shown(vector)}.")
     check_finite(vector, "appearance")
     return vector
+
+
+def _as_array(values: Any, kind: str) -> ArrayLike:
+    """Finite numbers with as many axes as these have at least."""
+    expected, n_axes = ARRAYS[kind]
+    array = as_numeric(values, kind, expected)
+    if array.ndim < n_axes or 0 in array.shape or _is_boolean(array):
+        raise ValueError(f"{kind} must be {expected}, got {shown(array)}.")
+    check_finite(array, kind)
+    check_fits(array, kind, torch.float32)
+    return array
 
 
 def _is_boolean(array: ArrayLike) -> bool:

@@ -18,12 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from panda_sklearn.decomposition import PartsAppearanceDecomposition, layout_of
-from panda_sklearn.editing._changes import (
-    Change,
-    change_of,
-    check_edits,
-)
-from panda_sklearn.editing._edit import Edit
+from panda_sklearn.editing._changes import Change, change_of, check_edits
+from panda_sklearn.editing._donors import transfer_change
+from panda_sklearn.editing._edit import UNITS, Edit
+from panda_sklearn.editing._lookup import Sizes
 from panda_sklearn.editing._ranking import COLUMNS, PairTries, rank, sort_table
 from panda_sklearn.editing._targets import TargetSearch
 from panda_sklearn.feature_extractor import (
@@ -47,6 +45,7 @@ from panda_sklearn.utils.validation import (
     check_mask,
     check_parameters,
     check_single,
+    check_value_range,
     check_verbose,
     is_bool,
     shown,
@@ -174,6 +173,7 @@ class LocalEditor:
         refine: bool = False,
         target_change: float | None = None,
         region: ArrayLike | None = None,
+        value_range: tuple[float, float] | None = None,
     ) -> ArrayLike:
         r"""Generate edited images.
 
@@ -197,6 +197,11 @@ class LocalEditor:
         region : array of shape ([n_samples,] \*image_spatial), default=None
             With ``target_change``, where the change is measured: values from 0 to 1.
             ``None`` is where the edits are.
+
+        value_range : tuple of float, default=None
+            With ``target_change``, values of black and white that images are clipped
+            to before the change is measured, as pictures are; ``None`` measures values
+            as they are, also those that no picture shows.
 
         Returns
         -------
@@ -224,16 +229,15 @@ class LocalEditor:
         latents, origin = self._door(latents)
         change = self._change(check_edits(edits), len(latents), refine)
         if target_change is None:
-            if region is not None:
-                raise ValueError("region is only used with target_change; set that.")
-            effective = any(term.has_effect() for term in change.terms)
-            images = generate_changed(
-                self.extractor, latents, change if effective else None
-            )
-            return origin.give(images)
-        search = self._search(change, target_change, region, len(latents))
-        factors, masks = search.run(latents)
-        return origin.give(search.images(latents, factors, masks))
+            for name, value in (("region", region), ("value_range", value_range)):
+                if value is not None:
+                    raise ValueError(
+                        f"{name} is only used with target_change; set that."
+                    )
+            return origin.give(self._changed(latents, change))
+        search = self._search(change, target_change, region, value_range, len(latents))
+        factors, places = search.run(latents)
+        return origin.give(search.images(latents, factors, places))
 
     def find_strengths(
         self,
@@ -243,6 +247,7 @@ class LocalEditor:
         *,
         refine: bool = False,
         region: ArrayLike | None = None,
+        value_range: tuple[float, float] | None = None,
     ) -> ArrayLike:
         r"""Find how strong edits must be to change the region by a given amount.
 
@@ -265,6 +270,9 @@ class LocalEditor:
         region : array of shape ([n_samples,] \*image_spatial), default=None
             As for ``edit``.
 
+        value_range : tuple of float, default=None
+            As for ``edit``.
+
         Returns
         -------
         factors : array of shape (n_samples,)
@@ -279,20 +287,106 @@ class LocalEditor:
         """
         latents, origin = self._door(latents)
         change = self._change(check_edits(edits), len(latents), refine)
-        search = self._search(change, target_change, region, len(latents))
+        search = self._search(change, target_change, region, value_range, len(latents))
         factors, _ = search.run(latents)
         return origin.give(factors)
+
+    def transfer(
+        self,
+        latents: ArrayLike,
+        donors: ArrayLike,
+        part: Any,
+        amount: float | ArrayLike = 1.0,
+        *,
+        mix: bool = False,
+        mean: bool = False,
+        refine: bool = False,
+    ) -> ArrayLike:
+        r"""Give images the part of others.
+
+        Moves the coefficients at a part towards those of donors; or, with ``mix``, the
+        activations themselves. To combine it with other edits, give ``edit`` an
+        :class:`Edit` with the donors' ``coefficients``, or ``features``.
+
+        Parameters
+        ----------
+        latents : array of shape (n_samples, ...)
+            Latents.
+
+        donors : array of shape (n_donors, ...)
+            Latents of the images to take the part from: one for all, or one for each of
+            the ``latents``.
+
+        part : int, sequence of int, or array
+            Which part, as in :class:`Edit`.
+
+        amount : float or array of shape (n_samples,), default=1.0
+            The share of the way, 1 all of it. An array is one for each image.
+
+        mix : bool, default=False
+            Whether to move the activations at the part, with what the factors do not
+            reconstruct, in place of the coefficients.
+
+        mean : bool, default=False
+            Whether the donor is the mean of all ``donors``, of their coefficients or
+            activations.
+
+        refine : bool, default=False
+            Whether to refine the part to each sample, and to each donor, first.
+
+        Returns
+        -------
+        images : array of shape (n_samples, ...)
+            Images with the part of the donors.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As ``edit``, or if there are neither one donor nor one for each sample.
+
+        See Also
+        --------
+        Edit : What ``coefficients`` and ``features`` do.
+
+        Examples
+        --------
+        >>> from panda_sklearn.datasets import load_face_edits, sample_latents
+        >>> editor, edits = load_face_edits()
+        >>> smile = next(edit for edit in edits if edit.name == "smile")
+        >>> latents = sample_latents(editor.extractor.generator, 5, random_state=0)
+        >>> faces, donor = latents[:4], latents[4:]
+        >>> editor.transfer(faces, donor, smile.part).shape
+        torch.Size([4, 3, 64, 64])
+        """
+        for name, flag in (("mix", mix), ("mean", mean), ("refine", refine)):
+            check_flag(name, flag)
+        latents, origin = self._door(latents)
+        donors, _ = self._door(donors, "donors")
+        change = transfer_change(
+            self.extractor,
+            self.decomposition,
+            len(latents),
+            donors,
+            part,
+            amount,
+            mix=mix,
+            mean=mean,
+            refine=refine,
+        )
+        return origin.give(self._changed(latents, change))
 
     def remove(
         self,
         latents: ArrayLike,
-        appearance: int | ArrayLike,
+        appearance: int | ArrayLike | None = None,
         part: int | Sequence[int] | ArrayLike | None = None,
         *,
         strength: float | ArrayLike = 3.0,
         unit: str = "std",
         threshold: str | float | tuple = "mean",
         refine: bool = False,
+        variation: int | None = None,
+        given: str | None = None,
     ) -> ArrayLike:
         r"""Remove an object by adding what is around it (section 4.1.1).
 
@@ -304,9 +398,10 @@ class LocalEditor:
         latents : array of shape (n_samples, ...)
             Latents.
 
-        appearance : int or array of shape (n_channels,)
+        appearance : int or array of shape (n_channels,), default=None
             What is to be there instead, such as the background: an index, or any
-            vector of the layer's channels.
+            vector of the layer's channels. Exactly one of this and ``variation`` must
+            be given.
 
         part : int, sequence of int, or array, default=None
             Where the object is, as in :class:`Edit`. ``None`` is wherever the
@@ -325,6 +420,13 @@ class LocalEditor:
         refine : bool, default=False
             Whether to refine the part to each sample.
 
+        variation : int, default=None
+            A variation of the part, in the place of an appearance: one along which the
+            object comes and goes.
+
+        given : "others", default=None
+            With ``variation``, which ones; as in :class:`Edit`.
+
         Returns
         -------
         images : array of shape (n_samples, ...)
@@ -336,17 +438,22 @@ class LocalEditor:
             As ``edit``, or if ``threshold`` is something else.
         """
         check_threshold(threshold)
+        check_choice("unit", unit, UNITS)
+        what: dict[str, Any] = {"variation": variation, "given": given}
         if part is None:
+            if variation is not None:
+                raise ValueError("A variation is of a part: say which with part.")
             self._check_learnt(appearance, "part=None")
             checked, _ = self._check_latents(latents)
             everywhere = np.ones(self.decomposition.map_shape_[1:])
-            edit = Edit(appearance, everywhere, strength, unit)
+            edit = Edit(appearance, everywhere, strength, unit, **what)
             self._change([edit], len(checked), refine)  # fails, if so, before any work
             present = self._localize(checked, appearance, threshold, size=None)
             part = ~present
             if not bool(part.any()):
                 return self.extractor.generate(latents)
-        return self.edit(latents, Edit(appearance, part, strength, unit), refine=refine)
+        edit = Edit(appearance, part, strength, unit, **what)
+        return self.edit(latents, edit, refine=refine)
 
     def mask(
         self,
@@ -514,6 +621,7 @@ class LocalEditor:
         """
         latents, _ = self._door(latents)
         check_choice("sort_by", sort_by, sorted(COLUMNS))
+        check_choice("unit", unit, UNITS)
         verbose = check_verbose(verbose)
         panda, extractor = self.decomposition, self.extractor
         every = as_tensor(panda.parts_).flatten(1)
@@ -570,14 +678,16 @@ class LocalEditor:
 
     # Helpers
 
-    def _check_latents(self, latents: ArrayLike) -> tuple[ArrayLike, Origin]:
+    def _check_latents(
+        self, latents: ArrayLike, name: str = "latents"
+    ) -> tuple[ArrayLike, Origin]:
         """Checked latents; with the parameters, which may have changed since."""
         check_parameters(self.decomposition)
-        return check_latents(self.extractor, latents)
+        return check_latents(self.extractor, latents, name)
 
-    def _door(self, latents: ArrayLike) -> tuple[Tensor, Origin]:
+    def _door(self, latents: ArrayLike, name: str = "latents") -> tuple[Tensor, Origin]:
         """Checked latents as a tensor, numpy's on the network's device."""
-        latents, origin = self._check_latents(latents)
+        latents, origin = self._check_latents(latents, name)
         if isinstance(latents, Tensor):
             return latents, origin
         device = running_device(self.extractor)
@@ -598,13 +708,30 @@ class LocalEditor:
         self, edits: Sequence[Edit], n_samples: int | None, refine: bool = False
     ) -> Change:
         """The edits as a change of activations."""
-        shape = self.extractor.image_shape_
-        return change_of(edits, self.decomposition, shape, n_samples, refine=refine)
+        sizes = Sizes.of(self.extractor, n_samples)
+        return change_of(edits, self.decomposition, sizes, refine=refine)
+
+    def _changed(self, latents: Tensor, change: Change) -> Tensor:
+        """Images of checked latents, with a change."""
+        if not change.has_effect():
+            return generate_changed(self.extractor, latents, None)
+        return generate_changed(
+            self.extractor,
+            latents,
+            lambda where, take: change.applied(latents[where], where, take),
+        )
 
     def _search(
-        self, change: Change, target: float, region: Any, n_samples: int
+        self,
+        change: Change,
+        target: float,
+        region: Any,
+        value_range: Any,
+        n_samples: int,
     ) -> TargetSearch:
         """The search for strengths, its input checked."""
+        if value_range is not None:
+            value_range = check_value_range(value_range)
         target = check_single("target_change", target, above=0)
         if not all(bool(term.strength.all()) for term in change.terms):
             raise ValueError(
@@ -619,7 +746,9 @@ class LocalEditor:
                     f"{n_samples} samples before it, got {tuple(region.shape)}."
                 )
             region = region.reshape(-1, *spatial)
-        return TargetSearch(self.extractor, change, target, spatial, region)
+        return TargetSearch(
+            self.extractor, change, target, spatial, region, value_range
+        )
 
     def _localize(
         self, latents: ArrayLike, appearance: Any, threshold: Any, **options: Any

@@ -5,20 +5,28 @@ Floor 3: see :mod:`panda_sklearn.editing`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from panda_sklearn.editing._changes import change_of, check_edits, total_change
+from panda_sklearn.editing._changes import Change, change_of, check_edits
 from panda_sklearn.editing._edit import Edit
 from panda_sklearn.editing._editor import LocalEditor
+from panda_sklearn.editing._lookup import Sizes
+from panda_sklearn.editing._terms import (
+    CoefficientTerm,
+    FeatureTerm,
+    LatentTerm,
+    Term,
+    VectorTerm,
+)
 from panda_sklearn.feature_extractor import running_device, tap_of
-from panda_sklearn.utils.arithmetic import in_full_precision
-from panda_sklearn.utils.arrays import promoted
+from panda_sklearn.utils.arrays import as_tensor, promoted
 from panda_sklearn.utils.borrowing import run_eagerly
-from panda_sklearn.utils.hooks import replace
+from panda_sklearn.utils.hooks import capture, replace
 from panda_sklearn.utils.undo import Undo
 from panda_sklearn.utils.validation import (
     check_array_like,
@@ -40,7 +48,8 @@ class EditedGenerator(nn.Module):
     """A generator with edits built in, as a module like any other.
 
     Called with latents, it returns edited images. Gradients flow through it to
-    latents that require them and, with ``learn_strengths``, to the strengths.
+    latents that require them and to those of strengths, vectors and masks that are to
+    be learnt.
 
     Parameters
     ----------
@@ -57,6 +66,12 @@ class EditedGenerator(nn.Module):
     learn_strengths : bool, default=False
         Whether ``strengths`` requires gradients.
 
+    learn_vectors : bool, default=False
+        Whether ``vectors`` requires gradients.
+
+    learn_masks : bool, default=False
+        Whether ``masks`` requires gradients; not with ``refine``.
+
     Attributes
     ----------
     generator : torch.nn.Module
@@ -66,10 +81,20 @@ class EditedGenerator(nn.Module):
     strengths : torch.nn.Parameter of shape (n_edits,)
         The strengths, in the edits' own units.
 
+    vectors : torch.nn.Parameter of shape (n_vectors, n_channels)
+        What is added by those edits that add a vector, appearances and variations, in
+        their order.
+
+    masks : torch.nn.Parameter of shape (n_edits, n_positions)
+        Where: parts scaled to reach from 0 to 1, and drawn masks. Nothing keeps learnt
+        ones in that range. Edits of coefficients at parts do not use theirs.
+
     Raises
     ------
     TypeError, ValueError
-        As ``LocalEditor.edit``; also if a mask or strengths are of single samples.
+        As ``LocalEditor.edit``; also if an array of an edit is of single samples; if
+        one requires gradients, but what is to be learnt are this module's parameters;
+        or if nothing is there to be learnt.
     RuntimeError
         When called with gradients on, if the generator runs the edited layer under
         activation checkpointing: in the backward pass it would run again, unedited.
@@ -114,8 +139,8 @@ class EditedGenerator(nn.Module):
 
     strengths: nn.Parameter
     scales: Tensor
-    vectors: Tensor
-    masks: Tensor
+    vectors: nn.Parameter
+    masks: nn.Parameter
 
     def __init__(
         self,
@@ -124,34 +149,50 @@ class EditedGenerator(nn.Module):
         *,
         refine: bool = False,
         learn_strengths: bool = False,
+        learn_vectors: bool = False,
+        learn_masks: bool = False,
     ) -> None:
         super().__init__()
         check_kind("editor", editor, LocalEditor)
-        check_flag("learn_strengths", learn_strengths)
+        for name, flag in (
+            ("learn_strengths", learn_strengths),
+            ("learn_vectors", learn_vectors),
+            ("learn_masks", learn_masks),
+        ):
+            check_flag(name, flag)
         extractor, panda = editor.extractor, editor.decomposition
-        shape = extractor.image_shape_
-        change = change_of(check_edits(edits), panda, shape, None, refine=refine)
+        edits = check_edits(edits)
+        for edit in edits:
+            _check_no_gradients(edit)
+        change = change_of(edits, panda, Sizes.of(extractor, None), refine=refine)
         check_parameters(extractor)
         check_parameters(panda)
+        _check_learnable(change, learn_vectors, learn_masks)
         self.generator = extractor.generator
         self.training = self.generator.training
         self._forward = extractor.forward
         self._tap = tap_of(extractor)
         self._change = change
-        like = change.terms[0].vector.to(running_device(extractor))
-        self.strengths = nn.Parameter(
-            torch.stack([term.strength.to(like) for term in change.terms]),
-            requires_grad=bool(learn_strengths),
+        like = torch.empty(
+            0,
+            dtype=promoted(as_tensor(panda.appearances_)).dtype,
+            device=running_device(extractor),
         )
-        self.register_buffer(
-            "scales", like.new_tensor([term.scale for term in change.terms])
-        )
-        self.register_buffer(
-            "vectors", torch.stack([term.vector.to(like) for term in change.terms])
-        )
-        self.register_buffer(
-            "masks", torch.stack([term.mask.to(like) for term in change.terms])
-        )
+        terms = change.terms
+        vectors = [term.vector for term in terms if isinstance(term, VectorTerm)]
+        for name, values, learn in (
+            ("strengths", [term.strength for term in terms], learn_strengths),
+            ("vectors", vectors, learn_vectors),
+            ("masks", [term.mask for term in terms], learn_masks),
+        ):
+            whole = torch.stack([x.to(like) for x in values]) if values else like
+            self.register_parameter(name, nn.Parameter(whole, bool(learn)))
+        scales = [term.scale for term in terms]
+        self.register_buffer("scales", like.new_tensor(scales))
+        # What the others move activations towards, in the state of the module too.
+        for n, term in enumerate(terms):
+            if target := _target(term):
+                self.register_buffer(f"target{n}", getattr(term, target).to(like))
 
     def forward(self, latents: Tensor) -> Tensor:
         """Generate edited images.
@@ -182,10 +223,12 @@ class EditedGenerator(nn.Module):
     def _run(self, latents: Tensor) -> Tensor:
         """One forward pass, with the edits hooked in for its length."""
         saving = _saved_tensors_hooks()
-        given = (latents, self.strengths, *self.generator.parameters())
+        learnt = self.strengths, self.vectors, self.masks
+        given = (latents, *learnt, *self.generator.parameters())
         differentiates = torch.is_grad_enabled() and any(T.requires_grad for T in given)
+        change = self._current()
 
-        def edit(features: Tensor) -> Tensor:
+        def check() -> None:
             if differentiates and (
                 not torch.is_grad_enabled() or _saved_tensors_hooks() != saving
             ):
@@ -197,25 +240,72 @@ class EditedGenerator(nn.Module):
                     "checkpointing off in the generator, or call this module under "
                     "torch.no_grad()."
                 )
-            return self._edit(features)
 
-        def run() -> Tensor:
+        def run(latents: Tensor) -> Tensor:
             if self._forward is None:
                 return self.generator(latents)
             return self._forward(self.generator, latents)
 
+        def take(others: Tensor) -> Tensor:
+            seen = capture(self._tap, lambda: run(others), detach=False)
+            return seen.found()
+
         with Undo() as undo, undo:
             run_eagerly(undo, self.generator)
-            return replace(self._tap, edit, run)
+            add = change.adding(latents, slice(None), take)
 
-    @in_full_precision
-    def _edit(self, features: Tensor) -> Tensor:
-        """Activations with the edits added."""
-        layout = self._change.layout
-        maps = promoted(layout.to_maps(features))
-        masks: Sequence[Tensor] = self.masks.unbind()
-        if self._change.refine is not None:
-            masks = self._change.masks(features.detach(), None)
-        alphas = (self.strengths * self.scales).unbind()
-        added = total_change(maps, self.vectors.unbind(), masks, alphas)
-        return layout.from_maps(maps + added)
+            def edit(features: Tensor) -> Tensor:
+                check()
+                maps = promoted(change.layout.to_maps(features))
+                return change.layout.from_maps(maps + add(features))
+
+            return replace(self._tap, edit, lambda: run(latents))
+
+    def _current(self) -> Change:
+        """The edits, with the parameters and targets as they are now."""
+        terms, vectors = [], iter(self.vectors)
+        for n, term in enumerate(self._change.terms):
+            changes: dict[str, Any] = {
+                "strength": self.strengths[n],
+                "scale": self.scales[n],
+                "mask": self.masks[n],
+            }
+            if isinstance(term, VectorTerm):
+                changes["vector"] = next(vectors)
+            elif name := _target(term):
+                changes[name] = getattr(self, f"target{n}")
+            terms.append(dataclasses.replace(term, **changes))
+        return Change(terms, self._change.layout, self._change.refine)
+
+
+def _target(term: Term) -> str | None:
+    """The attribute with what a term moves activations towards, if it has one."""
+    if isinstance(term, LatentTerm):
+        return "direction"
+    return "target" if isinstance(term, CoefficientTerm | FeatureTerm) else None
+
+
+def _check_no_gradients(edit: Edit) -> None:
+    """Raise ValueError if an array of an edit requires gradients."""
+    for field in dataclasses.fields(edit):
+        value = getattr(edit, field.name)
+        if isinstance(value, Tensor) and value.requires_grad:
+            raise ValueError(
+                f"{field.name} of an edit requires gradients, which would not reach it:"
+                " this module learns parameters of its own. Give it detached and pass "
+                "learn_strengths, learn_vectors or learn_masks."
+            )
+
+
+def _check_learnable(change: Change, vectors: bool, masks: bool) -> None:
+    """Raise ValueError if what is to be learnt is not there."""
+    if vectors and not any(isinstance(term, VectorTerm) for term in change.terms):
+        raise ValueError(
+            "learn_vectors=True learns vectors of appearances and variations, but no "
+            "edit has one. Leave it at False."
+        )
+    if masks and change.refine is not None:
+        raise ValueError(
+            "learn_masks=True does not go with refine=True, which finds masks for each "
+            "sample. Set one of them to False."
+        )

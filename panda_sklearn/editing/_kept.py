@@ -11,16 +11,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from panda_sklearn.decomposition import PartsAppearanceDecomposition
-from panda_sklearn.editing._changes import check_edits, term_of
+from panda_sklearn.decomposition import PartsAppearanceDecomposition, layout_of
+from panda_sklearn.editing._changes import check_edits
 from panda_sklearn.editing._edit import Edit
+from panda_sklearn.editing._lookup import Sizes, term_of
+from panda_sklearn.editing._terms import VectorTerm
 from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor
 from panda_sklearn.utils.hashing import DIGITS, bytes_of
 from panda_sklearn.utils.parts import is_mask
@@ -31,7 +33,8 @@ __all__ = ["load_edits", "save_edits"]
 
 # What the file says that it holds, and the version of that.
 KIND = "LocalEdits"
-FORMAT_VERSION = 1
+# What is new in version 2: edits by latents, coefficients and activations.
+FORMAT_VERSION = 2
 
 # What a file knows of the decomposition that its edits are of.
 OF = ("factors", "layer", "map_shape", "network")
@@ -44,9 +47,9 @@ def save_edits(
 ) -> None:
     r"""Write edits to a safetensors file.
 
-    Kept are the vectors and masks that the edits add, so that the file needs no
-    decomposition to be used, and how they were said; names, strengths, the layer and
-    the fingerprints of factors and network, as far as the decomposition knows these
+    Kept are how the edits were said and, so that the file needs no decomposition to be
+    used, the vectors and masks that they add; names, strengths, the layer and the
+    fingerprints of factors and network, as far as the decomposition knows these
     (``layer_`` and ``network_``, from its file). Reading it runs no code.
 
     Parameters
@@ -118,7 +121,8 @@ def load_edits(
         With ``decomposition`` as they were said, indices and all. Without, each has a
         vector of channels and a mask in their place, which cannot be refined. The
         vector is scaled so that a strength means what it meant: as many standard
-        deviations as it was saved with, if that was its unit.
+        deviations as it was saved with, if that was its unit. Directions of latents
+        and activations are as they were said, at a mask.
 
     Raises
     ------
@@ -126,7 +130,8 @@ def load_edits(
         If there is no such file.
     ValueError
         If the file is cut off, holds something else or is of a later format; or if the
-        edits are of another layer, network or fit than ``decomposition``.
+        edits are of another layer, network or fit than ``decomposition``; or if one
+        moves coefficients, which mean nothing without one.
     """
     if decomposition is not None:
         check_kind("decomposition", decomposition, PartsAppearanceDecomposition)
@@ -137,10 +142,18 @@ def load_edits(
         of = {name: parts["of"].get(name) for name in OF}
         _check_same(of, _identity(decomposition))
     with reading(path):
-        return [
-            _edit(kept, as_said=decomposition is not None)
-            for kept in parts["edits"]["edits"]
-        ]
+        kept = parts["edits"]["edits"]
+        edits = [Edit(**each["said"]) for each in kept]
+    if decomposition is not None:
+        return edits
+    for edit in edits:
+        if edit.kind == "coefficients":
+            raise ValueError(
+                f"The edit {edit.name or edits.index(edit)!r} moves coefficients of "
+                "the factors that it was saved with: give these as decomposition."
+            )
+    with reading(path):
+        return [_alone(*each) for each in zip(edits, kept, strict=True)]
 
 
 def _kept(
@@ -148,6 +161,11 @@ def _kept(
 ) -> dict[str, Any]:
     """An edit as plain values: how it was said, and what it adds."""
     spatial = decomposition.map_shape_[1:]
+    # How many axes these have if they are the same for all samples.
+    one_sample = {
+        "coefficients": 2,
+        "features": len(layout_of(decomposition).sample_shape),
+    }
     part: Any = edit.part
     strength: Any = edit.strength
     image_spatial, n_samples = (), None
@@ -157,22 +175,25 @@ def _kept(
             n_samples = len(part)
     if np.ndim(strength):
         n_samples = len(strength)
-    term = term_of(edit, decomposition, image_spatial, n_samples, known)
+    target = getattr(edit, edit.kind)
+    if edit.kind in one_sample and np.ndim(target) > one_sample[edit.kind]:
+        n_samples = len(target)
+    sizes = Sizes(n_samples, image_spatial)
+    term = term_of(edit, decomposition, sizes, known)
     mask = part if is_mask(part) else term.mask.reshape(spatial)
     said = {field.name: _host(getattr(edit, field.name)) for field in fields(Edit)}
-    # In double precision, which a unit of small deviations needs.
-    vector = term.vector.double() * term.scale
-    return {"said": said, "vector": _host(vector), "mask": _host(mask)}
+    vector = None
+    if isinstance(term, VectorTerm):
+        # In double precision, which a unit of small deviations needs.
+        vector = _host(term.vector.double() * term.scale)
+    return {"said": said, "vector": vector, "mask": _host(mask)}
 
 
-def _edit(kept: dict[str, Any], *, as_said: bool) -> Edit:
-    """The edit of :func:`_kept`."""
-    said = kept["said"]
-    if as_said:
-        return Edit(**said)
-    return Edit(
-        kept["vector"], kept["mask"], said["strength"], "alpha", name=said["name"]
-    )
+def _alone(edit: Edit, kept: dict[str, Any]) -> Edit:
+    """An edit of :func:`_kept` that needs no factors."""
+    if kept["vector"] is None:
+        return replace(edit, part=kept["mask"])
+    return Edit(kept["vector"], kept["mask"], edit.strength, "alpha", name=edit.name)
 
 
 def _identity(decomposition: PartsAppearanceDecomposition) -> dict[str, Any]:

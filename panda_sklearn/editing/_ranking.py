@@ -56,14 +56,17 @@ class PairTries:
     def edited(self, latents: Tensor, rows: Tensor, parts: Tensor) -> Tensor:
         """Images of latents (n, ...) with the vectors of rows (n,) at parts (n,)."""
 
-        def add(features: Tensor, where: slice) -> Tensor:
-            maps = promoted(self.layout.to_maps(features))
-            vectors = self.vectors[rows[where]].to(maps)
-            masks = self.masks[parts[where]].to(maps)
-            added = vectors[:, :, None] * masks[:, None]
-            return self.layout.from_maps(maps + added)
+        def change(where: slice, take: Any) -> Callable[[Tensor], Tensor]:
+            def add(features: Tensor) -> Tensor:
+                maps = promoted(self.layout.to_maps(features))
+                vectors = self.vectors[rows[where]].to(maps)
+                masks = self.masks[parts[where]].to(maps)
+                added = vectors[:, :, None] * masks[:, None]
+                return self.layout.from_maps(maps + added)
 
-        return generate_changed(self.extractor, latents, add, verbose=0)
+            return add
+
+        return generate_changed(self.extractor, latents, change, verbose=0)
 
     def outlines(self, parts: Tensor) -> Tensor:
         """Parts (n,) at the images' size, from 0 to 1."""

@@ -7,8 +7,9 @@ for a factor, :mod:`panda_sklearn.editing._strengths`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from panda_sklearn.editing._changes import Change
 from panda_sklearn.editing._strengths import TOLERANCE, find_factors
+from panda_sklearn.editing._terms import Place, Take
 from panda_sklearn.feature_extractor import (
     GeneratorFeatureExtractor,
     extract,
@@ -42,6 +44,8 @@ class TargetSearch:
     image_spatial : tuple of int
     region : Tensor of shape (1 or N, *image_spatial), or None
         Where the change is measured; ``None`` is where the edits are.
+    value_range : tuple of float, or None
+        To what images are clipped before it is measured.
     """
 
     extractor: GeneratorFeatureExtractor
@@ -49,12 +53,13 @@ class TargetSearch:
     target: float
     image_spatial: tuple[int, ...]
     region: Tensor | None
+    value_range: tuple[float, float] | None
 
-    def run(self, latents: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Factors (N,), and the masks (S,) or (N, S) of each term; batch by batch."""
+    def run(self, latents: Tensor) -> tuple[Tensor, list[Place]]:
+        """Factors (N,), and the places of each term; batch by batch."""
         n, size = len(latents), self.extractor.batch_size
         factors, reached = [], []
-        masks: list[list[Tensor]] = []
+        places: list[list[Place]] = []
         with tqdm(
             total=n,
             desc="Strengths",
@@ -63,70 +68,84 @@ class TargetSearch:
         ) as bar:
             for start in range(0, n, size):
                 where = slice(start, min(start + size, n))
-                found, changes, its_masks = self._solve(latents[where], where)
+                found, changes, its_places = self._solve(latents[where], where)
                 factors.append(found)
                 reached.append(changes)
-                masks.append(its_masks)
+                places.append(its_places)
                 bar.update(where.stop - start)
         self._warn(torch.cat(reached))
-        return torch.cat(factors), [_joined(each) for each in zip(*masks, strict=True)]
+        return torch.cat(factors), [_joined(each) for each in zip(*places, strict=True)]
 
     def images(
-        self, latents: Tensor, factors: Tensor, masks: Sequence[Tensor]
+        self, latents: Tensor, factors: Tensor, places: Sequence[Place]
     ) -> Tensor:
         """Images with the strengths multiplied."""
 
-        def add(features: Tensor, where: slice) -> Tensor:
-            alphas = [
-                alpha.to(factors) * factors[where]
-                for alpha in self.change.alphas(where)
-            ]
-            return self.change.apply(features, _some(masks, where), alphas)
+        def change(where: slice, take: Take) -> Callable[[Tensor], Tensor]:
+            alphas = [alpha.to(factors) for alpha in self.change.alphas(where)]
+            return self.change.applied(
+                latents[where],
+                where,
+                take,
+                [alpha * factors[where] for alpha in alphas],
+                [place.some(where) for place in places],
+            )
 
-        return generate_changed(self.extractor, latents, add)
+        return generate_changed(self.extractor, latents, change)
 
-    def _solve(
-        self, batch: Tensor, where: slice
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Factors of a batch, the changes that they make, and the terms' masks."""
+    def _solve(self, batch: Tensor, where: slice) -> tuple[Tensor, Tensor, list[Place]]:
+        """Factors of a batch, the changes that they make, and the terms' places."""
         features = None
         if self.change.refine is not None:
             features = as_tensor(extract(self.extractor, batch))
-        masks = self.change.masks(features, where)
+        places = self.change.places(features, where)
         alphas = self.change.alphas(where)
-        region = self._region(masks, where)
-        plain = promoted(generate_changed(self.extractor, batch, None, verbose=0))
+        region = self._region(places, where)
+        plain = self._measured(generate_changed(self.extractor, batch, None, verbose=0))
 
         def change_of(factors: Tensor, rows: Tensor) -> Tensor:
-            some_masks = _some(masks, rows)
+            latents = batch[rows]
             some_alphas = [
                 (alpha if alpha.ndim == 0 else alpha[rows]).to(factors) * factors
                 for alpha in alphas
             ]
 
-            def add(features: Tensor, part: slice) -> Tensor:
-                its_alphas = [alpha[part] for alpha in some_alphas]
-                return self.change.apply(features, _some(some_masks, part), its_alphas)
+            def change(part: slice, take: Take) -> Callable[[Tensor], Tensor]:
+                of = rows[part]
+                return self.change.applied(
+                    latents[part],
+                    where.start + of,
+                    take,
+                    [alpha[part] for alpha in some_alphas],
+                    [place.some(of) for place in places],
+                )
 
-            edited = generate_changed(self.extractor, batch[rows], add, verbose=0)
+            edited = generate_changed(self.extractor, latents, change, verbose=0)
             some_region = region if len(region) == 1 else region[rows]
-            return change_inside(some_region, promoted(edited) - plain[rows]).cpu()
+            difference = self._measured(edited) - plain[rows]
+            return change_inside(some_region, difference).cpu()
 
         factors, changes = find_factors(change_of, len(batch), self.target)
-        return factors, changes, masks
+        return factors, changes, places
 
-    def _region(self, masks: Sequence[Tensor], where: slice) -> Tensor:
+    def _measured(self, images: Tensor) -> Tensor:
+        """Images as the change is measured between them."""
+        if self.value_range is None:
+            return promoted(images)
+        return promoted(images).clamp(*self.value_range)
+
+    def _region(self, places: Sequence[Place], where: slice) -> Tensor:
         """Where the change is measured, (1 or n, *image_spatial)."""
         if self.region is not None:
             return self.region if len(self.region) == 1 else self.region[where]
         layer, spatial = self.change.layout.spatial, self.image_spatial
         outlines = []
-        for term, mask in zip(self.change.terms, masks, strict=True):
+        for term, place in zip(self.change.terms, places, strict=True):
             if term.drawn is not None:
                 each = term.drawn.ndim > len(spatial)
                 outlines.append(term.drawn[where] if each else term.drawn[None])
             else:
-                maps = mask.reshape(-1, 1, *layer)
+                maps = place.mask.reshape(-1, 1, *layer)
                 outlines.append(resize(maps, spatial)[:, 0])
         total = outlines[0]
         for outline in outlines[1:]:
@@ -147,11 +166,12 @@ class TargetSearch:
             )
 
 
-def _some(masks: Sequence[Tensor], rows: slice | Tensor) -> list[Tensor]:
-    """Masks of some samples: (S,) as they are, of (N, S) those rows."""
-    return [mask if mask.ndim == 1 else mask[rows] for mask in masks]
-
-
-def _joined(masks: Sequence[Tensor]) -> Tensor:
-    """Masks of batches as one: (S,) if they are the same for all."""
-    return masks[0] if masks[0].ndim == 1 else torch.cat(list(masks))
+def _joined(places: Sequence[Place]) -> Place:
+    """Places in batches as one; those that are the same for all are one already."""
+    first = places[0]
+    mask, parts = first.mask, first.parts
+    if mask.ndim > 1:
+        mask = torch.cat([place.mask for place in places])
+    if parts is not None and parts.ndim > 2:
+        parts = torch.cat([cast(Tensor, place.parts) for place in places])
+    return Place(mask, parts)

@@ -12,6 +12,7 @@ import numpy as np
 from panda_sklearn.editing import Edit
 from panda_sklearn.editing._changes import change_of
 from panda_sklearn.editing._edit import UNITS
+from panda_sklearn.editing._lookup import Sizes
 from panda_sklearn.inspection._images import (
     as_picture_of,
     as_pictures,
@@ -20,7 +21,6 @@ from panda_sklearn.inspection._images import (
     check_editor,
     check_labels,
     check_shares,
-    check_value_range,
     count_latents,
     label_columns,
     label_rows,
@@ -31,6 +31,7 @@ from panda_sklearn.utils.validation import (
     check_indices,
     check_kind,
     check_numbers_of,
+    check_value_range,
 )
 
 # Axes of pictures.
@@ -90,7 +91,7 @@ class EditDisplay:
             As for ``LocalEditor.edit``.
 
         target_change : float, default=None
-            As for ``LocalEditor.edit``.
+            As for ``LocalEditor.edit``, of what the pictures show.
 
         value_range : tuple of float, default=(-1, 1)
             Values of black and white in the images.
@@ -115,7 +116,10 @@ class EditDisplay:
         check_value_range(value_range)
         check_cmap(cmap)
         check_axes(axes, 3, count_latents(editor, latents))
-        after = editor.edit(latents, edits, refine=refine, target_change=target_change)
+        how = {"target_change": target_change}
+        if target_change is not None:
+            how["value_range"] = value_range
+        after = editor.edit(latents, edits, refine=refine, **how)
         before = editor.extractor.generate(latents)
         return cls.from_images(
             before, after, value_range=value_range, axes=axes, cmap=cmap
@@ -266,7 +270,7 @@ class StrengthsDisplay:
             Strengths in the edit's unit, a column each.
 
         refine : bool, default=False
-            As for ``LocalEditor.edit``.
+            As for ``LocalEditor.edit``, of what the pictures show.
 
         value_range : tuple of float, default=(-1, 1)
             Values of black and white in the images.
@@ -292,9 +296,9 @@ class StrengthsDisplay:
         check_axes(axes, n_samples, len(strengths))
         edits = [replace(edit, strength=strength) for strength in strengths]
         # Fails, if so, before any work.
-        shape, panda = editor.extractor.image_shape_, editor.decomposition
+        sizes, panda = Sizes.of(editor.extractor, n_samples), editor.decomposition
         for one in edits:
-            change_of([one], panda, shape, n_samples, refine=refine)
+            change_of([one], panda, sizes, refine=refine)
         pictures = [
             as_pictures(editor.edit(latents, one, refine=refine), value_range)
             for one in edits
@@ -424,6 +428,7 @@ class EditMatrixDisplay:
         check_editor(editor)
         check_value_range(value_range)
         panda = editor.decomposition
+        check_choice("unit", unit, UNITS)
         appearances = check_indices("appearances", appearances, len(panda.appearances_))
         parts = check_indices("parts", parts, len(panda.parts_))
         n_samples = count_latents(editor, latents)
@@ -435,14 +440,14 @@ class EditMatrixDisplay:
         check_axes(axes, len(appearances), len(parts) + 1)
         edits = [[Edit(j, k, strength, unit) for k in parts] for j in appearances]
         # Fails, if so, before any work.
-        shape = editor.extractor.image_shape_
         for row in edits:
-            change_of(row, panda, shape, n_samples)
+            change_of(row, panda, Sizes.of(editor.extractor, n_samples))
+        how = {"target_change": target_change}
+        if target_change is not None:
+            how["value_range"] = value_range
 
         def edited(edit):
-            return as_picture_of(
-                editor.edit(latents, edit, target_change=target_change), value_range
-            )
+            return as_picture_of(editor.edit(latents, edit, **how), value_range)
 
         pictures = np.stack([[edited(edit) for edit in row] for row in edits])
         plain = as_picture_of(editor.extractor.generate(latents), value_range)

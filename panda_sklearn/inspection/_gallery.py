@@ -8,18 +8,31 @@ from __future__ import annotations
 import numpy as np
 
 from panda_sklearn.editing._changes import change_of, check_edits
+from panda_sklearn.editing._lookup import Sizes
 from panda_sklearn.inspection._images import (
     as_pictures,
     check_axes,
     check_editor,
     check_shares,
-    check_value_range,
     count_latents,
     label_rows,
     new_axes,
 )
 from panda_sklearn.utils.parts import is_mask
-from panda_sklearn.utils.validation import check_flag, check_items, check_kind
+from panda_sklearn.utils.validation import (
+    check_flag,
+    check_items,
+    check_kind,
+    check_value_range,
+)
+
+# What to call edits whose kind has no index.
+KINDS = {
+    "appearance": "a vector",
+    "latent": "a direction",
+    "coefficients": "coefficients",
+    "features": "activations",
+}
 
 
 class EditGalleryDisplay:
@@ -82,8 +95,8 @@ class EditGalleryDisplay:
             As for ``LocalEditor.edit``, of the edits that are at learnt parts.
 
         target_change : float, default=None
-            As for ``LocalEditor.edit``: makes all edits change where they are by the
-            same.
+            As for ``LocalEditor.edit``: makes what the pictures show change by the same
+            where the edits are.
 
         value_range : tuple of float, default=(-1, 1)
             Values of black and white in the images.
@@ -109,14 +122,14 @@ class EditGalleryDisplay:
         check_flag("refine", refine)
         refined = [refine and not is_mask(edit.part) for edit in edits]
         # Fails, if so, before any work.
-        of = editor.decomposition, editor.extractor.image_shape_, n_samples
+        of = editor.decomposition, Sizes.of(editor.extractor, n_samples)
         for edit, whether in zip(edits, refined, strict=True):
             change_of([edit], *of, refine=whether)
+        how = {"target_change": target_change}
+        if target_change is not None:
+            how["value_range"] = value_range
         after = [
-            as_pictures(
-                editor.edit(latents, edit, refine=whether, target_change=target_change),
-                value_range,
-            )
+            as_pictures(editor.edit(latents, edit, refine=whether, **how), value_range)
             for edit, whether in zip(edits, refined, strict=True)
         ]
         before = as_pictures(editor.extractor.generate(latents), value_range)
@@ -158,9 +171,8 @@ class EditGalleryDisplay:
 
 def _described(edit):
     """An edit without a name in a few words."""
-    kind = "appearance" if edit.variation is None else "variation"
-    which = getattr(edit, kind)
-    what = f"{kind} {which}" if isinstance(which, int) else "a vector"
+    which = getattr(edit, edit.kind)
+    what = f"{edit.kind} {which}" if isinstance(which, int) else KINDS[edit.kind]
     where = "a mask"
     if isinstance(edit.part, int | tuple):
         where = f"part {edit.part}".replace("part (", "parts (")

@@ -23,7 +23,7 @@ from panda_sklearn.utils.validation import (
     check_kind,
     check_number,
     check_parameters,
-    check_single,
+    check_value_range,
     check_values,
     shown,
 )
@@ -65,16 +65,6 @@ def as_picture_of(images: ArrayLike, value_range: tuple[float, float]) -> np.nda
 def _with_three(pictures: np.ndarray) -> tuple[int, ...]:
     n, _, height, width = pictures.shape
     return n, 3, height, width
-
-
-def check_value_range(value_range: Any) -> tuple[float, float]:
-    """Two numbers, of black and of white, the second above the first."""
-    expected = "two numbers (black, white), the second above the first"
-    items = check_items("value_range", value_range, expected)
-    found = [check_single("each of value_range", edge) for edge in items]
-    if len(found) != 2 or found[0] >= found[1]:
-        raise ValueError(f"value_range must be {expected}, got {shown(value_range)}.")
-    return found[0], found[1]
 
 
 def check_editor(editor: Any) -> None:

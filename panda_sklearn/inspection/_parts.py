@@ -16,14 +16,18 @@ from panda_sklearn.inspection._images import (
     check_labels,
     check_shares,
     check_spatial,
-    check_value_range,
     enlarge,
     label_columns,
     label_rows,
     new_axes,
     unit_scaled,
 )
-from panda_sklearn.utils.validation import MAPS, check_array_like, check_indices
+from panda_sklearn.utils.validation import (
+    MAPS,
+    check_array_like,
+    check_indices,
+    check_value_range,
+)
 
 # Axes of parts and of one picture.
 PARTS = "n_parts", "height", "width"

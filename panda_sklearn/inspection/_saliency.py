@@ -17,11 +17,14 @@ from panda_sklearn.inspection._images import (
     check_labels,
     check_shares,
     check_spatial,
-    check_value_range,
     enlarge,
     new_axes,
 )
-from panda_sklearn.utils.validation import check_flag, check_indices
+from panda_sklearn.utils.validation import (
+    check_flag,
+    check_indices,
+    check_value_range,
+)
 
 # Axes of saliency maps and of one picture.
 SALIENCY = "n_samples", "n_shown", "height", "width"

@@ -9,20 +9,31 @@ import numpy as np
 
 from panda_sklearn.editing import Edit
 from panda_sklearn.editing._changes import change_of
+from panda_sklearn.editing._lookup import ROUNDING, Sizes
 from panda_sklearn.inspection._images import (
     as_picture_of,
     check_axes,
     check_editor,
     check_labels,
     check_shares,
-    check_value_range,
     count_latents,
     label_columns,
     label_rows,
     new_axes,
 )
 from panda_sklearn.utils.arrays import as_tensor
-from panda_sklearn.utils.validation import check_indices, check_single
+from panda_sklearn.utils.validation import (
+    check_indices,
+    check_single,
+    check_value_range,
+)
+
+
+def _n_varying(panda, part, given):
+    """How many variations of a part occur in the training samples."""
+    _, stds = panda.variations(part, given=given)
+    return int((as_tensor(stds) > ROUNDING * float(stds[0])).sum())
+
 
 # Axes of a picture.
 PICTURE = "height", "width", 3
@@ -94,7 +105,7 @@ class VariationsDisplay:
 
         variations : sequence of int, default=None
             Variations of each part, two columns each; ``None`` is the first three, as
-            far as there are appearances.
+            far as all of the parts vary in so many.
 
         strength : float, default=2.0
             By how many of their standard deviations the part is moved along them, in
@@ -129,7 +140,8 @@ class VariationsDisplay:
         parts = check_indices("parts", parts, len(every))
         n_appearances = len(panda.appearances_)
         if variations is None:
-            variations = range(min(3, n_appearances))
+            n = min((_n_varying(panda, k, given) for k in parts), default=0)
+            variations = range(min(3, max(n, 1)))
         variations = check_indices("variations", variations, n_appearances)
         strength = check_single("strength", strength, above=0)
         n_samples = count_latents(editor, latents)
@@ -146,7 +158,7 @@ class VariationsDisplay:
             for sign in (-1, 1)
         ]
         # Fails, if so, before any work; and finds the variations once.
-        change = change_of(edits, panda, editor.extractor.image_shape_, n_samples)
+        change = change_of(edits, panda, Sizes.of(editor.extractor, n_samples))
         found = [
             Edit(term.vector, edit.part, float(term.strength) * term.scale, "alpha")
             for edit, term in zip(edits, change.terms, strict=True)

@@ -273,7 +273,9 @@ class Seen:
         return self.tensor
 
 
-def capture(tap: Tap, run: Callable[[], Any], *, stop: bool = False) -> Seen:
+def capture(
+    tap: Tap, run: Callable[[], Any], *, stop: bool = False, detach: bool = True
+) -> Seen:
     """Keep the tapped maps of a forward pass.
 
     Parameters
@@ -288,18 +290,23 @@ def capture(tap: Tap, run: Callable[[], Any], *, stop: bool = False) -> Seen:
         Whether to end the pass as soon as the tensor is known; see
         :func:`can_be_stopped`.
 
+    detach : bool, default=True
+        Whether to detach it from the graph of gradients.
+
     Returns
     -------
     seen : Seen
-        Its ``tensor`` is a detached copy, since later layers may write in place;
-        with ``stop``, when there are none, the maps themselves. Its ``result`` is what
-        ``run`` returned, if it did.
+        Its ``tensor`` is a copy, since later layers may write in place; with ``stop``,
+        when there are none, the maps themselves. Its ``result`` is what ``run``
+        returned, if it did.
     """
     seen = Seen(tap)
 
     def look(value):
         if seen.is_at_tap():
-            seen.tensor = tap.layout.take(tap.pick(value)).detach()
+            seen.tensor = tap.layout.take(tap.pick(value))
+            if detach:
+                seen.tensor = seen.tensor.detach()
             if stop:
                 raise StopForward(seen)
             seen.tensor = seen.tensor.clone()

@@ -31,6 +31,7 @@ __all__ = [
     "check_numbers_of",
     "check_random_state",
     "check_single",
+    "check_value_range",
     "check_verbose",
     "is_bool",
     "shown",
@@ -257,3 +258,13 @@ def check_random_state(random_state: Any) -> np.random.RandomState:
             f"{shown(random_state)}."
         )
     return sklearn.utils.check_random_state(random_state)
+
+
+def check_value_range(value_range: Any) -> tuple[float, float]:
+    """Two numbers, of black and of white, the second above the first."""
+    expected = "two numbers (black, white), the second above the first"
+    items = check_items("value_range", value_range, expected)
+    found = [check_single("each of value_range", edge) for edge in items]
+    if len(found) != 2 or found[0] >= found[1]:
+        raise ValueError(f"value_range must be {expected}, got {shown(value_range)}.")
+    return found[0], found[1]

@@ -76,6 +76,51 @@ def test_strengths_are_learnt_only_if_asked(editor, z):
     assert EditedGenerator(editor, EDITS, learn_strengths=True).strengths.requires_grad
 
 
+def test_gradients_reach_vectors_and_masks(precise, z):
+    edits = [Edit(1, 2, 1.5), Edit(variation=0, part=1, strength=0.5)]
+    edited = EditedGenerator(precise, edits, learn_vectors=True, learn_masks=True)
+    assert edited.vectors.shape == (2, 5) and edited.masks.shape == (2, 16)
+    latents = z[:2].double()
+
+    def run(vectors, masks):
+        values = {"vectors": vectors, "masks": masks}
+        return torch.func.functional_call(edited, values, (latents,))
+
+    assert torch.autograd.gradcheck(run, (edited.vectors, edited.masks))
+    assert not edited.strengths.requires_grad
+
+
+def test_gradients_reach_latents_through_moved_ones(precise, z):
+    edit = Edit(latent=torch.ones(6), part=1, strength=0.3)
+    edited = EditedGenerator(precise, edit, learn_strengths=True, learn_masks=True)
+    latents = z[:2].double().requires_grad_()
+
+    def run(latents, strengths, masks):
+        values = {"strengths": strengths, "masks": masks}
+        return torch.func.functional_call(edited, values, (latents,))
+
+    given = latents, edited.strengths, edited.masks
+    assert torch.autograd.gradcheck(run, given)
+
+
+def test_what_is_learnt_are_parameters_of_its_own(editor, z):
+    """An array that requires gradients would not be reached by them."""
+    vector = torch.ones(5, requires_grad=True)
+    mask = torch.full((4, 4), 0.5, requires_grad=True)
+    strength = torch.ones(9, requires_grad=True)
+    for edit, name in (
+        (Edit(vector, 0, unit="alpha"), "appearance"),
+        (Edit(0, mask), "part"),
+        (Edit(0, 0, strength), "strength"),
+    ):
+        with pytest.raises(ValueError, match=f"{name} of an edit requires gradients"):
+            EditedGenerator(editor, edit)
+    with pytest.raises(ValueError, match="no edit has one"):
+        EditedGenerator(editor, Edit(latent=torch.ones(6), part=0), learn_vectors=True)
+    with pytest.raises(ValueError, match="does not go with refine"):
+        EditedGenerator(editor, EDITS, refine=True, learn_masks=True)
+
+
 def test_a_strength_is_found_by_descent(precise, z):
     """The strength of an edit is recovered from the images that it made."""
     z = z.double()

@@ -8,6 +8,7 @@ from panda_sklearn import Edit, PartsAppearanceDecomposition
 from panda_sklearn.datasets import make_parts_appearances
 from panda_sklearn.editing import EditedGenerator
 from panda_sklearn.editing._changes import change_of
+from panda_sklearn.editing._lookup import Sizes
 from tests.editing.test_ranking import slowly
 
 N, R_C, R_S = 60, 4, 3
@@ -147,8 +148,8 @@ class TestEdits:
         panda = editor.decomposition
         edit = Edit(variation=n, part=1, strength=-1.5, given=given)
         before = editor.extractor.transform(z)
-        change = change_of([edit], panda, None, len(z))
-        after = change(before, slice(0, len(z)))
+        change = change_of([edit], panda, Sizes(len(z)))
+        after = change.applied(z, slice(0, len(z)), None)(before)
         L, moved = (panda.coefficients(X)[:, :, 1] for X in (before, after))
         vectors, stds = panda.variations(1, given=given)
         along = (moved - L) @ panda.appearances_ @ vectors[n]
@@ -157,8 +158,8 @@ class TestEdits:
     def test_several_parts_move_by_as_many_on_average(self, editor, z):
         panda = editor.decomposition
         before = editor.extractor.transform(z)
-        change = change_of([Edit(variation=0, part=[0, 2])], panda, None, len(z))
-        after = change(before, slice(0, len(z)))
+        change = change_of([Edit(variation=0, part=[0, 2])], panda, Sizes(len(z)))
+        after = change.applied(z, slice(0, len(z)), None)(before)
         vectors, stds = panda.variations([0, 2])
         moved = panda.coefficients(after) - panda.coefficients(before)
         along = torch.einsum("nrk,rc,c->nk", moved, panda.appearances_, vectors[0])
@@ -210,8 +211,7 @@ class TestEdits:
             (term,) = change_of(
                 [Edit(variation=n, part=k, strength=2.0)],
                 editor.decomposition,
-                (3, 8, 8),
-                None,
+                Sizes(None, (8, 8)),
             ).terms
             alpha = 2.0 * term.scale
             expected = slowly(editor, z, vectors[k][0][n], k, alpha, "alpha")
@@ -248,4 +248,4 @@ class TestEdits:
         panda = PartsAppearanceDecomposition(2, 2, max_iter=3, tol=0, random_state=0)
         panda.fit(editor.extractor.transform(twice))
         with pytest.raises(ValueError, match="a variation that occurs"):
-            change_of([Edit(variation=1, part=0)], panda, None, 2)
+            change_of([Edit(variation=1, part=0)], panda, Sizes(2))

@@ -268,7 +268,7 @@ def test_a_gallery_of_edits(pipeline, z):
         drawn(display.axes_[0, 2]), picture_of(plain, 2), atol=1e-5
     )
     for row, edit in zip(display.axes_[1:], edits, strict=True):
-        edited = editor.edit(z[:3], edit, target_change=0.1)
+        edited = editor.edit(z[:3], edit, target_change=0.1, value_range=(-1, 1))
         np.testing.assert_allclose(drawn(row[1]), picture_of(edited, 1), atol=1e-5)
     assert [row[0].get_ylabel() for row in display.axes_] == [
         "image",
@@ -291,7 +291,7 @@ def test_edits_made_elsewhere_and_options(pipeline, z):
         EditDisplay.from_images(images, removed[:2])
     edit = Edit(1, 2)
     display = EditDisplay.from_editor(editor, z, edit, refine=True, target_change=0.1)
-    edited = editor.edit(z, edit, refine=True, target_change=0.1)
+    edited = editor.edit(z, edit, refine=True, target_change=0.1, value_range=(-1, 1))
     # A refinement magnifies rounding errors of single precision.
     np.testing.assert_allclose(
         drawn(display.axes_[1, 4]), picture_of(edited, 4), atol=1e-3

@@ -1,0 +1,107 @@
+"""Parts of images given to others.
+
+Floor 3: see :mod:`panda_sklearn.editing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from panda_sklearn.decomposition import (
+    PartsAppearanceDecomposition,
+    factors_of,
+    layout_of,
+)
+from panda_sklearn.editing._changes import Change, change_of
+from panda_sklearn.editing._edit import Edit, check_strength
+from panda_sklearn.editing._lookup import Sizes, not_for_samples
+from panda_sklearn.editing._terms import DonorTerm, FeatureTerm
+from panda_sklearn.feature_extractor import GeneratorFeatureExtractor, extract
+from panda_sklearn.utils.arithmetic import own_arithmetic
+from panda_sklearn.utils.arrays import as_tensor, promoted
+
+__all__ = ["transfer_change"]
+
+
+def transfer_change(
+    extractor: GeneratorFeatureExtractor,
+    decomposition: PartsAppearanceDecomposition,
+    n_samples: int,
+    donors: Tensor,
+    part: Any,
+    amount: Any,
+    *,
+    mix: bool,
+    mean: bool,
+    refine: bool,
+) -> Change:
+    """The change that moves samples towards donors, given as checked latents.
+
+    Arguments are as of ``LocalEditor.transfer``; what can be wrong with them is found
+    before the network runs.
+    """
+    if not mean and len(donors) not in (1, n_samples):
+        raise ValueError(
+            f"donors must be one, or one for each of the {n_samples} latents, got "
+            f"{len(donors)}. For the mean of several set mean=True."
+        )
+    check_strength(amount, "amount")
+    if np.ndim(amount) and len(amount) != n_samples:
+        raise ValueError(not_for_samples("amount", amount, n_samples))
+    kind = "features" if mix else "coefficients"
+    shape = (
+        layout_of(decomposition).sample_shape
+        if mix
+        else (len(decomposition.appearances_), len(decomposition.parts_))
+    )
+    edit = Edit(part=part, strength=amount, **{kind: torch.zeros(shape, device="cpu")})
+    sizes = Sizes.of(extractor, n_samples)
+    change = change_of([edit], decomposition, sizes, refine=refine)
+    if mix and not mean and len(donors) > 1:  # taken batch by batch
+        (term,) = change.terms
+        assert isinstance(term, FeatureTerm)
+        values = {field.name: getattr(term, field.name) for field in fields(term)}
+        maps = change.layout.to_maps
+        change.terms = [DonorTerm(**{**values, "target": donors}, maps=maps)]
+        return change
+    found = (
+        target if mix else _coefficients(decomposition, change, target)
+        for target in _features(extractor, donors)
+    )
+    target = _mean(found, len(donors)) if mean else torch.cat(list(found))
+    if len(target) == 1:
+        target = target[0]
+    edit = replace(edit, **{kind: target})
+    return change_of([edit], decomposition, sizes, refine=refine)
+
+
+def _features(extractor: GeneratorFeatureExtractor, donors: Tensor) -> Iterator[Tensor]:
+    """Activations of batches of donors."""
+    for some in donors.split(extractor.batch_size):
+        yield as_tensor(extract(extractor, some))
+
+
+@own_arithmetic
+def _coefficients(
+    decomposition: PartsAppearanceDecomposition, change: Change, features: Tensor
+) -> Tensor:
+    """Coefficients (n, R_C, R_S); at refined parts, if the change is at such."""
+    maps = promoted(change.layout.to_maps(features))
+    factors = factors_of(decomposition, maps)
+    if change.refine is None:
+        return factors.encode(maps)
+    return factors.A.T @ maps @ change.refine(maps).mT
+
+
+def _mean(batches: Iterator[Tensor], n: int) -> Tensor:
+    """Mean over the samples of all batches, (1, ...)."""
+    total: Any = 0
+    for batch in batches:
+        total = total + batch.sum(dim=0, keepdim=True)
+    return total / n

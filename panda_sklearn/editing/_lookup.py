@@ -1,0 +1,284 @@
+"""Edits looked up in a decomposition.
+
+Floor 3: see :mod:`panda_sklearn.editing`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from panda_sklearn._variations import part_weights, variations_of
+from panda_sklearn.decomposition import PartsAppearanceDecomposition, layout_of
+from panda_sklearn.editing._edit import Edit
+from panda_sklearn.editing._parts import scaled
+from panda_sklearn.editing._terms import (
+    CoefficientTerm,
+    FeatureTerm,
+    LatentTerm,
+    Term,
+    VectorTerm,
+)
+from panda_sklearn.feature_extractor import GeneratorFeatureExtractor
+from panda_sklearn.utils.arrays import ArrayLike, as_tensor
+from panda_sklearn.utils.parts import indices_of, is_mask
+from panda_sklearn.utils.resizing import resize
+from panda_sklearn.utils.validation import LARGEST, check_index, check_mask
+
+__all__ = ["ROUNDING", "Sizes", "not_for_samples", "term_of"]
+
+
+# A deviation below this share of the first variation's is what rounding leaves of 0:
+# of few samples no more directions vary than there are samples.
+ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the arrays of an edit must fit.
+
+    Attributes
+    ----------
+    n_samples : int or None
+        ``None`` if they must be the same for all samples.
+    image_spatial : tuple of int
+        Spatial shape of the images, in which masks may be drawn; empty if there are
+        none.
+    latent_shape : tuple of int or None
+        Of one sample; ``None`` if it is not known.
+    """
+
+    n_samples: int | None = None
+    image_spatial: tuple[int, ...] = ()
+    latent_shape: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, extractor: GeneratorFeatureExtractor, n_samples: int | None) -> Sizes:
+        """Those of a fitted extractor's samples."""
+        images = tuple((extractor.image_shape_ or ())[1:])
+        return cls(n_samples, images, tuple(extractor.latent_shape_))
+
+
+def term_of(
+    edit: Edit,
+    decomposition: PartsAppearanceDecomposition,
+    sizes: Sizes,
+    known: dict,
+) -> Term:
+    """An edit as a term; ``known`` holds variations found so far.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an index is out of range, a part is constant, or an array does not fit.
+    """
+    n_samples = sizes.n_samples
+    where = _where(edit.part, decomposition, sizes)
+    if isinstance(edit.strength, Real):
+        strength = as_tensor(np.array(float(edit.strength)))
+    else:
+        strength = as_tensor(cast(ArrayLike, edit.strength))
+        if len(strength) != n_samples:
+            raise ValueError(not_for_samples("strength", strength, n_samples))
+    where["strength"] = strength
+    if edit.kind in ("appearance", "variation"):
+        if edit.kind == "variation":
+            vector, scale = _variation(edit, decomposition, where["mask"], known)
+        else:
+            vector, scale = _appearance(edit, decomposition)
+        _check_size(strength, scale, vector, "a vector")
+        return VectorTerm(**where, scale=scale, vector=vector)
+    where["scale"] = 1.0
+    if edit.kind == "latent":
+        direction = as_tensor(cast(ArrayLike, edit.latent))
+        shape = sizes.latent_shape
+        if shape is None:
+            shape = tuple(direction.shape)
+        direction, each = _fitting("latent", direction, shape, n_samples)
+        _check_size(strength, 1.0, direction, "a direction")
+        maps = layout_of(decomposition).to_maps
+        return LatentTerm(**where, direction=direction, each=each, maps=maps)
+    target = as_tensor(cast(ArrayLike, getattr(edit, edit.kind)))
+    if edit.kind == "features":
+        layout = layout_of(decomposition)
+        target, each = _fitting("features", target, layout.sample_shape, n_samples)
+        _check_size(strength, 1.0, target, "activations")
+        target = layout.to_maps(target if each else target[None])
+        return FeatureTerm(**where, target=target if each else target[0])
+    appearances = as_tensor(decomposition.appearances_)  # (R_C, C)
+    every = as_tensor(decomposition.parts_).flatten(1)  # (R_S, S)
+    shape = (len(appearances), len(every))
+    target, _ = _fitting("coefficients", target, shape, n_samples)
+    _check_size(strength, 1.0, target, "coefficients")
+    return CoefficientTerm(**where, target=target, appearances=appearances, every=every)
+
+
+def _fitting(
+    name: str, array: Tensor, shape: tuple[int, ...], n_samples: int | None
+) -> tuple[Tensor, bool]:
+    """An array of one shape, or of that for each sample, and whether it is that."""
+    if tuple(array.shape) == tuple(shape):
+        return array, False
+    if tuple(array.shape[1:]) != tuple(shape):
+        raise ValueError(
+            f"{name} must be of shape {tuple(shape)}, or with an axis of samples "
+            f"before it, got {tuple(array.shape)}."
+        )
+    if len(array) != n_samples:
+        raise ValueError(not_for_samples(name, array, n_samples))
+    return array, True
+
+
+def _where(
+    part: Any, decomposition: PartsAppearanceDecomposition, sizes: Sizes
+) -> dict[str, Any]:
+    """What :class:`Term` calls mask, parts, learnt and drawn."""
+    every = as_tensor(decomposition.parts_).flatten(1)  # (R_S, S)
+    if is_mask(part):
+        spatial = decomposition.map_shape_[1:]
+        mask, drawn = _mask(part, spatial, sizes.image_spatial, sizes.n_samples)
+        if drawn is None:
+            _check_no_part(mask, every)
+        return {"mask": mask, "parts": (), "learnt": every[:0], "drawn": drawn}
+    chosen = tuple(indices_of(part, len(every)))
+    many = len(chosen) > 1
+    name = f"The sum of parts {list(chosen)}" if many else f"Part {chosen[0]}"
+    learnt = every[list(chosen)]
+    mask = scaled(learnt.sum(dim=0), name)
+    return {"mask": mask, "parts": chosen, "learnt": learnt, "drawn": None}
+
+
+def _check_no_part(mask: Tensor, parts: Tensor) -> None:
+    """Raise ValueError if a mask is a part as it was learnt, which is not scaled."""
+    if mask.ndim > 1 or float(mask.max()) == 1:
+        return
+    same = (parts == mask.to(parts)).all(dim=1).nonzero()
+    if len(same):
+        k = int(same[0])
+        raise ValueError(
+            f"part is parts_[{k}] as a mask, whose values, up to "
+            f"{float(mask.max()):g}, would be used as they are. Give its index, {k}, "
+            "or scale it with panda_sklearn.editing.scale_part."
+        )
+
+
+def _check_size(strength: Tensor, scale: float, array: Tensor, what: str) -> None:
+    """Raise ValueError if what is to be added does not fit in single precision."""
+    alpha, entry = (float(x.abs().max()) for x in (strength, array))
+    if alpha * scale * entry > LARGEST:
+        raise ValueError(
+            f"strength={alpha:g} is too large: times {what} with entries up to "
+            f"{entry:.3g}{'' if scale == 1 else f' and a unit of {scale:.3g}'} it does "
+            "not fit in float32, and the images would be NaN."
+        )
+
+
+def _variation(
+    edit: Edit, decomposition: PartsAppearanceDecomposition, mask: Tensor, known: dict
+) -> tuple[Tensor, float]:
+    """The variation's vector v, and alpha of a strength of 1.
+
+    Added with a mask m, v alpha changes the coefficients of part k along v, v'A l_k, by
+    alpha ||A'v||^2 m'p_k: by a standard deviation, if alpha is that over the mean of
+    these, weighted as the parts are. ``known`` holds the variations found so far.
+    """
+    if mask.ndim > 1:
+        raise ValueError(
+            "A variation is of one part: with a mask for each image there is no one "
+            "vector to move them along. Give a mask for all, or edit the images one "
+            "after the other."
+        )
+    drawn = is_mask(edit.part)
+    where = mask.reshape(decomposition.map_shape_[1:]) if drawn else edit.part
+    weights = part_weights(decomposition, where)
+    key = (*weights.tolist(), edit.given)
+    if key not in known:
+        known[key] = variations_of(decomposition, weights, edit.given)
+    vectors, stds = known[key]
+    n = check_index("variation", edit.variation, len(stds))
+    v, std = vectors[n], float(stds[n])
+    vector = v.to(as_tensor(decomposition.appearances_))
+    if edit.unit != "std":
+        return vector, 1.0
+    A = as_tensor(decomposition.appearances_).cpu().double()  # (R_C, C)
+    P = as_tensor(decomposition.parts_).flatten(1).cpu().double()  # (R_S, S)
+    moved = float((A @ v).square().sum() * (weights @ (P @ mask.cpu().double())))
+    if moved <= 0 or std <= ROUNDING * float(stds[0]):
+        raise ValueError(
+            f"unit='std' needs a variation that occurs: along number {n} part "
+            f"{'as drawn' if drawn else edit.part} does not vary in the training data, "
+            "or the edit does not move it. Use a lower index, or unit='alpha'."
+        )
+    return vector, std / moved
+
+
+def _appearance(
+    edit: Edit, decomposition: PartsAppearanceDecomposition
+) -> tuple[Tensor, float]:
+    """The appearance, and alpha of a strength of 1."""
+    appearances = as_tensor(decomposition.appearances_)  # (R_C, C)
+    if isinstance(edit.appearance, int):
+        j = check_index("appearance", edit.appearance, len(appearances))
+        std = float(decomposition.saliency_std_[j]) if edit.unit == "std" else 1.0
+        return appearances[j], std
+    vector = as_tensor(cast(ArrayLike, edit.appearance))
+    if vector.shape != appearances.shape[1:]:
+        raise ValueError(
+            f"appearance must be an int or a vector of the {appearances.shape[1]} "
+            f"channels, got one of shape {tuple(vector.shape)}."
+        )
+    if edit.unit != "std":
+        return vector, 1.0
+    # What is known of the training data is the covariance of the appearances'
+    # saliencies, which is enough for their combinations: a'Z = sum_j c_j a_j'Z.
+    appearances, vector = (x.cpu().double() for x in (appearances, vector))
+    c = torch.linalg.lstsq(appearances.T, vector[:, None], driver="gelsd").solution
+    rest = vector - appearances.T @ c[:, 0]
+    if rest.norm() > 1e-3 * vector.norm():
+        raise ValueError(
+            "unit='std' needs an appearance that is a combination of the learnt ones: "
+            "of others the standard deviation in the training data is not known, and "
+            f"{float(rest.norm() / vector.norm()):.0%} of this vector lies outside. "
+            "Use unit='alpha', or fit with more appearances."
+        )
+    covariance = as_tensor(decomposition.saliency_covariance_).cpu().double()
+    variance = float(c[:, 0] @ covariance @ c[:, 0])
+    return as_tensor(cast(ArrayLike, edit.appearance)), max(variance, 0.0) ** 0.5
+
+
+def _mask(
+    part: ArrayLike,
+    spatial: tuple[int, ...],
+    image_spatial: tuple[int, ...],
+    n_samples: int | None,
+) -> tuple[Tensor, Tensor | None]:
+    """A drawn mask at the layer's positions, and at the images' size if so drawn."""
+    mask = check_mask(part, "part")
+    for size in (spatial, image_spatial):
+        each = mask.ndim == len(size) + 1
+        if tuple(mask.shape[each:]) != tuple(size):
+            continue
+        if each and len(mask) != n_samples:
+            raise ValueError(not_for_samples("A mask given as part", mask, n_samples))
+        if size == spatial:
+            return mask.reshape(*mask.shape[:each], -1), None
+        if len(size) != len(spatial):
+            break
+        small = resize(mask.reshape(-1, 1, *size), spatial)
+        return small.reshape(*mask.shape[:each], -1), mask
+    raise ValueError(
+        f"A mask must be of the layer's spatial shape, {tuple(spatial)}, or of the "
+        f"images', {tuple(image_spatial)}, with an axis of samples before it or "
+        f"without; part is of shape {tuple(mask.shape)}."
+    )
+
+
+def not_for_samples(what: str, values: Any, n_samples: int | None) -> str:
+    """A message: there are not as many values as samples."""
+    wanted = "the same for all samples" if n_samples is None else f"for {n_samples}"
+    return f"{what} must be {wanted}, got one for each of {len(values)} samples."

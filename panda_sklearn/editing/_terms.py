@@ -1,0 +1,239 @@
+"""What an edit does to activations, by its kind (sections 3.3 and 3.5 of the paper).
+
+Floor 3: see :mod:`panda_sklearn.editing`.
+
+Notation: n samples of a batch, of N; C channels, S positions; Z (n, C, S) activations,
+alpha () or (n,) strengths, m (S,) or (n, S) parts scaled to reach from 0 to 1, or
+masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "CoefficientTerm",
+    "DonorTerm",
+    "FeatureTerm",
+    "LatentTerm",
+    "Place",
+    "Take",
+    "Term",
+    "VectorTerm",
+]
+
+# Latents of the samples of a batch -> the network's activations there, in its layout.
+Take = Callable[[Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an edit changes the activations of some samples.
+
+    Attributes
+    ----------
+    mask : Tensor of shape (S,) or (n, S)
+        With values from 0 to 1.
+    parts : Tensor of shape (K, S) or (n, K, S), or None
+        The parts that it is made of, as they were learnt or refined; ``None`` for a
+        drawn mask.
+    """
+
+    mask: Tensor
+    parts: Tensor | None = None
+
+    def some(self, rows: slice | Tensor) -> Place:
+        """Of some of the samples."""
+        mask = self.mask if self.mask.ndim == 1 else self.mask[rows]
+        if self.parts is None or self.parts.ndim == 2:
+            return Place(mask, self.parts)
+        return Place(mask, self.parts[rows])
+
+
+@dataclass(frozen=True)
+class Term:
+    """One edit, looked up in the decomposition.
+
+    Attributes
+    ----------
+    strength : Tensor of shape () or (N,)
+        In the edit's unit.
+    scale : float
+        Alpha of a strength of 1.
+    mask : Tensor of shape (S,) or (N, S)
+    parts : tuple of int
+        The parts that ``mask`` is made of, to be refined; empty for a drawn mask.
+    learnt : Tensor of shape (K, S)
+        These parts.
+    drawn : Tensor of shape ([N,] *image_spatial) or None
+        A drawn mask of the images' size, as it was given.
+    """
+
+    strength: Tensor
+    scale: float
+    mask: Tensor
+    parts: tuple[int, ...]
+    learnt: Tensor
+    drawn: Tensor | None
+
+    def has_effect(self) -> bool:
+        """Whether a strength is not 0."""
+        return bool(self.strength.any())
+
+    def alpha(self, where: Any) -> Tensor:
+        """Of the samples ``where``, of shape () or (n,)."""
+        strength = self.strength
+        return self.scale * (strength if strength.ndim == 0 else strength[where])
+
+    def place(self, where: Any) -> Place:
+        """Where the samples ``where`` change, with parts as they were learnt."""
+        mask = self.mask if self.mask.ndim == 1 else self.mask[where]
+        return Place(mask, self.learnt if self.parts else None)
+
+    def prepared(self, latents: Any, where: Any, alpha: Tensor, take: Take) -> Any:
+        """What :meth:`added` needs of the samples ``where``, before the network runs.
+
+        Parameters
+        ----------
+        latents : array of shape (n, ...)
+            Those of these samples alone.
+        """
+        return None
+
+    def added(self, Z: Tensor, place: Place, alpha: Tensor, prepared: Any) -> Tensor:
+        """What is added to activations, of shape (n or 1, C, S)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class VectorTerm(Term):
+    """alpha v m', with a vector v of shape (C,)."""
+
+    vector: Tensor
+
+    def added(self, Z: Tensor, place: Place, alpha: Tensor, prepared: Any) -> Tensor:
+        """As of :class:`Term`."""
+        scaled = _each(alpha, Z) * self.vector.to(Z)[:, None]
+        return scaled * place.mask.to(Z).unsqueeze(-2)
+
+
+@dataclass(frozen=True)
+class CoefficientTerm(Term):
+    """Coefficients L of parts moved towards others, L + alpha (L' - L).
+
+    What is added is the least that does so, B (L' - L) Q^+ with B = (A A')^+ A of the
+    appearances in rows and Q the parts; with a mask m (A (L' - L) P'), whose L' - L are
+    of all parts.
+
+    Attributes
+    ----------
+    target : Tensor of shape (R_C, R_S) or (N, R_C, R_S)
+        L'.
+    appearances : Tensor of shape (R_C, C)
+    every : Tensor of shape (R_S, S)
+        All parts.
+    """
+
+    target: Tensor
+    appearances: Tensor
+    every: Tensor
+
+    def prepared(self, latents: Any, where: Any, alpha: Tensor, take: Take) -> Tensor:
+        """The targets of the samples."""
+        return self.target if self.target.ndim == 2 else self.target[where]
+
+    def added(self, Z: Tensor, place: Place, alpha: Tensor, prepared: Tensor) -> Tensor:
+        """As of :class:`Term`."""
+        A, target = self.appearances.to(Z), prepared.to(Z)
+        if place.parts is None:
+            P = self.every.to(Z)
+            change = A.T @ (target - A @ Z @ P.T) @ P
+            return _each(alpha, Z) * place.mask.to(Z).unsqueeze(-2) * change
+        Q = place.parts.to(Z)
+        change = target[..., list(self.parts)] - A @ Z @ Q.mT  # (n, R_C, K)
+        least = torch.linalg.pinv(A @ A.T, hermitian=True) @ A
+        onto = torch.linalg.pinv(Q @ Q.mT, hermitian=True) @ Q
+        return _each(alpha, Z) * (least.T @ change @ onto)
+
+
+@dataclass(frozen=True)
+class FeatureTerm(Term):
+    """Activations at a part moved towards others, alpha m * (Z' - Z).
+
+    Attributes
+    ----------
+    target : Tensor of shape (C, S) or (N, C, S)
+        Z'.
+    """
+
+    target: Tensor
+
+    def prepared(self, latents: Any, where: Any, alpha: Tensor, take: Take) -> Tensor:
+        """The targets of the samples."""
+        return self.target if self.target.ndim == 2 else self.target[where]
+
+    def added(self, Z: Tensor, place: Place, alpha: Tensor, prepared: Tensor) -> Tensor:
+        """As of :class:`Term`."""
+        mask = place.mask.to(Z).unsqueeze(-2)
+        return _each(alpha, Z) * mask * (prepared.to(Z) - Z)
+
+
+@dataclass(frozen=True)
+class DonorTerm(FeatureTerm):
+    """The same, with those of other latents of the network for each sample.
+
+    Attributes
+    ----------
+    target : Tensor of shape (N, ...)
+        The latents.
+    maps : callable
+        Activations in the network's layout -> (n, C, S).
+    """
+
+    maps: Callable[[Tensor], Tensor]
+
+    def prepared(self, latents: Any, where: Any, alpha: Tensor, take: Take) -> Tensor:
+        """The activations at the donors' latents."""
+        return self.maps(take(self.target[where]))
+
+
+@dataclass(frozen=True)
+class LatentTerm(Term):
+    """Activations at moved latents in the place of those at a part.
+
+    m * (Z(z + alpha d) - Z).
+
+    Attributes
+    ----------
+    direction : Tensor of shape latent_shape or (N, *latent_shape)
+        d.
+    each : bool
+        Whether there is one for each sample.
+    maps : callable
+        Activations in the network's layout -> (n, C, S).
+    """
+
+    direction: Tensor
+    each: bool
+    maps: Callable[[Tensor], Tensor]
+
+    def prepared(self, latents: Any, where: Any, alpha: Tensor, take: Take) -> Tensor:
+        """The activations at the moved latents."""
+        direction = self.direction[where] if self.each else self.direction
+        alpha = alpha.reshape(-1, *[1] * (latents.ndim - 1))
+        moved = latents + alpha.to(latents) * direction.to(latents)
+        return self.maps(take(moved))
+
+    def added(self, Z: Tensor, place: Place, alpha: Tensor, prepared: Tensor) -> Tensor:
+        """As of :class:`Term`."""
+        return place.mask.to(Z).unsqueeze(-2) * (prepared.to(Z) - Z)
+
+
+def _each(alpha: Tensor, Z: Tensor) -> Tensor:
+    """Strengths as factors of the samples of (n, C, S)."""
+    return alpha.to(Z).reshape(-1, 1, 1)
