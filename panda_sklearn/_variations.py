@@ -12,11 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from panda_sklearn.core.coefficients import principal_variations, without_others
+from panda_sklearn.core.coefficients import (
+    distances,
+    principal_variations,
+    without_others,
+)
 from panda_sklearn.utils.arrays import as_tensor
 from panda_sklearn.utils.parts import indices_of, is_mask
 
-__all__ = ["part_weights", "variations_of"]
+__all__ = ["check_known", "part_distances", "part_weights", "variations_of"]
 
 
 def part_weights(panda: Any, part: Any) -> Tensor:
@@ -58,11 +62,7 @@ def variations_of(
     ValueError
         If the covariances were not kept.
     """
-    if not hasattr(panda, "coefficient_covariance_"):
-        raise ValueError(
-            "How coefficients vary is not known: the estimator is from a file written "
-            "before that was kept. Fit it again."
-        )
+    check_known(panda)
     A = as_tensor(panda.appearances_).cpu().double().T
     chosen = weights > 0
     own, cross = (
@@ -78,3 +78,30 @@ def variations_of(
     covariance = torch.einsum("k,kij->ij", weights[chosen], covariances)
     vectors, stds = principal_variations(A, covariance)
     return vectors.T.contiguous(), stds
+
+
+def part_distances(panda: Any, L: Tensor, k: int) -> Tensor:
+    """Distances of coefficients (..., R_C) of part k, of shape (...).
+
+    In double precision, on the CPU; see ``distances`` of the core.
+
+    Raises
+    ------
+    ValueError
+        If the covariances were not kept.
+    """
+    check_known(panda)
+    mean, covariances = (
+        as_tensor(array).cpu().double()
+        for array in (panda.coefficient_mean_, panda.coefficient_covariance_)
+    )
+    return distances(L.cpu().double(), mean[:, k], covariances[k])
+
+
+def check_known(panda: Any) -> None:
+    """Raise ValueError unless it is known how the coefficients vary."""
+    if not hasattr(panda, "coefficient_covariance_"):
+        raise ValueError(
+            "How coefficients vary is not known: the estimator is from a file written "
+            "before that was kept. Fit it again."
+        )

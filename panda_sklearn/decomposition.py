@@ -32,7 +32,12 @@ from panda_sklearn._state import (
     read_file,
     write_file,
 )
-from panda_sklearn._variations import part_weights, variations_of
+from panda_sklearn._variations import (
+    check_known,
+    part_distances,
+    part_weights,
+    variations_of,
+)
 from panda_sklearn.core.channels import ChannelMoments, ChannelSums
 from panda_sklearn.core.coefficients import (
     CoefficientMoments,
@@ -906,6 +911,49 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         return origin.give(vectors.to(like)), origin.give(stds.to(like))
 
     @own_arithmetic
+    def part_distances(self, X):
+        r"""Measure how unlike those of the training samples the coefficients are.
+
+        The Mahalanobis distance of each part's coefficients :math:`l_{ik}`, a column of
+        :math:`L_i`, to their mean over the training samples,
+
+        .. math::
+
+            d_{ik}^2 = (l_{ik} - \bar l_k)^\top (C_k + \lambda I)^{-1}
+                (l_{ik} - \bar l_k),
+
+        with their covariance :math:`C_k` (``coefficient_covariance_``) and a ridge
+        :math:`\lambda` of 1 % of its mean variance; divided by its root mean square
+        over the training samples, so that it is about 1 of samples like those. How far
+        an edit takes activations from what occurs is the distance of the edited ones.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_channels, \*spatial)
+            Activations, laid out as for ``fit``.
+
+        Returns
+        -------
+        distances : array of shape (n_samples, n_parts)
+            At least 0.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As ``transform``, or if the estimator is from a file of before coefficient
+            covariances were kept.
+
+        See Also
+        --------
+        LocalEditor.rank_edits : Reports this of the edits that it tries.
+        """
+        check_is_fitted(self)
+        check_known(self)
+        L = self.coefficients(X)
+        columns = as_tensor(L).unbind(dim=2)
+        found = [part_distances(self, column, k) for k, column in enumerate(columns)]
+        return Origin.of(L).give(torch.stack(found, dim=1).to(as_tensor(L)))
+
     def saliency(self, X, *, size=None):
         r"""Map how much of each appearance there is at each position (section 4.1).
 

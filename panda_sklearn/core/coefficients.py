@@ -22,12 +22,14 @@ from panda_sklearn.core.samples import Samples
 __all__ = [
     "CoefficientMoments",
     "CoefficientSums",
+    "distances",
     "principal_variations",
     "without_others",
 ]
 
-# What is added to the variances of the other parts' coefficients before anything is
-# explained by them, as a share of their mean.
+# What is added to variances of coefficients before they are divided by, as a share of
+# their mean: to those of the other parts before anything is explained by them, and to
+# those of a part before distances are measured.
 RIDGE = 1e-2
 
 
@@ -166,6 +168,36 @@ def without_others(own: Tensor, cross: Tensor, of_sum: Tensor) -> Tensor:
     ridge = torch.where(level > 0, RIDGE * level, 1.0)
     B = (cross - own) @ V
     return own - (B / (variances + ridge)[:, None]) @ B.mT
+
+
+def distances(L: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
+    """How far coefficients of a part are from where those of the samples are.
+
+    The Mahalanobis distance, with a ridge in the covariance, over its root mean square
+    among the samples.
+
+    Parameters
+    ----------
+    L : Tensor of shape (..., R_C)
+
+    mean : Tensor of shape (R_C,)
+
+    covariance : Tensor of shape (R_C, R_C)
+
+    Returns
+    -------
+    distances : Tensor of shape (...)
+        Infinite where samples do not vary and L is not their mean.
+    """
+    variances, V = torch.linalg.eigh((covariance + covariance.T) / 2)
+    variances = variances.clamp(min=0)
+    level = variances.mean()
+    if level == 0:
+        away = (L - mean).square().sum(dim=-1)
+        return torch.where(away > 0, torch.inf, 0.0)
+    widths = variances + RIDGE * level
+    squares = ((L - mean) @ V).square() / widths
+    return (squares.sum(dim=-1) / (variances / widths).sum()).sqrt()
 
 
 def principal_variations(A: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:

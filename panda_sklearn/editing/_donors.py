@@ -6,7 +6,7 @@ Floor 3: see :mod:`panda_sklearn.editing`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,7 @@ def transfer_change(
         if mix
         else (len(decomposition.appearances_), len(decomposition.parts_))
     )
-    edit = Edit(part=part, strength=amount, **{kind: torch.zeros(shape, device="cpu")})
+    edit = _moving(kind, torch.zeros(shape, device="cpu"), part, amount)
     sizes = Sizes.of(extractor, n_samples)
     change = change_of([edit], decomposition, sizes, refine=refine)
     if mix and not mean and len(donors) > 1:  # taken batch by batch
@@ -77,8 +77,14 @@ def transfer_change(
     target = _mean(found, len(donors)) if mean else torch.cat(list(found))
     if len(target) == 1:
         target = target[0]
-    edit = replace(edit, **{kind: target})
+    edit = _moving(kind, target, part, amount)
     return change_of([edit], decomposition, sizes, refine=refine)
+
+
+def _moving(kind: str, target: Tensor, part: Any, amount: Any) -> Edit:
+    """An edit towards coefficients or features."""
+    what: dict[str, Any] = {kind: target}
+    return Edit(part=part, strength=amount, **what)
 
 
 def _features(extractor: GeneratorFeatureExtractor, donors: Tensor) -> Iterator[Tensor]:

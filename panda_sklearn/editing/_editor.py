@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,8 +23,15 @@ from panda_sklearn.editing._changes import Change, change_of, check_edits
 from panda_sklearn.editing._donors import transfer_change
 from panda_sklearn.editing._edit import UNITS, Edit
 from panda_sklearn.editing._lookup import Sizes
-from panda_sklearn.editing._ranking import COLUMNS, PairTries, rank, sort_table
+from panda_sklearn.editing._ranking import (
+    COLUMNS,
+    Trial,
+    Trials,
+    measure,
+    sort_table,
+)
 from panda_sklearn.editing._targets import TargetSearch
+from panda_sklearn.editing._terms import VectorTerm
 from panda_sklearn.feature_extractor import (
     GeneratorFeatureExtractor,
     check_latents,
@@ -33,6 +41,7 @@ from panda_sklearn.feature_extractor import (
 )
 from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor
 from panda_sklearn.utils.hashing import fingerprint
+from panda_sklearn.utils.similarity import needed
 from panda_sklearn.utils.thresholds import check_threshold
 from panda_sklearn.utils.validation import (
     as_numeric,
@@ -43,6 +52,7 @@ from panda_sklearn.utils.validation import (
     check_is_fitted,
     check_kind,
     check_mask,
+    check_numbers_of,
     check_parameters,
     check_single,
     check_value_range,
@@ -560,21 +570,22 @@ class LocalEditor:
         appearances: Iterable[int] | None = None,
         parts: Iterable[int] | None = None,
         variations: Iterable[int] | None = None,
-        strength: float = 3.0,
+        strength: float | Sequence[float] = (1.5, 3.0),
         unit: str = "std",
-        sort_by: str = "roi_ratio",
+        sort_by: str = "score",
+        value_range: tuple[float, float] | None = None,
         verbose: int = 0,
     ) -> dict[str, np.ndarray]:
         r"""Try appearances, and variations, at parts, and say what each does.
 
-        Each pair is tried on all samples, with ``extractor.batch_size`` images at a
-        time and none kept, so that memory does not grow with the number of pairs or of
-        samples.
+        Each is tried on all samples, in both directions, with ``extractor.batch_size``
+        images at a time and none kept, so that memory does not grow with the number of
+        edits or of samples.
 
         Parameters
         ----------
         latents : array of shape (n_samples, ...)
-            Latents of a few samples; a handful is enough to tell good pairs from bad.
+            Latents of a few samples; a handful is enough to tell good edits from bad.
 
         appearances : iterable of int, default=None
             Which to try; ``None`` is all, or none where ``variations`` are given.
@@ -585,44 +596,67 @@ class LocalEditor:
         variations : iterable of int, default=None
             Which variations of each part to try besides; ``None`` is none.
 
-        strength : float, default=3.0
-            Strength of each edit.
+        strength : float or sequence of float, default=(1.5, 3.0)
+            How strong, above 0: each is tried with either sign.
 
         unit : {"std", "alpha"}, default="std"
-            Unit of the strength, as in :class:`Edit`.
+            Unit of the strengths, as in :class:`Edit`.
 
-        sort_by : {"roi_ratio", "effect", "consistency"}, default="roi_ratio"
-            What to sort by; the best come first.
+        sort_by : str, default="score"
+            The column to sort by, "score", "roi_ratio", "effect", "consistency" or
+            "distance"; the best come first.
+
+        value_range : tuple of float, default=None
+            Values of black and white. With them images are clipped, as pictures are,
+            before they are compared, and "ssim" and "psnr" are reported, which needs
+            the extra "metrics". ``None`` compares images as they are.
 
         verbose : int, default=0
             Whether to show a progress bar.
 
         Returns
         -------
-        table : dict of ndarray of shape (n_pairs,)
+        table : dict of ndarray of shape (n_edits,)
             Columns, as ``pandas.DataFrame(table)`` takes them:
 
+            - "edit": the :class:`Edit` itself, to be used as it is.
             - "appearance", "variation" and "part": what was tried where. One of the
               first two is -1: the edit has the other.
+            - "strength" and "sign": how strong, with its sign, and that alone, 1 or -1.
             - "effect": root mean square change inside the part, in the units of the
               images, :math:`\lVert M * (x - x') \rVert / \lVert M \rVert`; mean over
               samples. M is the part, scaled to reach from 0 to 1 and brought to the
               images' size.
             - "roi_ratio": how much changes outside the part relative to inside,
               equation (7); low is local.
+            - "ssim" and "psnr", with ``value_range``: how alike the rest of the images
+              remains, :func:`~panda_sklearn.metrics.outside_ssim` and
+              :func:`~panda_sklearn.metrics.outside_psnr`.
             - "consistency": mean cosine of the changes inside, :math:`M * (x - x')`,
               of two samples: 1 if all change alike. NaN for a single sample.
+            - "distance": how unlike those of the training samples the edited
+              coefficients at the part are, as ``part_distances`` of the decomposition;
+              about 1 is natural. Mean over samples; NaN if it is not known, of files
+              written before it was.
+            - "score": consistency, divided by the distance where that is above 1.
+              High for edits that do the same to all and stay among what occurs.
 
         Raises
         ------
         TypeError, ValueError
             If an argument is something else, an index is out of range, or a part is
             constant.
+        ImportError
+            If ``value_range`` is given and torchmetrics is not installed.
         """
         latents, _ = self._door(latents)
         check_choice("sort_by", sort_by, sorted(COLUMNS))
         check_choice("unit", unit, UNITS)
         verbose = check_verbose(verbose)
+        if value_range is not None:
+            value_range = check_value_range(value_range)
+            needed("torchmetrics", "torchmetrics")
+        strengths = _both_signs(strength)
         panda, extractor = self.decomposition, self.extractor
         every = as_tensor(panda.parts_).flatten(1)
         n_appearances = len(panda.appearances_)
@@ -636,45 +670,53 @@ class LocalEditor:
             appearances = range(n_appearances) if appearances is None else appearances
             appearances = _distinct("appearances", appearances, n_appearances)
         # An appearance is one vector at all parts, a variation one at each.
-        tried = [Edit(j, parts[0], strength, unit) for j in appearances or ()]
-        pairs = [(row, k) for row in range(len(tried)) for k in parts]
+        largest = max(strengths)
+        of = [Edit(j, parts[0], largest, unit) for j in appearances or ()]
+        pairs = [(row, k) for row in range(len(of)) for k in parts]
         for n in variations or ():
-            pairs += [(len(tried) + i, k) for i, k in enumerate(parts)]
-            tried += [Edit(None, k, strength, unit, variation=n) for k in parts]
+            pairs += [(len(of) + i, k) for i, k in enumerate(parts)]
+            of += [Edit(None, k, largest, unit, variation=n) for k in parts]
         places = [Edit(0, k) for k in parts]
-        terms = self._change(tried + places, None).terms
+        terms = self._change(of + places, None).terms
         like = every.to(latents.device)
         vectors = [
-            term.vector.to(like) * (float(term.strength) * term.scale)
-            for term in terms[: len(tried)]
+            cast(VectorTerm, term).vector.to(like) * term.scale
+            for term in terms[: len(of)]
         ]
         masks = torch.zeros_like(like)
-        for k, term in zip(parts, terms[len(tried) :], strict=True):
+        for k, term in zip(parts, terms[len(of) :], strict=True):
             masks[k] = term.mask.to(masks)
-        tries = PairTries(
+        trials = Trials(
             extractor,
-            layout_of(panda),
+            panda,
             torch.stack(vectors),
             masks,
             self._image_spatial(),
+            value_range,
         )
+        tried = [Trial(*pair, strength) for pair in pairs for strength in strengths]
         with tqdm(
-            total=len(pairs),
-            desc=f"{type(self).__name__}, pairs",
+            total=len(tried),
+            desc=f"{type(self).__name__}, edits",
             disable=not verbose,
             mininterval=1,
         ) as bar:
-            measured = rank(tries, latents, pairs, done=bar.update)
-        labels: dict[str, list[Any]] = {
-            "appearance": [tried[row].appearance for row, _ in pairs],
-            "variation": [tried[row].variation for row, _ in pairs],
-            "part": [k for _, k in pairs],
+            measured = measure(trials, latents, tried, done=bar.update)
+        edits = np.empty(len(tried), dtype=object)
+        edits[:] = [
+            replace(of[trial.row], part=trial.part, strength=trial.strength)
+            for trial in tried
+        ]
+        labels = {
+            name: [getattr(edit, name) for edit in edits]
+            for name in ("appearance", "variation", "part", "strength")
         }
         table = {
             name: np.array([-1 if label is None else label for label in column])
             for name, column in labels.items()
         }
-        return sort_table(table | measured, sort_by)
+        table["sign"] = np.sign(table["strength"]).astype(int)
+        return sort_table({"edit": edits, **table, **measured}, sort_by)
 
     # Helpers
 
@@ -773,6 +815,16 @@ class LocalEditor:
                 "training data is known: give its index."
             )
         check_index("appearance", appearance, len(self.decomposition.appearances_))
+
+
+def _both_signs(strength: Any) -> list[float]:
+    """Strengths above 0, each followed by its negative."""
+    if isinstance(strength, Real) or getattr(strength, "ndim", 1) == 0:
+        strength = [strength]
+    given = check_numbers_of("strength", strength)
+    for value in given:
+        check_single("strength", value, above=0)
+    return [sign * value for value in dict.fromkeys(given) for sign in (1, -1)]
 
 
 def _distinct(name: str, indices: Any, size: int) -> list[int]:

@@ -7,146 +7,223 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from panda_sklearn._variations import part_distances
+from panda_sklearn.decomposition import (
+    PartsAppearanceDecomposition,
+    factors_of,
+    layout_of,
+)
 from panda_sklearn.feature_extractor import (
     GeneratorFeatureExtractor,
+    extract,
     generate_changed,
 )
-from panda_sklearn.utils.arrays import MapLayout, promoted
+from panda_sklearn.utils.arithmetic import in_full_precision
+from panda_sklearn.utils.arrays import as_tensor, promoted
 from panda_sklearn.utils.regions import change_inside, masked_norms, ratios
 from panda_sklearn.utils.resizing import resize
+from panda_sklearn.utils.similarity import outside_psnr, outside_ssim
 
-__all__ = ["COLUMNS", "PairTries", "rank", "sort_table"]
+__all__ = ["COLUMNS", "Trial", "Trials", "measure", "sort_table"]
 
 # Columns to sort by, and whether the smallest value is the best.
-COLUMNS = {"roi_ratio": True, "effect": False, "consistency": False}
+COLUMNS = {
+    "score": False,
+    "roi_ratio": True,
+    "effect": False,
+    "consistency": False,
+    "distance": True,
+}
+
+
+class Trial(NamedTuple):
+    """One edit to try: a vector, by its row, at a part, so strong."""
+
+    row: int
+    part: int
+    strength: float
 
 
 @dataclass(frozen=True)
-class PairTries:
+class Trials:
     """Images edited with one vector at one part each.
 
     Attributes
     ----------
     extractor : GeneratorFeatureExtractor
-    layout : MapLayout
-        Of its activations.
+    decomposition : PartsAppearanceDecomposition
     vectors : Tensor of shape (n_vectors, C)
-        Appearances or variations, times the strengths to try them at.
+        Appearances or variations, times alpha of a strength of 1.
     masks : Tensor of shape (R_S, S)
         Parts, from 0 to 1.
     image_spatial : tuple of int
+    value_range : tuple of float, or None
+        To what images are clipped before they are compared; with it they are compared
+        outside of the part, too.
     """
 
     extractor: GeneratorFeatureExtractor
-    layout: MapLayout
+    decomposition: PartsAppearanceDecomposition
     vectors: Tensor
     masks: Tensor
     image_spatial: tuple[int, ...]
+    value_range: tuple[float, float] | None
 
     def plain(self, latents: Tensor) -> Tensor:
         """Images without an edit."""
-        return generate_changed(self.extractor, latents, None, verbose=0)
+        return self._seen(generate_changed(self.extractor, latents, None, verbose=0))
 
-    def edited(self, latents: Tensor, rows: Tensor, parts: Tensor) -> Tensor:
-        """Images of latents (n, ...) with the vectors of rows (n,) at parts (n,)."""
+    def edited(self, latents: Tensor, trials: Sequence[Trial]) -> Tensor:
+        """Images of latents (n, ...), with a trial each."""
+        layout = layout_of(self.decomposition)
+        rows, parts, strengths = (
+            torch.tensor(column, device="cpu") for column in zip(*trials, strict=True)
+        )
 
         def change(where: slice, take: Any) -> Callable[[Tensor], Tensor]:
             def add(features: Tensor) -> Tensor:
-                maps = promoted(self.layout.to_maps(features))
+                maps = promoted(layout.to_maps(features))
                 vectors = self.vectors[rows[where]].to(maps)
+                vectors = vectors * strengths[where].to(maps)[:, None]
                 masks = self.masks[parts[where]].to(maps)
                 added = vectors[:, :, None] * masks[:, None]
-                return self.layout.from_maps(maps + added)
+                return layout.from_maps(maps + added)
 
             return add
 
-        return generate_changed(self.extractor, latents, change, verbose=0)
+        images = generate_changed(self.extractor, latents, change, verbose=0)
+        return self._seen(images)
 
     def outlines(self, parts: Tensor) -> Tensor:
         """Parts (n,) at the images' size, from 0 to 1."""
-        maps = self.masks[parts].reshape(-1, 1, *self.layout.spatial)
+        spatial = layout_of(self.decomposition).spatial
+        maps = self.masks[parts].reshape(-1, 1, *spatial)
         return resize(maps, self.image_spatial)[:, 0]
 
+    def _seen(self, images: Tensor) -> Tensor:
+        """Images as they are compared."""
+        images = promoted(images)
+        return images if self.value_range is None else images.clamp(*self.value_range)
 
-def rank(
-    tries: PairTries,
+    def distances(self, latents: Tensor, trials: Sequence[Trial]) -> np.ndarray:
+        """Mean distance of the edited coefficients at the part, (n_trials,).
+
+        What is added to the activations is added to the coefficients as A v m'p_k.
+        """
+        panda, size = self.decomposition, self.extractor.batch_size
+        if not hasattr(panda, "coefficient_covariance_"):
+            return np.full(len(trials), np.nan)
+        A = as_tensor(panda.appearances_).cpu().double()
+        P = as_tensor(panda.parts_).flatten(1).cpu().double()
+        steps = self.vectors.cpu().double() @ A.T  # (n_vectors, R_C)
+        widths = (self.masks.cpu().double() * P).sum(dim=1)
+        total = np.zeros(len(trials))
+        for some in latents.split(size):
+            L = self._encoded(as_tensor(extract(self.extractor, some)))
+            for k in {trial.part for trial in trials}:
+                its = [n for n, trial in enumerate(trials) if trial.part == k]
+                for group in _groups(its, size):
+                    of = [trials[n] for n in group]
+                    strengths = torch.tensor([t.strength for t in of], device="cpu")
+                    moved = strengths[:, None] * steps[[t.row for t in of]] * widths[k]
+                    each = part_distances(panda, L[:, :, k] + moved[:, None], k)
+                    total[group] += each.sum(dim=1).numpy()
+        return total / len(latents)
+
+    @in_full_precision
+    def _encoded(self, features: Tensor) -> Tensor:
+        """Coefficients (n, R_C, R_S), in double precision on the CPU."""
+        maps = promoted(layout_of(self.decomposition).to_maps(features))
+        return factors_of(self.decomposition, maps).encode(maps).cpu().double()
+
+
+def measure(
+    trials: Trials,
     latents: Tensor,
-    pairs: Sequence[tuple[int, int]],
+    tried: Sequence[Trial],
     *,
     done: Callable[[int], Any],
 ) -> dict[str, np.ndarray]:
-    """Measure the change that each pair makes.
+    """Measure the change that each trial makes.
 
     Not more images are made at a time, nor kept, than the extractor's batch size.
 
     Parameters
     ----------
-    tries : PairTries
+    trials : Trials
 
     latents : Tensor of shape (N, ...)
 
-    pairs : sequence of (int, int)
-        Rows of vectors, and parts.
+    tried : sequence of Trial
 
     done : callable
-        Told how many pairs have been measured since it was last told.
+        Told how many have been measured since it was last told.
 
     Returns
     -------
-    table : dict of ndarray of shape (n_pairs,)
+    table : dict of ndarray of shape (n_trials,)
     """
-    batch_size = tries.extractor.batch_size
+    distance = trials.distances(latents, tried)
+    batch_size = trials.extractor.batch_size
     chunks = latents.split(batch_size)
-    originals = tries.plain(chunks[0]) if len(chunks) == 1 else None
+    originals = trials.plain(chunks[0]) if len(chunks) == 1 else None
     at_once = max(1, batch_size // len(chunks[0]))
-    measured = []
-    for some in _groups(pairs, at_once):
-        rows, parts = torch.tensor(some, device="cpu").T  # (m,)
-        outlines = tries.outlines(parts)
-        effect = torch.zeros(len(some), dtype=torch.float64, device="cpu")
-        ratio, directions = torch.zeros_like(effect), None
-        count = torch.zeros_like(effect)
+    found: list[dict[str, Tensor]] = []
+    for some in _groups(tried, at_once):
+        outlines = trials.outlines(torch.tensor([t.part for t in some], device="cpu"))
+        sums: dict[str, Any] = {}
         for chunk in chunks:
-            plain = tries.plain(chunk) if originals is None else originals
+            plain = trials.plain(chunk) if originals is None else originals
             n = len(chunk)
-            # Row by row: all samples of the first pair, then of the second.
-            edited = tries.edited(
+            # Row by row: all samples of the first trial, then of the second.
+            edited = trials.edited(
                 chunk.repeat(len(some), *[1] * (chunk.ndim - 1)),
-                rows.repeat_interleave(n),
-                parts.repeat_interleave(n),
+                [trial for trial in some for _ in range(n)],
             )
-            before = promoted(plain).repeat(len(some), *[1] * (plain.ndim - 1))
-            change = promoted(edited) - before
+            before = plain.repeat(len(some), *[1] * (plain.ndim - 1))
             mask = outlines.repeat_interleave(n, dim=0)
-            inside, outside = masked_norms(mask, change)
-            effect += _sums(change_inside(mask, change), len(some))
-            ratio += _sums(ratios(inside, outside), len(some))
-            # Unit vectors of the changes inside, whose sum tells how alike they are.
-            unit = mask.to(change).unsqueeze(1) * change
-            size = inside.to(unit).reshape(-1, *[1] * (unit.ndim - 1))
-            unit = torch.where(size > 0, unit / size, 0)
-            total = unit.reshape(len(some), n, -1).double().sum(dim=1)
-            directions = total if directions is None else directions + total
-            count += _sums((inside > 0).double(), len(some))
-        assert directions is not None
-        measured.append(
-            torch.stack(
-                [
-                    effect / len(latents),
-                    ratio / len(latents),
-                    _mean_cosine(directions, count),
-                ]
-            )
-        )
+            for name, values in _compared(mask, before, edited, trials.value_range):
+                total = values.unflatten(0, (len(some), n)).double().sum(dim=1).cpu()
+                sums[name] = sums.get(name, 0) + total
+        consistency = _mean_cosine(sums.pop("unit"), sums.pop("count"))
+        means = {name: total / len(latents) for name, total in sums.items()}
+        found.append({**means, "consistency": consistency})
         done(len(some))
-    effect, ratio, consistency = torch.cat(measured, dim=1).numpy()
-    return {"effect": effect, "roi_ratio": ratio, "consistency": consistency}
+    table = {name: torch.cat([f[name] for f in found]).numpy() for name in found[0]}
+    return {**table, "distance": distance, "score": _score(table, distance)}
+
+
+def _compared(
+    mask: Tensor,
+    before: Tensor,
+    edited: Tensor,
+    value_range: tuple[float, float] | None,
+) -> Iterator[tuple[str, Tensor]]:
+    """Names and values (n, ...) of what is summed over samples (n, ...)."""
+    change = edited - before
+    inside, outside = masked_norms(mask, change)
+    yield "effect", change_inside(mask, change)
+    yield "roi_ratio", ratios(inside, outside)
+    # Unit vectors of the changes inside, whose sum tells how alike they are.
+    unit = mask.to(change).unsqueeze(1) * change
+    size = inside.to(unit).reshape(-1, *[1] * (unit.ndim - 1))
+    yield "unit", torch.where(size > 0, unit / size, 0).flatten(1)
+    yield "count", inside > 0
+    if value_range is not None:
+        yield "ssim", outside_ssim(mask, before, edited, value_range)
+        yield "psnr", outside_psnr(mask, before, edited, value_range)
+
+
+def _score(table: dict[str, np.ndarray], distance: np.ndarray) -> np.ndarray:
+    """Consistency, less where an edit leads away from what occurs."""
+    away = np.where(np.isnan(distance), 1.0, np.maximum(distance, 1.0))
+    return table["consistency"] / away
 
 
 def sort_table(table: dict[str, np.ndarray], by: str) -> dict[str, np.ndarray]:
@@ -157,16 +234,11 @@ def sort_table(table: dict[str, np.ndarray], by: str) -> dict[str, np.ndarray]:
 
 def _mean_cosine(directions: Tensor, count: Tensor) -> Tensor:
     """Mean cosine of two different samples' changes, from sums (m, .) of unit ones."""
-    squares = directions.square().sum(dim=1).cpu()
+    squares = directions.square().sum(dim=1)
     cosines = (squares - count) / (count * (count - 1))
     return torch.where(count > 1, cosines, torch.nan)
 
 
-def _sums(values: Tensor, n_pairs: int) -> Tensor:
-    """Sums over the samples of each pair, on the host."""
-    return values.reshape(n_pairs, -1).sum(dim=1).double().cpu()
-
-
-def _groups(pairs: Sequence, size: int) -> Iterator[Sequence]:
-    for start in range(0, len(pairs), size):
-        yield pairs[start : start + size]
+def _groups(items: Sequence, size: int) -> Iterator[Sequence]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

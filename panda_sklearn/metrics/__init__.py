@@ -12,6 +12,8 @@ from panda_sklearn.metrics._factors import (
 )
 from panda_sklearn.metrics._images import (
     frechet_distance,
+    outside_psnr,
+    outside_ssim,
     roi_ratio,
     sliced_wasserstein_distance,
 )
@@ -31,6 +33,8 @@ __all__ = [
     "heldout_reconstruction",
     "match_factors",
     "neg_parts_overlap",
+    "outside_psnr",
+    "outside_ssim",
     "parts_overlap",
     "reconstruction",
     "roi_ratio",

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from panda_sklearn.generators._calls import device_of, dtype_of
+from panda_sklearn.utils import similarity
 from panda_sklearn.utils.arrays import ArrayLike, as_tensor
 from panda_sklearn.utils.borrowing import borrow
 from panda_sklearn.utils.regions import masked_norms, ratios
+from panda_sklearn.utils.similarity import needed
 from panda_sklearn.utils.undo import Undo
 from panda_sklearn.utils.validation import (
     check_count,
@@ -26,10 +28,17 @@ from panda_sklearn.utils.validation import (
     check_function,
     check_mask,
     check_random_state,
+    check_value_range,
     check_values,
 )
 
-__all__ = ["frechet_distance", "roi_ratio", "sliced_wasserstein_distance"]
+__all__ = [
+    "frechet_distance",
+    "outside_psnr",
+    "outside_ssim",
+    "roi_ratio",
+    "sliced_wasserstein_distance",
+]
 
 # Images whose change is measured at a time.
 BATCH_SIZE = 64
@@ -105,22 +114,11 @@ def roi_ratio(mask, images, edited, *, average=True):
     0.25
     """
     check_flag("average", average)
-    before, after = _pair(images, edited)
-    region = check_mask(mask, "mask", "([n_samples,] *spatial)")
-    spatial = tuple(before.shape[2:])
-    if tuple(region.shape) not in (spatial, (len(before), *spatial)):
-        raise ValueError(
-            f"mask must be of shape {spatial}, or with {len(before)} samples before it,"
-            f" got {tuple(region.shape)}."
-        )
-    region = region.reshape(-1, *spatial).to(before)
-    found = []
-    for start in range(0, len(before), BATCH_SIZE):
-        where = slice(start, start + BATCH_SIZE)
-        change = after[where].double() - before[where].double()
-        some = region if len(region) == 1 else region[where]
-        found.append(ratios(*masked_norms(some, change)).cpu())
-    each = torch.cat(found).numpy()
+
+    def measure(region: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        return ratios(*masked_norms(region, after.double() - before.double()))
+
+    each = _of_each(measure, mask, images, edited)
     if not average:
         return each
     unchanged = np.isnan(each)
@@ -132,6 +130,100 @@ def roi_ratio(mask, images, edited, *, average=True):
             stacklevel=2,
         )
     return float(each[~unchanged].mean()) if not unchanged.all() else float("nan")
+
+
+def outside_ssim(mask, images, edited, *, value_range=(-1, 1), average=True):
+    r"""Measure how alike images remain outside of a region, by their structure.
+
+    The mean of the structural similarity [1]_ around each pixel, weighted with
+    :math:`1 - M`. Computed by torchmetrics, which the extra "metrics" brings.
+
+    Parameters
+    ----------
+    mask : array of shape (\*spatial) or (n_samples, \*spatial)
+        M, the region: values from 0 to 1, or booleans; the same for all colours.
+
+    images : array of shape (n_samples, n_colors, \*spatial)
+        Images before the edit, of two or three spatial axes.
+
+    edited : array of shape (n_samples, n_colors, \*spatial)
+        The same images after it.
+
+    value_range : tuple of float, default=(-1, 1)
+        Values of black and white, to which images are clipped first, as pictures are.
+
+    average : bool, default=True
+        Whether to return the mean over samples.
+
+    Returns
+    -------
+    similarity : float, or ndarray of shape (n_samples,)
+        The mean; or, with ``average=False``, that of each sample. 1 if nothing changes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is something else, shapes do not fit, values are not finite, the
+        mask's are not from 0 to 1, or nothing is outside of it.
+    ImportError
+        If torchmetrics is not installed.
+
+    See Also
+    --------
+    outside_psnr : The same, of the size of the change.
+
+    References
+    ----------
+    .. [1] Z. Wang, A. C. Bovik, H. R. Sheikh, E. P. Simoncelli. "Image Quality
+       Assessment: From Error Visibility to Structural Similarity". IEEE Transactions
+       on Image Processing, 2004.
+    """
+    return _outside(similarity.outside_ssim, mask, images, edited, value_range, average)
+
+
+def outside_psnr(mask, images, edited, *, value_range=(-1, 1), average=True):
+    r"""Measure how little images change outside of a region, in decibels.
+
+    The peak signal-to-noise ratio :math:`10 \log_{10} (r^2 / e)`, with r the width of
+    ``value_range`` and e the mean squared change, weighted with :math:`1 - M`. Computed
+    by torchmetrics, which the extra "metrics" brings.
+
+    Parameters
+    ----------
+    mask : array of shape (\*spatial) or (n_samples, \*spatial)
+        M, the region: values from 0 to 1, or booleans; the same for all colours.
+
+    images : array of shape (n_samples, n_colors, \*spatial)
+        Images before the edit.
+
+    edited : array of shape (n_samples, n_colors, \*spatial)
+        The same images after it.
+
+    value_range : tuple of float, default=(-1, 1)
+        Values of black and white, to which images are clipped first, as pictures are.
+
+    average : bool, default=True
+        Whether to return the mean over samples.
+
+    Returns
+    -------
+    ratio : float, or ndarray of shape (n_samples,)
+        The mean; or, with ``average=False``, that of each sample. Infinite if nothing
+        changes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is something else, shapes do not fit, values are not finite, the
+        mask's are not from 0 to 1, or nothing is outside of it.
+    ImportError
+        If torchmetrics is not installed.
+
+    See Also
+    --------
+    outside_ssim : The same, of the structure of images.
+    """
+    return _outside(similarity.outside_psnr, mask, images, edited, value_range, average)
 
 
 def sliced_wasserstein_distance(X, Y, *, n_projections=500, random_state=None):
@@ -177,7 +269,7 @@ def sliced_wasserstein_distance(X, Y, *, n_projections=500, random_state=None):
     .. [2] R. Flamary et al. "POT: Python Optimal Transport". Journal of Machine
        Learning Research 22(78), 2021. https://pythonot.github.io
     """
-    ot = _needed("ot", "POT")
+    ot = needed("ot", "POT")
     n_projections = check_count("n_projections", n_projections)
     random = check_random_state(random_state)
     one, two = _samples(X, Y)
@@ -234,7 +326,7 @@ def frechet_distance(X, Y, *, network=None, batch_size=32):
        Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium".
        Advances in Neural Information Processing Systems (NeurIPS), 2017.
     """
-    fid = _needed("torchmetrics.image.fid", "torchmetrics")
+    fid = needed("torchmetrics.image.fid", "torchmetrics")
     batch_size = check_count("batch_size", batch_size)
     check_function("network", network, "samples")
     one, two = (check_values(samples, name) for samples, name in ((X, "X"), (Y, "Y")))
@@ -285,6 +377,51 @@ def _features(samples: ArrayLike, network: Callable | None, batch_size: int) -> 
     return features
 
 
+def _outside(
+    measure: Callable,
+    mask: Any,
+    images: Any,
+    edited: Any,
+    value_range: Any,
+    average: Any,
+) -> Any:
+    """A measure of what is outside of the mask, of each image or the mean."""
+    check_flag("average", average)
+    value_range = check_value_range(value_range)
+
+    def of_some(region: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        if bool((region == 1).flatten(1).all(dim=1).any()):
+            raise ValueError("mask is 1 everywhere: nothing is outside of it.")
+        return measure(region, before, after, value_range)
+
+    each = _of_each(of_some, mask, images, edited)
+    return float(each.mean()) if average else each
+
+
+def _of_each(
+    measure: Callable[[Tensor, Tensor, Tensor], Tensor],
+    mask: Any,
+    images: Any,
+    edited: Any,
+) -> np.ndarray:
+    """A measure of regions, images and edited images for each sample, in batches."""
+    before, after = _pair(images, edited)
+    region = check_mask(mask, "mask", "([n_samples,] *spatial)")
+    spatial = tuple(before.shape[2:])
+    if tuple(region.shape) not in (spatial, (len(before), *spatial)):
+        raise ValueError(
+            f"mask must be of shape {spatial}, or with {len(before)} samples before it,"
+            f" got {tuple(region.shape)}."
+        )
+    region = region.reshape(-1, *spatial).to(before)
+    found = []
+    for start in range(0, len(before), BATCH_SIZE):
+        where = slice(start, start + BATCH_SIZE)
+        some = region if len(region) == 1 else region[where]
+        found.append(measure(some, before[where], after[where]).cpu())
+    return torch.cat(found).numpy()
+
+
 def _pair(images: Any, edited: Any) -> tuple[Tensor, Tensor]:
     """Images before and after, as tensors of one shape."""
     shape = "(n_samples, n_colors, *spatial)"
@@ -307,15 +444,3 @@ def _samples(X: Any, Y: Any) -> tuple[Tensor, Tensor]:
             f"{tuple(one.shape[1:])} and {tuple(two.shape[1:])}."
         )
     return tuple(as_tensor(samples).flatten(1).double() for samples in (one, two))  # type: ignore[return-value]
-
-
-def _needed(module: str, package: str) -> Any:
-    """An optional module."""
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"This measure needs {package}. Install it with: pip install {package}"
-        ) from error

@@ -1,23 +1,28 @@
 """The table of pairs."""
 
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from panda_sklearn import Edit, GeneratorFeatureExtractor, LocalEditor
-from panda_sklearn.metrics import roi_ratio
+from panda_sklearn.metrics import outside_psnr, outside_ssim, roi_ratio
 from panda_sklearn.utils.resizing import resize
 from tests.allocations import LargestResult
 from tests.editing.conftest import unit_scaled
 from tests.networks import TinyGenerator
 
+# What an edit is made of in the table.
+SAID = "appearance", "part", "strength"
 
-def slowly(editor, z, j, k, strength, unit):
-    """Effect, ROIR and consistency of one pair, one sample at a time."""
+
+def slowly(editor, z, edit):
+    """Effect, ROIR and consistency of one edit, one sample at a time."""
     plain = editor.extractor.generate(z)
-    change = (editor.edit(z, Edit(j, k, strength, unit)) - plain).double()
-    part = unit_scaled(editor.decomposition.parts_[k])
+    change = (editor.edit(z, edit) - plain).double()
+    part = unit_scaled(editor.decomposition.parts_[edit.part])
     mask = resize(part[None, None], (8, 8))[0, 0].double()
     inside = [mask * one for one in change]
     size = (3 * mask.square().sum()).sqrt()
@@ -31,34 +36,95 @@ def slowly(editor, z, j, k, strength, unit):
     return effect, roi_ratio(mask, plain, plain + change), np.mean(cosines)
 
 
+def distance_of(editor, z, edit):
+    """Of the edited activations, which are seen on their way."""
+    panda, seen = editor.decomposition, []
+    change = editor._change([edit], None)
+    for n in range(len(z)):
+        X = editor.extractor.transform(z[n : n + 1])
+        seen.append(change.applied(z, slice(None), None)(X))
+    return float(panda.part_distances(torch.cat(seen))[:, edit.part].mean())
+
+
 @pytest.mark.parametrize("batch_size", [2, 4, 9, 40])
 def test_each_row_is_what_the_edit_does(pipeline, z, batch_size):
     extractor = GeneratorFeatureExtractor(
         pipeline[0].generator, "block1", batch_size=batch_size
     ).fit(z)
     editor = LocalEditor(extractor, pipeline[1])
-    table = editor.rank_edits(z, strength=1.5, unit="alpha")
+    table = editor.rank_edits(
+        z, parts=[0, 2], strength=[1.5, 0.5, 1.5], unit="alpha", sort_by="roi_ratio"
+    )
     frame = pd.DataFrame(table)
     assert list(frame) == [
-        *("appearance", "variation", "part"),
-        *("effect", "roi_ratio", "consistency"),
+        *("edit", "appearance", "variation", "part", "strength", "sign"),
+        *("effect", "roi_ratio", "consistency", "distance", "score"),
     ]
     assert (frame.variation == -1).all()
-    assert len(frame) == 12 and not frame.duplicated(["appearance", "part"]).any()
+    assert len(frame) == 4 * 2 * 2 * 2  # appearances, parts, strengths, signs
+    assert not frame.duplicated(["appearance", "part", "strength"]).any()
+    assert set(frame.strength) == {1.5, -1.5, 0.5, -0.5}
+    assert (frame.sign == np.sign(frame.strength)).all()
     assert frame.roi_ratio.is_monotonic_increasing
     for row in frame.itertuples():
-        expected = slowly(editor, z, row.appearance, row.part, 1.5, "alpha")
-        np.testing.assert_allclose(row[4:], expected, rtol=1e-4)
+        edit = Edit(row.appearance, row.part, row.strength, "alpha")
+        assert row.edit == edit
+        expected = slowly(editor, z, edit)
+        found = row.effect, row.roi_ratio, row.consistency
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+        np.testing.assert_allclose(
+            row.distance, distance_of(editor, z, edit), rtol=1e-4
+        )
+        np.testing.assert_allclose(row.score, row.consistency / max(row.distance, 1))
+
+
+def test_consistent_natural_edits_come_first(editor, z):
+    table = editor.rank_edits(z, variations=[0, 1])
+    assert (np.diff(table["score"]) <= 0).all()
+    assert len(table["edit"]) == 2 * 3 * 2 * 2
+    edit = table["edit"][0]
+    assert edit.part == table["part"][0] and edit.variation == table["variation"][0]
+    editor.edit(z, edit)
+
+
+def test_similarity_outside(editor, z):
+    """Of images as pictures show them."""
+    shown = (-0.4, 0.4)
+    table = editor.rank_edits(
+        z, appearances=[1], parts=[2], strength=2.0, value_range=shown
+    )
+    for n, edit in enumerate(table["edit"]):
+        plain, edited = (
+            images.clamp(*shown)
+            for images in (editor.extractor.generate(z), editor.edit(z, edit))
+        )
+        part = unit_scaled(editor.decomposition.parts_[2])
+        mask = resize(part[None, None], (8, 8))[0, 0]
+        for name, function in (("ssim", outside_ssim), ("psnr", outside_psnr)):
+            expected = function(mask, plain, edited, value_range=shown)
+            np.testing.assert_allclose(table[name][n], expected, rtol=1e-4)
+        np.testing.assert_allclose(
+            table["roi_ratio"][n], roi_ratio(mask, plain, edited), rtol=1e-4
+        )
+
+
+def test_of_files_that_do_not_know_how_coefficients_vary(pipeline, z):
+    panda = copy.copy(pipeline[1])
+    del panda.coefficient_covariance_
+    table = LocalEditor(pipeline[0], panda).rank_edits(z, parts=[1])
+    assert np.isnan(table["distance"]).all()
+    np.testing.assert_array_equal(table["score"], table["consistency"])
 
 
 def test_some_pairs_and_other_orders(editor, z):
-    options = {"appearances": [2, 0], "parts": np.array([1])}
+    options = {"appearances": [2, 0], "parts": np.array([1]), "strength": 2.0}
     for sort_by in ("effect", "consistency"):
         table = editor.rank_edits(z.numpy(), sort_by=sort_by, **options)
-        assert sorted(table["appearance"]) == [0, 2] and set(table["part"]) == {1}
+        assert sorted(table["appearance"]) == [0, 0, 2, 2]
+        assert set(table["part"]) == {1}
         assert (np.diff(table[sort_by]) <= 0).all()
-    std = editor.rank_edits(z, strength=2.0, **options)
-    expected = slowly(editor, z, int(std["appearance"][0]), 1, 2.0, "std")
+    std = editor.rank_edits(z, **options)
+    expected = slowly(editor, z, Edit(*(std[name][0] for name in SAID)))
     np.testing.assert_allclose(std["effect"][0], expected[0], rtol=1e-4)
     alone = editor.rank_edits(z[:1], **options)
     assert np.isnan(alone["consistency"]).all() and (alone["effect"] > 0).all()
@@ -95,7 +161,9 @@ def test_no_more_images_at_a_time_than_a_batch(pipeline, z):
         ({"parts": "all"}, TypeError, "parts must be a sequence of ints"),
         ({"parts": []}, ValueError, "parts is empty"),
         ({"strength": np.nan}, ValueError, "strength must be a finite number"),
-        ({"strength": np.ones(9)}, ValueError, "the same for all samples"),
+        ({"strength": [1.0, -2.0]}, ValueError, "strength must be .* above 0, got -2"),
+        ({"strength": []}, ValueError, "strength is empty"),
+        ({"value_range": (1, -1)}, ValueError, "value_range must be two numbers"),
     ],
 )
 def test_bad_input(editor, z, options, kind, match):

@@ -199,24 +199,17 @@ class TestEdits:
         )
 
     def test_rows_of_the_table(self, editor, z):
-        table = editor.rank_edits(z, variations=[1, 0], parts=[2, 1], strength=2.0)
-        assert (table["appearance"] == -1).all() and len(table["part"]) == 4
-        both = editor.rank_edits(
-            z, appearances=[3], variations=[1, 0], parts=[2, 1], strength=2.0
-        )
-        assert len(both["part"]) == 6
-        vectors = {k: editor.decomposition.variations(k) for k in (1, 2)}
-        for i in range(4):
-            n, k = int(table["variation"][i]), int(table["part"][i])
-            (term,) = change_of(
-                [Edit(variation=n, part=k, strength=2.0)],
-                editor.decomposition,
-                Sizes(None, (8, 8)),
-            ).terms
-            alpha = 2.0 * term.scale
-            expected = slowly(editor, z, vectors[k][0][n], k, alpha, "alpha")
+        options = {"parts": [2, 1], "strength": 2.0}
+        table = editor.rank_edits(z, variations=[1, 0], **options)
+        assert (table["appearance"] == -1).all() and len(table["part"]) == 8
+        both = editor.rank_edits(z, appearances=[3], variations=[1, 0], **options)
+        assert len(both["part"]) == 12
+        for i in range(8):
+            n, k, strength = (table[x][i] for x in ("variation", "part", "strength"))
+            edit = Edit(variation=n, part=int(k), strength=strength)
+            assert table["edit"][i] == edit
             found = [table[name][i] for name in ("effect", "roi_ratio", "consistency")]
-            np.testing.assert_allclose(found, expected, rtol=1e-4)
+            np.testing.assert_allclose(found, slowly(editor, z, edit), rtol=1e-4)
 
     def test_equal_edits(self):
         one = Edit(variation=0, part=[1, 2])

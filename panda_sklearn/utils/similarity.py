@@ -1,0 +1,80 @@
+"""How alike images stay outside of a region.
+
+Floor 2: torch; torchmetrics, the extra "metrics", is imported only where it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["needed", "outside_psnr", "outside_ssim"]
+
+
+def outside_ssim(
+    mask: Tensor, images: Tensor, edited: Tensor, value_range: tuple[float, float]
+) -> Tensor:
+    """Mean of the local similarity of each image, (n,), weighted with 1 - M.
+
+    Parameters
+    ----------
+    mask : Tensor of shape (n or 1, *spatial)
+        M.
+
+    images, edited : Tensor of shape (n, channels, *spatial)
+        They are clipped to the range.
+
+    value_range : tuple of float
+        Black and white.
+    """
+    library = needed("torchmetrics.functional.image", "torchmetrics")
+    before, after = (x.double().clamp(*value_range) for x in (images, edited))
+    _, local = library.structural_similarity_index_measure(
+        after,
+        before,
+        data_range=value_range[1] - value_range[0],
+        reduction="none",
+        return_full_image=True,
+    )
+    weights = (1 - mask).to(local).unsqueeze(1).expand_as(local)
+    return (weights * local).flatten(1).sum(dim=1) / weights.flatten(1).sum(dim=1)
+
+
+def outside_psnr(
+    mask: Tensor, images: Tensor, edited: Tensor, value_range: tuple[float, float]
+) -> Tensor:
+    """Peak signal-to-noise ratio of each image, (n,), in decibels, likewise.
+
+    Of the mean squared change weighted with 1 - M; infinite where there is none.
+    """
+    library = needed("torchmetrics.functional.image", "torchmetrics")
+    weights = (1 - mask).to(images).double().unsqueeze(1)
+    weights = weights / weights.flatten(1).mean(dim=1).reshape(-1, *[1] * (mask.ndim))
+    before, after = (
+        x.double().clamp(*value_range) * weights.sqrt() for x in (images, edited)
+    )
+    return library.peak_signal_noise_ratio(
+        after,
+        before,
+        data_range=value_range[1] - value_range[0],
+        reduction="none",
+        dim=tuple(range(1, images.ndim)),
+    )
+
+
+def needed(module: str, package: str) -> Any:
+    """An optional module.
+
+    Raises
+    ------
+    ImportError
+        If it is not installed; the message says how to.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"This measure needs {package}. Install it with: pip install {package}"
+        ) from error
