@@ -104,27 +104,29 @@ def in_batches(function, *tensors):
     return torch.cat([function(*some) for some in split])
 
 
-def edited_alike(method, latents, images, mask):
-    """Images whose region changes by TARGET, and whether each does."""
+def edited_alike(method, latents, images, mask, target=TARGET):
+    """Images whose region changes by the target, whether each does, and strengths."""
 
     def change_of(strengths, rows):
         change = in_batches(method.apply, latents[rows], strengths) - images[rows]
         squares = (change.double() * mask).square().sum(dim=(1, 2, 3))
-        return (squares / (3 * mask.square().sum())).sqrt()
+        return (squares / (images.shape[1] * mask.square().sum())).sqrt()
 
-    strengths, changes = find_factors(change_of, len(latents), TARGET)
-    reached = (changes - TARGET).abs() <= TOLERANCE * TARGET
-    return in_batches(method.apply, latents, strengths), reached.numpy()
+    strengths, changes = find_factors(change_of, len(latents), target)
+    reached = (changes - target).abs() <= TOLERANCE * target
+    return in_batches(method.apply, latents, strengths), reached.numpy(), strengths
 
 
-def choose(methods, latents, images, mask):
-    """The method of the lowest ROIR, of those that bring all images to TARGET."""
-    best, lowest = None, np.inf
+def choose(methods, latents, images, mask, target=TARGET):
+    """The method of the lowest ROIR, of those that bring most images to the target."""
+    best, merit = None, (1.0, np.inf)
     for method in [m for one in methods for m in (one, one.reversed())]:
-        edited, reached = edited_alike(method, latents, images, mask)
-        ratio = roi_ratio(mask, images, edited, average=False).mean()
-        if reached.all() and ratio < lowest:
-            best, lowest = method, ratio
+        edited, reached, _ = edited_alike(method, latents, images, mask, target)
+        ratio = np.nan_to_num(
+            roi_ratio(mask, images, edited, average=False), nan=np.inf
+        ).mean()
+        if (1 - reached.mean(), ratio) < merit:
+            best, merit = method, (1 - reached.mean(), ratio)
     if best is None:
         raise RuntimeError(f"No edit of {methods[0].name} reaches the target.")
     return best
@@ -140,15 +142,20 @@ def at(editor, name, what, appearance, part):
     return Method(name, what, apply)
 
 
-def ours(editor, mask):
-    """Edits at the learnt part that covers the mask best, and at the mask."""
+def best_part(editor, mask):
+    """The learnt part that covers the mask best."""
     parts = torch.nn.functional.interpolate(
         editor.decomposition.parts_[None], size=mask.shape, mode="bilinear"
     )[0]
     shares = (parts * mask).flatten(1).sum(dim=1) / (
         parts.flatten(1).norm(dim=1) * mask.norm()
     )
-    part = int(shares.argmax())
+    return int(shares.argmax())
+
+
+def ours(editor, mask):
+    """Edits at the learnt part that covers the mask best, and at the mask."""
+    part = best_part(editor, mask)
     everything = range(len(editor.decomposition.appearances_))
     return part, {
         "PandA, part": [
@@ -197,7 +204,7 @@ def interval(values, n_resamples=2000):
 
 def measure(method, latents, images, others, mask):
     """One row of the table, and the edited images."""
-    edited, reached = edited_alike(method, latents, images, mask)
+    edited, reached, _ = edited_alike(method, latents, images, mask)
     ratios = roi_ratio(mask, images, edited, average=False)
     low, high = interval(ratios)
     distance, between = (

@@ -1,7 +1,7 @@
-"""Three rival methods of editing the shipped generator's images, kept small.
+"""Four rival methods of editing the shipped generator's images, kept small.
 
-Each was written from its paper. All three find directions in the space of styles, of
-128 dimensions, and none of them decomposes feature maps:
+Each was written from its paper. Three find directions in the space of styles, of 128
+dimensions, the fourth single channels of scales; none decomposes feature maps:
 
 SeFa          eigenvectors of A'A for the weights A of the layers that take styles.
               Yujun Shen and Bolei Zhou, Closed-Form Factorization of Latent Semantics
@@ -14,16 +14,20 @@ LowRankGAN    directions that change one region of the image most, freed of what
               change the rest. Jiapeng Zhu, Ruili Feng, Yujun Shen, Deli Zhao, Zhengjun
               Zha, Jingren Zhou and Qifeng Chen, Low-Rank Subspaces in GANs, NeurIPS
               2021. https://arxiv.org/abs/2106.04488
+StyleSpace    the scales of single channels that change little but the region. Zongze
+              Wu, Dani Lischinski and Eli Shechtman, StyleSpace Analysis: Disentangled
+              Controls for StyleGAN Image Generation, CVPR 2021.
+              https://arxiv.org/abs/2011.12799
 
 ``sefa`` and ``ganspace`` do not know which region is to change; whoever compares must
-choose among their candidates. ``low_rank_gan`` is told. Each returns candidates for all
-layers together and for each layer alone, since the authors of all three edit chosen
-layers of style-based generators.
+choose among their candidates. ``low_rank_gan`` and ``style_space`` are told. The first
+three return candidates for all layers together and for each layer alone, since the
+authors of all three edit chosen layers of style-based generators.
 A layer here is one block of the generator, 4, 8, 16, 32 or 64, with all that takes its
 style.
 
-The generator is left as found: nothing is registered, switched or differentiated in it,
-and no global seed is touched.
+The generator is left as found: nothing stays registered, is switched or differentiated
+in it, and no global seed is touched.
 """
 
 from __future__ import annotations
@@ -38,11 +42,15 @@ from panda_sklearn.datasets import sample_latents
 
 __all__ = [
     "Candidate",
+    "StyleChannel",
     "ganspace",
+    "low_rank_directions",
     "low_rank_gan",
     "low_rank_plus_sparse",
     "sefa",
+    "style_gradients",
     "style_jacobian",
+    "style_space",
 ]
 
 LAYERS = (4, 8, 16, 32, 64)
@@ -210,7 +218,7 @@ def low_rank_gan(
     styles = _sampled_styles(generator, n_samples, random_state)
     inside, outside = _region_grams(generator, styles, mask.to(styles))
     directions = [
-        _projected(*grams, n_directions, sparsity)
+        low_rank_directions(*grams, n_directions, sparsity)
         for grams in zip(inside, outside, strict=True)
     ]
     return _candidates("LowRankGAN", directions, generator)
@@ -254,6 +262,138 @@ def style_jacobian(generator, w: Tensor, *, chunk: int = 32) -> Tensor:
                 for row in range(len(LAYERS))
             ]
         )
+
+
+@dataclass(frozen=True, eq=False)
+class StyleChannel:
+    """The scale of one channel of one styled layer.
+
+    Attributes
+    ----------
+    layer : str
+        Dotted name, for example "block16.conv0".
+
+    channel : int
+        Which of the layer's input channels.
+
+    std : float
+        Standard deviation of the scale over random latents: a strength of 1.
+    """
+
+    layer: str
+    channel: int
+    std: float
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        return f"channel {self.channel}, {self.layer}"
+
+    @torch.no_grad()
+    def apply(self, generator, latents: Tensor, strengths: Tensor, run=None) -> Tensor:
+        """Edit images, as of :class:`Candidate`.
+
+        ``run(generator, latents)``, if given, is how to call it.
+        """
+        styles = generator.get_submodule(self.layer).style
+        steps = self.std * strengths.to(latents)
+
+        def move(layer, args, scales):
+            moved = scales.clone()
+            moved[:, self.channel] += steps
+            return moved
+
+        with styles.register_forward_hook(move):
+            return generator(latents) if run is None else run(generator, latents)
+
+
+@torch.no_grad()
+def style_gradients(
+    generator, *, n_samples: int = 8, random_state=0
+) -> list[tuple[StyleChannel, Tensor]]:
+    """How each scale of each styled layer changes each pixel.
+
+    Central differences at a tenth of a standard deviation of the scale, by which
+    channels become comparable; absolute, summed over colours and averaged over images.
+
+    Parameters
+    ----------
+    generator : FaceGenerator
+
+    n_samples : int, default=8
+        Number of images.
+
+    random_state : int, RandomState instance or None, default=0
+
+    Returns
+    -------
+    gradients : list of (StyleChannel, Tensor of shape (64, 64))
+        Of the channels that change anything.
+    """
+    latents = sample_latents(generator, 1000, random_state)
+    latents = latents.to(generator.style_mean)
+    some, found = latents[:n_samples], []
+    step = torch.full((n_samples,), 0.1)
+    for layer, deviations in _scale_deviations(generator, latents).items():
+        for channel, std in enumerate(deviations.tolist()):
+            each = StyleChannel(layer, channel, std)
+            ahead, back = (each.apply(generator, some, s) for s in (step, -step))
+            gradient = (ahead - back).abs().sum(dim=1).mean(dim=0)
+            if gradient.any():
+                found.append((each, gradient))
+    return found
+
+
+def style_space(
+    gradients: list[tuple[StyleChannel, Tensor]], mask: Tensor, n_channels: int
+) -> list[StyleChannel]:
+    """Channels whose scale changes little but a region.
+
+    Those with the largest share of their gradient inside the region. The authors find
+    regions with a network that segments, and ask for the channels whose gradients
+    overlap most with one; here the region is given.
+
+    Parameters
+    ----------
+    gradients : list
+        From :func:`style_gradients`.
+
+    mask : Tensor of shape (64, 64)
+        The region, with values in [0, 1].
+
+    n_channels : int
+
+    Returns
+    -------
+    channels : list of StyleChannel
+        By falling share.
+    """
+
+    def share(item):
+        _, gradient = item
+        return float((gradient * mask).sum() / gradient.sum())
+
+    return [each for each, _ in sorted(gradients, key=share, reverse=True)][:n_channels]
+
+
+def _scale_deviations(generator, latents):
+    """Standard deviations (n_in,) of the scales of each styled layer, by its name."""
+    seen: dict[str, Tensor] = {}
+    handles = [
+        module.style.register_forward_hook(
+            lambda layer, args, scales, name=name: seen.update(
+                {name: scales.std(dim=0)}
+            )
+        )
+        for name, module in generator.named_modules()
+        if hasattr(module, "style")
+    ]
+    try:
+        generator(latents)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
 
 
 def low_rank_plus_sparse(
@@ -350,8 +490,13 @@ def _region_grams(generator, styles, mask):
     return inside, outside
 
 
-def _projected(inside, outside, n_directions, sparsity):
-    """Rows are unit B B' b by falling singular value, (up to n_directions, 128)."""
+def low_rank_directions(
+    inside: Tensor, outside: Tensor, n_directions: int, sparsity: float = SPARSITY
+) -> Tensor:
+    """LowRankGAN's directions from J'J (n, n) of the region and of the rest.
+
+    Rows are unit B B' b by falling singular value, (up to n_directions, n).
+    """
     weight = sparsity / len(inside) ** 0.5
     _, s, Vh = torch.linalg.svd(low_rank_plus_sparse(inside, weight)[0])
     leading = Vh[: min(n_directions, _rank(s))]

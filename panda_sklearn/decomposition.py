@@ -910,7 +910,6 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         origin, like = Origin.of(self.parts_), as_tensor(self.parts_)
         return origin.give(vectors.to(like)), origin.give(stds.to(like))
 
-    @own_arithmetic
     def part_distances(self, X):
         r"""Measure how unlike those of the training samples the coefficients are.
 
@@ -954,6 +953,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         found = [part_distances(self, column, k) for k, column in enumerate(columns)]
         return Origin.of(L).give(torch.stack(found, dim=1).to(as_tensor(L)))
 
+    @own_arithmetic
     def saliency(self, X, *, size=None):
         r"""Map how much of each appearance there is at each position (section 4.1).
 

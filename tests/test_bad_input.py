@@ -225,6 +225,7 @@ def decomposition_rows(w):
         )
     for method, more in {
         "score": {},
+        "part_distances": {},
         "saliency": {"size": 8},
         "localize": {
             "appearance": 1,
@@ -369,13 +370,16 @@ def editor_rows(w):
             "strength": 1.0,
             "unit": "std",
             "sort_by": "effect",
+            "value_range": (-1, 1),
             "verbose": 0,
         },
         valid={
             **valid,
+            "value_range": "none",
             "appearances": "none set",
             "parts": "none set",
             "variations": "none set",
+            "strength": "fraction length",
             "verbose": FLAG,
         },
     )
@@ -602,6 +606,19 @@ def metric_rows(w):
         },
         valid={"images": "all-huge", "edited": "all-huge", "average": FLAG},
     )
+    for name in ("outside_psnr", "outside_ssim"):
+        yield Row(
+            name,
+            getattr(metrics, name),
+            {
+                "mask": np.eye(8),
+                "images": w.images,
+                "edited": w.edited,
+                "value_range": (-1, 1),
+                "average": True,
+            },
+            valid={"images": "all-huge", "edited": "all-huge", "average": FLAG},
+        )
     yield Row(
         "sliced_wasserstein_distance",
         metrics.sliced_wasserstein_distance,
@@ -893,7 +910,12 @@ def close_figures():
 
 
 def skip_what_is_not_installed(name):
-    needed = {"sliced_wasserstein_distance": "ot", "frechet_distance": "torchmetrics"}
+    needed = {
+        "sliced_wasserstein_distance": "ot",
+        **dict.fromkeys(
+            ("frechet_distance", "outside_psnr", "outside_ssim"), "torchmetrics"
+        ),
+    }
     if name in needed:
         pytest.importorskip(needed[name])
     if "Display" in name:

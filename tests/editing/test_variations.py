@@ -55,6 +55,41 @@ def test_they_are_how_coefficients_vary(options):
         assert (alone <= stds * (1 + 1e-9)).all() and alone[0] > 0
 
 
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_distances_of_parts(kind):
+    """Those of Mahalanobis; their root mean square is 1 on the training samples."""
+    panda = PartsAppearanceDecomposition(R_S, R_C, random_state=0).fit(kind(X))
+    found = panda.part_distances(kind(X))
+    assert type(found) is type(kind(X)) and found.shape == (N, R_S)
+    found = np.asarray(found)
+    np.testing.assert_allclose((found**2).mean(axis=0), 1)
+    L = np.asarray(panda.coefficients(kind(X)))
+    for k in range(R_S):
+        away = L[:, :, k] - L[:, :, k].mean(axis=0)
+        C = away.T @ away / N
+        inverse = np.linalg.inv(C + 0.01 * np.trace(C) / R_C * np.eye(R_C))
+        squares = np.einsum("ni,ij,nj->n", away, inverse, away)
+        expected = np.sqrt(squares / squares.mean())
+        np.testing.assert_allclose(found[:, k], expected, rtol=1e-6)
+
+
+def test_distances_where_nothing_varies():
+    alike = np.repeat(X[:1], 3, axis=0)
+    panda = PartsAppearanceDecomposition(1, 2, max_iter=3, tol=0, random_state=0)
+    panda.fit(alike)
+    panda.coefficient_covariance_[:] = 0
+    panda.coefficient_mean_ = panda.coefficients(alike)[0]
+    assert (panda.part_distances(alike) == 0).all()
+    assert np.isinf(panda.part_distances(2 * alike)).all()
+
+
+def test_distances_that_are_not_known():
+    panda = fitted()
+    del panda.coefficient_covariance_
+    with pytest.raises(ValueError, match="not known"):
+        panda.part_distances(X)
+
+
 def test_of_one_part_alone_the_others_explain_nothing():
     panda = PartsAppearanceDecomposition(1, R_C, random_state=0).fit(X)
     for one, other in zip(

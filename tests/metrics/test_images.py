@@ -7,11 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import linalg
+from scipy import linalg, ndimage
 from torch import nn
 
 from panda_sklearn.metrics import (
     frechet_distance,
+    outside_psnr,
+    outside_ssim,
     roi_ratio,
     sliced_wasserstein_distance,
 )
@@ -158,6 +160,54 @@ class TestSlicedWasserstein:
             sliced_wasserstein_distance(np.eye(3), np.eye(3), n_projections=0)
 
 
+class TestOutside:
+    def test_psnr_is_of_the_weighted_change(self):
+        random = rng(3)
+        images, edited = random.uniform(-1.2, 1.2, size=(2, 5, 3, 6, 7))
+        mask = random.uniform(0, 1, size=(6, 7))
+        squares = (np.clip(images, -1, 1) - np.clip(edited, -1, 1)) ** 2
+        for n, found in enumerate(outside_psnr(mask, images, edited, average=False)):
+            error = ((1 - mask) * squares[n]).sum() / (3 * (1 - mask).sum())
+            assert found == pytest.approx(10 * np.log10(4 / error))
+        assert outside_psnr(mask, images, images) == np.inf
+
+    def test_ssim_is_that_of_scikit_image_away_from_the_mask(self):
+        """The mean of a local map, by Wang et al.'s formula around one pixel."""
+        random = rng(4)
+        images = ndimage.gaussian_filter(random.normal(size=(2, 1, 24, 24)), 1)
+        edited = images + 0.2 * random.normal(size=images.shape)
+        mask = np.ones((24, 24))
+        mask[12, 10] = 0
+        found = outside_ssim(mask, images, edited, average=False)
+        x, y = (np.clip(z, -1, 1) for z in (images, edited))
+        for n in range(2):
+            blur = [
+                ndimage.gaussian_filter(z[n, 0], 1.5, truncate=5 / 1.5)
+                for z in (x, y, x * x, y * y, x * y)
+            ]
+            a, b, aa, bb, ab = (z[12, 10] for z in blur)
+            c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+            expected = (2 * a * b + c1) * (2 * (ab - a * b) + c2)
+            expected /= (a * a + b * b + c1) * (aa - a * a + bb - b * b + c2)
+            assert found[n] == pytest.approx(expected, rel=1e-4)
+
+    def test_change_inside_alone(self):
+        images = rng(5).uniform(-1, 1, size=(2, 3, 32, 32))
+        edited, mask = images.copy(), np.zeros((32, 32), dtype=bool)
+        mask[:8] = True
+        edited[:, :, :2] = 0  # farther from the rest than the windows reach
+        assert outside_psnr(mask, images, edited) == np.inf
+        assert outside_ssim(mask, images, edited) == pytest.approx(1)
+        assert outside_ssim(~mask, images, edited) < 0.95
+
+    @pytest.mark.parametrize("measure", [outside_psnr, outside_ssim])
+    def test_bad_input(self, measure):
+        with pytest.raises(ValueError, match="nothing is outside"):
+            measure(np.ones((4, 4)), BLACK, WHITE)
+        with pytest.raises(ValueError, match="value_range must be two numbers"):
+            measure(np.eye(4), BLACK, WHITE, value_range=(1, 1))
+
+
 class TestFrechet:
     def test_its_formula(self):
         X, Y = (
@@ -216,3 +266,6 @@ def test_libraries_that_are_missing(monkeypatch):
         sliced_wasserstein_distance(np.eye(3), np.eye(3))
     with pytest.raises(ImportError, match="pip install torchmetrics"):
         frechet_distance(np.eye(3), np.eye(3))
+    for measure in (outside_psnr, outside_ssim):
+        with pytest.raises(ImportError, match="pip install torchmetrics"):
+            measure(np.eye(4), BLACK, WHITE)
