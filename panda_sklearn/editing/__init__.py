@@ -5,7 +5,10 @@ other.
 
 - ``_edit``: what to change, as the user says it.
 - ``_parts``: functions on parts, whose results can be given to ``Edit``.
-- ``_changes``: edits as changes of activations, sections 3.3 and 3.5 of the paper.
+- ``_terms``: what an edit does to activations, by its kind.
+- ``_lookup``: edits looked up in a decomposition, as terms.
+- ``_changes``: several of these as one change of activations.
+- ``_donors``: parts of images given to others.
 - ``_strengths``: the strength that changes images by a given amount.
 - ``_targets``: edits that change images by a given amount.
 - ``_ranking``: the table of pairs of appearances and parts.

@@ -11,6 +11,7 @@ import torch
 from sklearn.decomposition import PCA
 
 from panda_sklearn.datasets import load_face_generator, sample_latents
+from panda_sklearn.datasets._face_generator import FaceGenerator
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "rivals.py"
 
@@ -202,7 +203,7 @@ def test_projection_leaves_what_moves_the_rest():
     rest = torch.zeros(128, 128, dtype=torch.float64)
     rest[1, 1] = 1
     # The larger the weight, the less is called sparse: here nothing.
-    (found,) = rivals._projected(torch.outer(b, b), rest, 3, 10 * 128**0.5)
+    (found,) = rivals.low_rank_directions(torch.outer(b, b), rest, 3, 10 * 128**0.5)
     assert found[0].abs() == pytest.approx(1)
     assert found[1:].abs().max() < 1e-6
 
@@ -255,3 +256,76 @@ def test_the_others_leave_generator_and_global_state_as_found():
     assert_same_state(state_of(generator), before)
     assert not images.requires_grad
     assert not any(c.offset.requires_grad for c in found)
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        generator = FaceGenerator({4: 5, 8: 4, 16: 4, 32: 3, 64: 2})
+    return generator.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def gradients(narrow):
+    return rivals.style_gradients(narrow, n_samples=2)
+
+
+class TestStyleSpace:
+    """On a narrow generator, whose few scales can all be looked at."""
+
+    def test_a_strength_adds_to_one_scale(self, narrow):
+        latents = sample_latents(narrow, 3, random_state=1)
+        channel = rivals.StyleChannel("block16.conv1", 2, 0.5)
+        strengths = torch.tensor([0.0, 1.0, -2.0])
+        edited = channel.apply(narrow, latents, strengths)
+        plain = narrow(latents)
+        torch.testing.assert_close(edited[0], plain[0])
+        for n in (1, 2):
+            moved = copy.deepcopy(narrow)
+            style = moved.block16.conv1.style
+            style.bias[2] += 0.5 * strengths[n] / style.speed
+            torch.testing.assert_close(edited[n], moved(latents)[n])
+            assert (edited[n] - plain[n]).abs().max() > 1e-3
+        assert not narrow.block16.conv1.style._forward_hooks
+
+    def test_gradients_are_those_of_autograd(self, narrow, gradients):
+        latents = sample_latents(narrow, 1000, 0)[:2]
+        for channel, found in gradients[::7]:
+            layer = narrow.get_submodule(channel.layer).style
+            total = torch.zeros(64, 64)
+            for z in latents:
+
+                def image(step, layer=layer, channel=channel, z=z):
+                    def move(module, args, scales):
+                        unit = torch.eye(scales.shape[1])[channel.channel]
+                        return scales + step * channel.std * unit
+
+                    with layer.register_forward_hook(move):
+                        return narrow(z[None])[0]
+
+                J = torch.func.jacfwd(image)(torch.tensor(0.0))
+                total += J.abs().sum(dim=0) / 2
+            # Central differences over 0.2 standard deviations, across kinks of the
+            # activations.
+            error = (found / 0.2 - total).norm() / total.norm()
+            assert error < 0.15
+
+    def test_channels_of_the_largest_share_inside(self, gradients, mouth):
+        shares = {
+            channel: float((gradient * mouth).sum() / gradient.sum())
+            for channel, gradient in gradients
+        }
+        found = rivals.style_space(gradients, mouth, 5)
+        assert [shares[channel] for channel in found] == sorted(
+            shares.values(), reverse=True
+        )[:5]
+        assert found[0].name.startswith("channel ")
+
+    def test_every_scale_of_every_styled_layer_is_looked_at(self, narrow, gradients):
+        n_scales = sum(
+            module.style.weight.shape[0]
+            for module in narrow.modules()
+            if hasattr(module, "style")
+        )
+        assert len(gradients) == n_scales
