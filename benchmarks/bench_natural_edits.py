@@ -36,6 +36,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from bench_editing import (
     BATCH_SIZE,
@@ -450,60 +451,62 @@ def run(ground, n_test, regions):
 # Marks of the methods in the figure; those at the part are filled.
 MARKS = {
     "appearances": ("o", "tab:blue"),
+    "random": ("o", "tab:gray"),
     "variations": ("o", "tab:green"),
     "given others": ("o", "tab:olive"),
     "transfer": ("s", "tab:green"),
     "mix": ("s", "tab:olive"),
-    "random": ("o", "tab:gray"),
     "SeFa": ("^", "tab:red"),
     "GANSpace": ("v", "tab:orange"),
     "LowRankGAN": ("D", "tab:purple"),
     "StyleSpace": ("P", "tab:brown"),
 }
+EVERYWHERE = ("SeFa", "GANSpace", "LowRankGAN", "StyleSpace")
+AXES = {"distance": "distance from the data at the part", "swd": "SWD"}
 
 
 def draw(tables, path):
-    """ROIR against distance, above, and SWD, below; a column for each region."""
+    """ROIR against distance, above, and SWD, below; geometric means over regions."""
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    columns = [
-        (f"{name}, {region}", rows)
-        for name, table in tables.items()
-        for region, rows in table.items()
-    ]
     figure, axes = plt.subplots(
-        2, len(columns), figsize=(2.3 * len(columns), 5), sharey="row", squeeze=False
+        2, len(tables), figsize=(4 * len(tables) + 1, 6.4), squeeze=False
     )
     handles = {}
-    for column, (title, rows) in zip(axes.T, columns, strict=True):
-        column[0].set_title(title, fontsize="small")
-        for ax, measure_ in zip(column, ("distance", "swd"), strict=True):
-            for row in rows:
-                name, _, local = row["method"].partition(", ")
-                mark, color = MARKS[name]
-                everywhere = not local and name in list(MARKS)[6:]
-                handles[row["method"]] = ax.scatter(
-                    row[measure_],
-                    row["roi_ratio"],
+    for column, (title, table) in zip(axes.T, tables.items(), strict=True):
+        column[0].set_title(title, fontsize="medium")
+        for ax, (measured, label) in zip(column, AXES.items(), strict=True):
+            for method in [row["method"] for row in next(iter(table.values()))]:
+                rows = [r for rows in table.values() for r in rows]
+                its = [r for r in rows if r["method"] == method]
+                x, y = (
+                    np.exp(np.mean([np.log(r[name]) for r in its]))
+                    for name in (measured, "roi_ratio")
+                )
+                mark, color = MARKS[method.removesuffix(", at the part")]
+                handles[method] = ax.scatter(
+                    x,
+                    y,
+                    s=50,
                     marker=mark,
                     edgecolors=color,
-                    facecolors="none" if everywhere else color,
-                    label=row["method"],
+                    facecolors="none" if method in EVERYWHERE else color,
                 )
-            ax.set(xscale="log", yscale="log")
-            ax.grid(alpha=0.3, which="both")
-            ax.tick_params(labelsize="x-small", which="both")
-            ax.set_xlabel(
-                {"distance": "distance at the part", "swd": "SWD"}[measure_],
-                fontsize="small",
-            )
+            ax.set(xscale="log", yscale="log", xlabel=label)
+            for axis in (ax.xaxis, ax.yaxis):
+                axis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7)))
+                axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+                axis.set_minor_formatter(NullFormatter())
+            ax.grid(alpha=0.3)
+            ax.tick_params(labelsize="small")
     for ax in axes[:, 0]:
-        ax.set_ylabel("ROIR", fontsize="small")
+        ax.set_ylabel("ROIR")
     figure.legend(
-        handles.values(), handles, loc="lower center", ncols=5, fontsize="small"
+        handles.values(), handles, loc="lower center", ncols=3, fontsize="small"
     )
-    figure.tight_layout(rect=(0, 0.13, 1, 1))
-    figure.savefig(path, dpi=110)
+    figure.tight_layout(rect=(0, 0.15, 1, 1))
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
