@@ -437,7 +437,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         with torch.inference_mode(False):
             result = self._best_fit(samples, start)
             A, P, channels = result.A, result.P, result.channels
-            sums: list[Sums] = [CoefficientSums(samples, A, P)]
+            sums: list[Sums] = [CoefficientSums(A, P)]
             if channels is None or not channels.tells(A, torch.finfo(A.dtype).eps):
                 sums.append(ChannelSums(samples, A))
             coefficients, *others = in_one_pass(samples, *sums)
@@ -538,7 +538,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             channels = earlier.to(Z.device) + channels
         A, P = A.to(Z), P.to(Z)
         samples = InMemory(Z, batch_size=len(Z))
-        (of_batch,) = in_one_pass(samples, CoefficientSums(samples, A, P))
+        (of_batch,) = in_one_pass(samples, CoefficientSums(A, P))
         if coefficients is not None:
             of_batch = coefficients.to(Z.device).turned(before, (A, P)) + of_batch
         self._store(A, P, channels.turned(A), of_batch, layout, origin)

@@ -63,7 +63,9 @@ class ChannelMoments:
         """
         samples = as_samples(Z)
         sums = ChannelSums(samples, A, products)
-        return sums.moments(samples.accumulate(sums.add, *sums.totals()))
+        found = samples.accumulate(sums.add, *sums.totals())
+        assert samples.n_samples is not None  # a pass has told
+        return sums.moments(found, samples.n_samples)
 
     def __add__(self, other: ChannelMoments) -> ChannelMoments:
         n = self.n + other.n
@@ -112,39 +114,45 @@ class ChannelSums:
         A: Tensor | None = None,
         products: torch.dtype | None = None,
     ) -> None:
-        self.samples, self.A = samples, A
-        self.products = products or samples.dtype
+        self.size = samples.n_channels if A is None else A.shape[1]
+        self.n_positions, self.device = samples.n_positions, samples.device
+        self.A, self.products = A, products or samples.dtype
         self.shift: Tensor | None = None
 
     def totals(self) -> tuple[Tensor, Tensor]:
         """Sum of the vectors, and of their outer products; to be added to."""
-        C = self.samples.n_channels if self.A is None else self.A.shape[1]
-        dtype, device = accumulator_dtype(self.samples.device), self.samples.device
-        return (
-            torch.zeros(C, dtype=dtype, device=device),
-            torch.zeros(C, C, dtype=dtype, device=device),
-        )
+        dtype = accumulator_dtype(self.device)
+        total = torch.zeros(self.size, dtype=dtype, device=self.device)
+        return total, total.new_zeros(self.size, self.size)
+
+    def begin(self, batch: Tensor) -> None:
+        """Take the sums about the mean of a batch, where that is far from zero."""
+        batch = self._vectors(batch)
+        mean, spread = batch.mean(dim=(0, 2)), batch.std(dim=(0, 2), correction=0)
+        self.shift = torch.where(mean.abs() > FAR * spread, mean, 0)
+        self.shifted = bool(self.shift.any())
 
     def add(self, batch: Tensor, total: Tensor, scatter: Tensor) -> None:
         """Add those of a batch."""
-        batch = batch.to(self.products)
-        if self.A is not None:
-            batch = self.A.T.to(batch) @ batch
         if self.shift is None:
-            mean, spread = batch.mean(dim=(0, 2)), batch.std(dim=(0, 2), correction=0)
-            self.shift = torch.where(mean.abs() > FAR * spread, mean, 0)
-            self.shifted = bool(self.shift.any())
-        rows = batch.transpose(0, 1).flatten(1)
+            self.begin(batch)
+        rows = self._vectors(batch).transpose(0, 1).flatten(1)
         if self.shifted:
+            assert self.shift is not None
             rows = rows - self.shift[:, None]
         total += rows.sum(dim=1)
         add_gram(scatter, rows.T)
 
-    def moments(self, totals: tuple[Tensor, ...]) -> ChannelMoments:
+    def _vectors(self, batch: Tensor) -> Tensor:
+        """Z or A'z of a batch, (n, size, S)."""
+        batch = batch.to(self.products)
+        return batch if self.A is None else self.A.T.to(batch) @ batch
+
+    def moments(self, totals: tuple[Tensor, ...], n_samples: int) -> ChannelMoments:
         """What the sums of all batches make."""
         total, scatter = totals
-        assert self.shift is not None and self.samples.n_samples is not None
-        n = self.samples.n_samples * self.samples.n_positions
+        assert self.shift is not None
+        n = n_samples * self.n_positions
         away = total / n
         scatter = mirror(scatter) - n * torch.outer(away, away)
         return ChannelMoments(n, self.shift.to(away) + away, scatter)
@@ -224,7 +232,7 @@ def summarise(
     return Summary(
         n_samples,
         energy,
-        None if sums is None else sums.moments(tuple(rest)),
+        None if sums is None else sums.moments(tuple(rest), n_samples),
         kept,
         sample_energies(kept.Z).sum(),
     )

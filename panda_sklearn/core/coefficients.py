@@ -17,7 +17,6 @@ from torch import Tensor
 
 from panda_sklearn.core.canonical import signed
 from panda_sklearn.core.objective import accumulator_dtype
-from panda_sklearn.core.samples import Samples
 
 __all__ = [
     "CoefficientMoments",
@@ -104,22 +103,29 @@ class CoefficientSums:
     About the mean of the first samples, which is near that of all.
     """
 
-    def __init__(self, samples: Samples, A: Tensor, P: Tensor) -> None:
-        self.samples, self.A, self.P = samples, A, P
+    def __init__(self, A: Tensor, P: Tensor) -> None:
+        self.A, self.P = A, P
         self.shift: Tensor | None = None
 
     def totals(self) -> tuple[Tensor, ...]:
         """Sums of the coefficients and of their products, to be added to."""
-        R_C, R_S = self.A.shape[1], self.P.shape[1]
-        dtype = accumulator_dtype(self.samples.device)
-        total = torch.zeros(R_S, R_C, dtype=dtype, device=self.samples.device)
+        R_C, R_S, device = self.A.shape[1], self.P.shape[1], self.A.device
+        total = torch.zeros(R_S, R_C, dtype=accumulator_dtype(device), device=device)
         return total, total.new_zeros(R_S, R_C, R_C), total.new_zeros(R_S, R_C, R_C)
+
+    def begin(self, batch: Tensor) -> None:
+        """Take the sums about the mean of a batch."""
+        self.shift = self._coefficients(batch).mean(dim=1)
+
+    def _coefficients(self, batch: Tensor) -> Tensor:
+        """Those of a batch, (R_S, n, R_C)."""
+        W = (batch @ self.P.to(batch)).permute(2, 0, 1)  # (R_S, n, C)
+        rows = W.flatten(0, 1) @ self.A.to(batch)
+        return rows.unflatten(0, W.shape[:2])
 
     def add(self, batch: Tensor, total: Tensor, own: Tensor, cross: Tensor) -> None:
         """Add those of a batch."""
-        W = (batch @ self.P.to(batch)).permute(2, 0, 1)  # (R_S, n, C)
-        rows = W.flatten(0, 1) @ self.A.to(batch)
-        rows = rows.unflatten(0, W.shape[:2])  # (R_S, n, R_C)
+        rows = self._coefficients(batch)
         if self.shift is None:
             self.shift = rows.mean(dim=1)
         rows = rows - self.shift[:, None]
@@ -130,11 +136,11 @@ class CoefficientSums:
             0, cross.shape[:2]
         )
 
-    def moments(self, totals: tuple[Tensor, ...]) -> CoefficientMoments:
+    def moments(self, totals: tuple[Tensor, ...], n_samples: int) -> CoefficientMoments:
         """What the sums of all batches make."""
         total, own, cross = totals
-        assert self.shift is not None and self.samples.n_samples is not None
-        n = self.samples.n_samples
+        assert self.shift is not None
+        n = n_samples
         away = total / n
         return CoefficientMoments(
             n,

@@ -208,16 +208,22 @@ class InMemory(Samples):
 
 
 class Sums(Protocol):
-    """Sums over samples that make something: what :func:`in_one_pass` fills."""
+    """Sums over samples that make something: what :func:`in_one_pass` fills.
+
+    They know nothing of where the samples are.
+    """
 
     def totals(self) -> tuple[Tensor, ...]:
         """What to add to, zero."""
 
+    def begin(self, batch: Tensor) -> None:
+        """Learn from some samples what the sums are to be taken about."""
+
     @property
     def add(self) -> Callable[..., None]:
-        """Adds something of a batch: ``add(batch, *totals)``."""
+        """Adds something of a batch, ``add(batch, *totals)``, and may begin with it."""
 
-    def moments(self, totals: tuple[Tensor, ...]) -> Any:
+    def moments(self, totals: tuple[Tensor, ...], n_samples: int) -> Any:
         """What the sums of all samples make."""
 
 
@@ -236,7 +242,9 @@ def in_one_pass(samples: Samples, *sums: Sums) -> list[Any]:
 
     # Few large batches: products of coefficients are small, and their sums are not.
     found = samples.accumulate(add, *itertools.chain(*totals), size=IN_A_BATCH)
-    return [some.moments(own) for some, own in zip(sums, shared(found), strict=True)]
+    n = samples.n_samples
+    assert n is not None  # a pass has told
+    return [some.moments(own, n) for some, own in zip(sums, shared(found), strict=True)]
 
 
 def as_samples(Z: Samples | Tensor) -> Samples:

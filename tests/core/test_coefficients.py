@@ -29,7 +29,7 @@ def make(n, seed=0, offset=0.0):
 
 def moments_of(Z, A, P, batch_size=None):
     samples = InMemory(Z, batch_size=batch_size)
-    (moments,) = in_one_pass(samples, CoefficientSums(samples, A, P))
+    (moments,) = in_one_pass(samples, CoefficientSums(A, P))
     assert samples.n_passes == 1
     return moments
 
@@ -68,7 +68,7 @@ def test_they_add(n, m):
 def test_several_sums_take_one_pass():
     Z, A, P = make(7)
     samples = InMemory(Z, batch_size=2)
-    sums = CoefficientSums(samples, A, P), ChannelSums(samples, A)
+    sums = CoefficientSums(A, P), ChannelSums(samples, A)
     coefficients, channels = in_one_pass(samples, *sums)
     assert samples.n_passes == 1
     assert_same(coefficients, moments_of(Z, A, P))
