@@ -125,7 +125,7 @@ def choose(methods, latents, images, mask, target=TARGET):
         ratio = np.nan_to_num(
             roi_ratio(mask, images, edited, average=False), nan=np.inf
         ).mean()
-        if (1 - reached.mean(), ratio) < merit:
+        if reached.any() and (1 - reached.mean(), ratio) < merit:
             best, merit = method, (1 - reached.mean(), ratio)
     if best is None:
         raise RuntimeError(f"No edit of {methods[0].name} reaches the target.")

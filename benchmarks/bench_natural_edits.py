@@ -6,8 +6,8 @@ strength of its own, on latents that nothing was learnt or chosen from:
 
 ROIR         equation (7), change outside of the region relative to inside
 distance     Mahalanobis distance of the coefficients at the part, after over before
-             (``part_distances``); 1 is as natural as the samples are themselves. Edits
-             of later layers than the decomposed one have 1: they do not show there
+             (``part_distances``), median over images; 1 is as natural as the samples
+             are. Edits of later layers have 1: they do not show in the decomposed one
 SWD          sliced Wasserstein distance of the edited images to other, unedited ones,
              as a ratio to that of the unedited images to the same others
 SSIM, PSNR   of the images outside of the region, before and after
@@ -15,9 +15,10 @@ alike        mean cosine of the changes of two images inside the region
 reached      share of the images that are brought to the change that is asked for
 
 On two networks: the face generator, and a decoder of digits that is trained here, in
-half a minute, by nobody's taste. Methods that offer several edits are given the same
-number to choose from, of either sign, and the one of the lowest ROIR on eight other
-latents is taken. At the learnt part that covers the region best:
+half a minute, by nobody's taste. Methods that offer several edits have the same number
+to choose from, 24 on faces, and on digits as many as there are of up to 16, of either
+sign; the one of the lowest ROIR on eight other latents is taken. At the learnt part
+that covers the region best:
 
 appearances, random          as in ``bench_editing.py``
 variations, given others     of that part
@@ -432,7 +433,10 @@ def run(ground, n_test, regions):
         print(f"\n{ground.name}, {region}: part {part}")
         print(f"{'':24}{'ROIR':>6}" + "".join(f"{name:>10}" for name in COLUMNS))
         rows = []
-        for candidates in methods.values():
+        for name, candidates in methods.items():
+            if not candidates:
+                print(f"{name:24}  has no direction")
+                continue
             method = candidates[0]
             if len(candidates) > 1:
                 method = choose(candidates, tuning, tuned, mask, ground.target)
@@ -477,8 +481,8 @@ def draw(tables, path):
     for column, (title, table) in zip(axes.T, tables.items(), strict=True):
         column[0].set_title(title, fontsize="medium")
         for ax, (measured, label) in zip(column, AXES.items(), strict=True):
-            for method in [row["method"] for row in next(iter(table.values()))]:
-                rows = [r for rows in table.values() for r in rows]
+            rows = [row for rows in table.values() for row in rows]
+            for method in dict.fromkeys(row["method"] for row in rows):
                 its = [r for r in rows if r["method"] == method]
                 x, y = (
                     np.exp(np.mean([np.log(r[name]) for r in its]))
@@ -519,6 +523,8 @@ def main():
     parser.add_argument("--figure", type=Path, help="write the figure there")
     parser.add_argument("--draw", type=Path, help="only draw the numbers of this file")
     options = parser.parse_args()
+    if options.draw and not options.figure:
+        parser.error("--draw needs --figure")
     if options.draw:
         draw(json.loads(options.draw.read_text()), options.figure)
         return

@@ -64,23 +64,24 @@ print(f"Part {eyes} covers the eyes")
 # %%
 # Which appearance?
 # -----------------
-# ``rank_edits`` tries pairs of appearances and parts on a few latents and measures what
-# each changes inside the part (effect), how much outside relative to inside (ROIR,
-# equation (7): low is local), and whether it does the same to all (consistency). We
-# take the most local of those that do much the same to all faces. (The table goes into
-# a pandas data frame as it is.)
+# ``rank_edits`` tries appearances at a part on a few latents, in both directions, and
+# measures what each changes inside the part (effect), how much outside relative to
+# inside (ROIR, equation (7): low is local), and whether it does the same to all
+# (consistency). We take the most local of those that do much the same to all faces.
+# (The table goes into a pandas data frame as it is.)
 
 editor = LocalEditor.from_pipeline(pipeline)
 trials = sample_latents(generator, 8, random_state=2)
 table = editor.rank_edits(
     trials, parts=[eyes], appearances=range(20), strength=5.0, sort_by="roi_ratio"
 )
-columns = ["appearance", "effect", "roi_ratio", "consistency"]
+columns = ["appearance", "strength", "effect", "roi_ratio", "consistency"]
 print("  ".join(columns))
 for row in list(zip(*(table[name] for name in columns), strict=True))[:8]:
-    print("{:10d}  {:6.2f}  {:9.2f}  {:11.2f}".format(*row))
-best = int(table["appearance"][table["consistency"] > 0.5][0])
-print(f"Taken: appearance {best}")
+    print("{:10d}  {:+8.1f}  {:6.2f}  {:9.2f}  {:11.2f}".format(*row))
+taken = table["edit"][table["consistency"] > 0.5][0]
+best, sign = taken.appearance, float(np.sign(taken.strength))
+print(f"Taken: appearance {best}, {'added' if sign > 0 else 'taken away'}")
 
 # %%
 # Some appearances at some parts, at the same strength: rows say *what*, columns say
@@ -97,9 +98,9 @@ matrix_figure = EditMatrixDisplay.from_editor(
 # ``target_change`` asks for an amount instead of a strength: that the eyes of each face
 # change by a root mean square of 0.2, where black to white is 2.
 
-both = Edit(best, eyes, 1.0, unit="std")
+both = Edit(best, eyes, sign)
 eyes_figure = EditDisplay.from_editor(editor, unseen, both, target_change=0.2).figure_
-factors = editor.find_strengths(unseen, both, target_change=0.2)
+factors = editor.find_strengths(unseen, both, target_change=0.2, value_range=(-1, 1))
 print("Strengths, in std:", np.round(np.asarray(factors), 1))
 
 # %%
@@ -110,7 +111,7 @@ print("Strengths, in std:", np.round(np.asarray(factors), 1))
 
 one_eye, other_eye = split_part(panda.parts_[eyes])
 one_figure = EditDisplay.from_editor(
-    editor, unseen, Edit(best, one_eye), target_change=0.2
+    editor, unseen, Edit(best, one_eye, sign), target_change=0.2
 ).figure_
 
 # %%

@@ -7,13 +7,14 @@ Floor 3: torch, and :mod:`panda_sklearn.core.coefficients`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from panda_sklearn.core.coefficients import (
-    distances,
+    Distances,
     principal_variations,
     without_others,
 )
@@ -80,10 +81,10 @@ def variations_of(
     return vectors.T.contiguous(), stds
 
 
-def part_distances(panda: Any, L: Tensor, k: int) -> Tensor:
-    """Distances of coefficients (..., R_C) of part k, of shape (...).
+def part_distances(panda: Any, k: int) -> Callable[[Tensor], Tensor]:
+    """A function that gives distances (...) of coefficients (..., R_C) of part k.
 
-    In double precision, on the CPU; see ``distances`` of the core.
+    In double precision, on the CPU; see ``Distances`` of the core.
 
     Raises
     ------
@@ -95,7 +96,8 @@ def part_distances(panda: Any, L: Tensor, k: int) -> Tensor:
         as_tensor(array).cpu().double()
         for array in (panda.coefficient_mean_, panda.coefficient_covariance_)
     )
-    return distances(L.cpu().double(), mean[:, k], covariances[k])
+    distances = Distances.about(mean[:, k], covariances[k])
+    return lambda L: distances.of(L.cpu().double())
 
 
 def check_known(panda: Any) -> None:

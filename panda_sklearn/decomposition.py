@@ -950,7 +950,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         check_known(self)
         L = self.coefficients(X)
         columns = as_tensor(L).unbind(dim=2)
-        found = [part_distances(self, column, k) for k, column in enumerate(columns)]
+        found = [part_distances(self, k)(column) for k, column in enumerate(columns)]
         return Origin.of(L).give(torch.stack(found, dim=1).to(as_tensor(L)))
 
     @own_arithmetic
@@ -1287,6 +1287,12 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
 def layout_of(panda: PartsAppearanceDecomposition) -> MapLayout:
     """How maps lie in users' arrays, as ``fit`` saw them."""
     return MapLayout(panda.map_shape_, panda.channel_axis, panda._flattened)
+
+
+def varying_parts(panda: PartsAppearanceDecomposition) -> list[int]:
+    """Indices of the parts that are not constant."""
+    low, high = as_tensor(panda.parts_).flatten(1).aminmax(dim=1)
+    return (high > low).nonzero()[:, 0].tolist()
 
 
 def factors_of(panda: PartsAppearanceDecomposition, like: Tensor | Samples) -> Factors:

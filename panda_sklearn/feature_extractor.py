@@ -60,10 +60,12 @@ from panda_sklearn.utils.validation import (
 
 __all__ = [
     "GeneratorFeatureExtractor",
+    "Take",
     "check_latents",
     "extract",
     "generate_changed",
     "running_device",
+    "takes_floats",
     "tap_of",
 ]
 
@@ -461,7 +463,14 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
                 writer.write(part)
         return out
 
-    def _extract(self, tap: Tap, latents: ArrayLike, *, learn: bool) -> ArrayLike:
+    def _extract(
+        self,
+        tap: Tap,
+        latents: ArrayLike,
+        *,
+        learn: bool,
+        verbose: int | None = None,
+    ) -> ArrayLike:
         """Activations, in one; ``learn`` from the first batch as ``fit`` does."""
         fitted = not learn
         extract = self._extraction(tap, latents)
@@ -474,7 +483,8 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             fitted = True
             return found
 
-        return Origin.of(latents).give(self._collect(make, latents, "activations"))
+        found = self._collect(make, latents, "activations", verbose)
+        return Origin.of(latents).give(found)
 
     def _extraction(
         self, tap: Tap, latents: ArrayLike
@@ -773,9 +783,19 @@ def check_latents(
     return extractor._check_latents(latents, name)
 
 
-def extract(extractor: GeneratorFeatureExtractor, latents: ArrayLike) -> ArrayLike:
+def takes_floats(extractor: GeneratorFeatureExtractor) -> bool:
+    """Whether latents are floating, rather than classes or numbers of tokens."""
+    return extractor._takes_floats
+
+
+def extract(
+    extractor: GeneratorFeatureExtractor,
+    latents: ArrayLike,
+    *,
+    verbose: int | None = None,
+) -> ArrayLike:
     """Activations of checked latents, of which no memory is asked."""
-    return extractor._recall(latents)
+    return extractor._extract(extractor._tap(), latents, learn=False, verbose=verbose)
 
 
 def running_device(extractor: GeneratorFeatureExtractor) -> torch.device:

@@ -21,7 +21,7 @@ from panda_sklearn.core.objective import accumulator_dtype
 __all__ = [
     "CoefficientMoments",
     "CoefficientSums",
-    "distances",
+    "Distances",
     "principal_variations",
     "without_others",
 ]
@@ -176,34 +176,41 @@ def without_others(own: Tensor, cross: Tensor, of_sum: Tensor) -> Tensor:
     return own - (B / (variances + ridge)[:, None]) @ B.mT
 
 
-def distances(L: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Distances:
     """How far coefficients of a part are from where those of the samples are.
 
     The Mahalanobis distance, with a ridge in the covariance, over its root mean square
     among the samples.
 
-    Parameters
+    Attributes
     ----------
-    L : Tensor of shape (..., R_C)
-
     mean : Tensor of shape (R_C,)
-
-    covariance : Tensor of shape (R_C, R_C)
-
-    Returns
-    -------
-    distances : Tensor of shape (...)
-        Infinite where samples do not vary and L is not their mean.
+    axes : Tensor of shape (R_C, R_C) or None
+        Principal axes, each over the root of its variance and of the mean square;
+        ``None`` where samples do not vary.
     """
-    variances, V = torch.linalg.eigh((covariance + covariance.T) / 2)
-    variances = variances.clamp(min=0)
-    level = variances.mean()
-    if level == 0:
-        away = (L - mean).square().sum(dim=-1)
-        return torch.where(away > 0, torch.inf, 0.0)
-    widths = variances + RIDGE * level
-    squares = ((L - mean) @ V).square() / widths
-    return (squares.sum(dim=-1) / (variances / widths).sum()).sqrt()
+
+    mean: Tensor
+    axes: Tensor | None
+
+    @classmethod
+    def about(cls, mean: Tensor, covariance: Tensor) -> Distances:
+        """Those about a mean (R_C,) with a covariance (R_C, R_C)."""
+        variances, V = torch.linalg.eigh((covariance + covariance.T) / 2)
+        variances = variances.clamp(min=0)
+        level = variances.mean()
+        if level == 0:
+            return cls(mean, None)
+        widths = variances + RIDGE * level
+        return cls(mean, V / (widths * (variances / widths).sum()).sqrt())
+
+    def of(self, L: Tensor) -> Tensor:
+        """Of coefficients (..., R_C); infinite off the mean, where nothing varies."""
+        away = L - self.mean
+        if self.axes is None:
+            return torch.where(away.any(dim=-1), torch.inf, 0.0)
+        return (away @ self.axes).norm(dim=-1)
 
 
 def principal_variations(A: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ other.
 - ``_donors``: parts of images given to others.
 - ``_strengths``: the strength that changes images by a given amount.
 - ``_targets``: edits that change images by a given amount.
-- ``_ranking``: the table of pairs of appearances and parts.
+- ``_ranking``: the table of edits that were tried.
 - ``_editor``: ``LocalEditor``, the door to all of these.
 - ``_generator``: a generator with edits built in.
 - ``_kept``: edits in files.

@@ -22,7 +22,8 @@ from panda_sklearn.decomposition import (
 )
 from panda_sklearn.editing._edit import Edit
 from panda_sklearn.editing._lookup import Sizes, term_of
-from panda_sklearn.editing._terms import Place, Take, Term
+from panda_sklearn.editing._terms import Place, Term
+from panda_sklearn.feature_extractor import Take
 from panda_sklearn.solvers import refine_parts
 from panda_sklearn.utils.arithmetic import in_full_precision, own_arithmetic
 from panda_sklearn.utils.arrays import MapLayout, promoted
@@ -122,7 +123,7 @@ class Change:
         where : slice or Tensor of shape (n,)
 
         take : callable
-            Runs the network; see :data:`panda_sklearn.editing._terms.Take`.
+            Runs the network; see ``Take`` of :mod:`panda_sklearn.feature_extractor`.
 
         alphas, places : sequence, default=None
             In the place of those that :meth:`alphas` and :meth:`places` say.

@@ -25,6 +25,7 @@ from panda_sklearn.editing._terms import DonorTerm, FeatureTerm
 from panda_sklearn.feature_extractor import GeneratorFeatureExtractor, extract
 from panda_sklearn.utils.arithmetic import own_arithmetic
 from panda_sklearn.utils.arrays import as_tensor, promoted
+from panda_sklearn.utils.validation import LARGEST
 
 __all__ = ["transfer_change"]
 
@@ -77,6 +78,13 @@ def transfer_change(
     target = _mean(found, len(donors)) if mean else torch.cat(list(found))
     if len(target) == 1:
         target = target[0]
+    amounts = as_tensor(amount if np.ndim(amount) else np.array(float(amount)))
+    most, largest = (float(x.abs().max()) for x in (amounts, target))
+    if most * largest > LARGEST:
+        raise ValueError(
+            f"amount={most:g} is too large: times {kind} up to {largest:.3g} it does "
+            "not fit in float32."
+        )
     edit = _moving(kind, target, part, amount)
     return change_of([edit], decomposition, sizes, refine=refine)
 
@@ -90,7 +98,7 @@ def _moving(kind: str, target: Tensor, part: Any, amount: Any) -> Edit:
 def _features(extractor: GeneratorFeatureExtractor, donors: Tensor) -> Iterator[Tensor]:
     """Activations of batches of donors."""
     for some in donors.split(extractor.batch_size):
-        yield as_tensor(extract(extractor, some))
+        yield as_tensor(extract(extractor, some, verbose=0))
 
 
 @own_arithmetic

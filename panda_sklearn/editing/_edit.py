@@ -89,8 +89,8 @@ class Edit:
           saliency :math:`a_j^\top Z` over samples and positions (``saliency_std_`` of
           the decomposition); of a variation its own: the coefficients at the part move
           along it by so many.
-        - "alpha": the strength is alpha itself, a multiple of the vector; of the
-          others see there.
+        - "alpha": the strength is alpha itself, a multiple of the vector; what it means
+          for the others is said with each.
 
     variation : int, default=None
         Index, from 0, of a variation of the part, one of the vectors that
@@ -130,7 +130,7 @@ class Edit:
 
     See Also
     --------
-    LocalEditor.rank_edits : Which pairs of appearances and parts are worth trying.
+    LocalEditor.rank_edits : Which edits are worth trying.
     LocalEditor.transfer : Gives images the part of others.
     panda_sklearn.editing.split_part : One eye of two.
 

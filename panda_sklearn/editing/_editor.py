@@ -18,7 +18,11 @@ from sklearn.pipeline import Pipeline
 from torch import Tensor
 from tqdm import tqdm
 
-from panda_sklearn.decomposition import PartsAppearanceDecomposition, layout_of
+from panda_sklearn.decomposition import (
+    PartsAppearanceDecomposition,
+    layout_of,
+    varying_parts,
+)
 from panda_sklearn.editing._changes import Change, change_of, check_edits
 from panda_sklearn.editing._donors import transfer_change
 from panda_sklearn.editing._edit import UNITS, Edit
@@ -41,7 +45,7 @@ from panda_sklearn.feature_extractor import (
 )
 from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor
 from panda_sklearn.utils.hashing import fingerprint
-from panda_sklearn.utils.similarity import needed
+from panda_sklearn.utils.similarity import check_similarity
 from panda_sklearn.utils.thresholds import check_threshold
 from panda_sklearn.utils.validation import (
     as_numeric,
@@ -223,9 +227,8 @@ class LocalEditor:
         ------
         TypeError, ValueError
             If there is no edit, an index is out of range or no int, a part is constant,
-            a vector, a mask or an array of strengths is of another shape, a strength
-            does not fit in float32, or ``refine`` is set and no edit is at a learnt
-            part.
+            an array of an edit is of another shape, a strength does not fit in float32,
+            or ``refine`` is set and no edit is at a learnt part.
 
         Warns
         -----
@@ -342,7 +345,8 @@ class LocalEditor:
             activations.
 
         refine : bool, default=False
-            Whether to refine the part to each sample, and to each donor, first.
+            Whether to refine the part to each sample first and, for coefficients, to
+            each donor.
 
         Returns
         -------
@@ -449,6 +453,11 @@ class LocalEditor:
         """
         check_threshold(threshold)
         check_choice("unit", unit, UNITS)
+        if (appearance is None) == (variation is None):
+            raise ValueError(
+                "Give exactly one of appearance and variation, got "
+                f"appearance={shown(appearance)} and variation={shown(variation)}."
+            )
         what: dict[str, Any] = {"variation": variation, "given": given}
         if part is None:
             if variation is not None:
@@ -622,7 +631,7 @@ class LocalEditor:
             - "edit": the :class:`Edit` itself, to be used as it is.
             - "appearance", "variation" and "part": what was tried where. One of the
               first two is -1: the edit has the other.
-            - "strength" and "sign": how strong, with its sign, and that alone, 1 or -1.
+            - "strength" and "sign": how strong, with its sign, and the sign alone.
             - "effect": root mean square change inside the part, in the units of the
               images, :math:`\lVert M * (x - x') \rVert / \lVert M \rVert`; mean over
               samples. M is the part, scaled to reach from 0 to 1 and brought to the
@@ -638,8 +647,9 @@ class LocalEditor:
               coefficients at the part are, as ``part_distances`` of the decomposition;
               about 1 is natural. Mean over samples; NaN if it is not known, of files
               written before it was.
-            - "score": consistency, divided by the distance where that is above 1.
-              High for edits that do the same to all and stay among what occurs.
+            - "score": consistency, divided by the distance where that is above 1 (or
+              multiplied, where it is negative). High for edits that do the same to all
+              and stay among what occurs. Of a single sample as if consistency were 1.
 
         Raises
         ------
@@ -647,7 +657,8 @@ class LocalEditor:
             If an argument is something else, an index is out of range, or a part is
             constant.
         ImportError
-            If ``value_range`` is given and torchmetrics is not installed.
+            If ``value_range`` is given and torchmetrics is not installed. With it
+            images need two or three axes of 6 pixels at least.
         """
         latents, _ = self._door(latents)
         check_choice("sort_by", sort_by, sorted(COLUMNS))
@@ -655,14 +666,12 @@ class LocalEditor:
         verbose = check_verbose(verbose)
         if value_range is not None:
             value_range = check_value_range(value_range)
-            needed("torchmetrics", "torchmetrics")
+            check_similarity(self._image_spatial())
         strengths = _both_signs(strength)
         panda, extractor = self.decomposition, self.extractor
         every = as_tensor(panda.parts_).flatten(1)
         n_appearances = len(panda.appearances_)
-        if parts is None:
-            low, high = every.aminmax(dim=1)
-            parts = (high > low).nonzero()[:, 0].tolist()
+        parts = varying_parts(panda) if parts is None else parts
         parts = _distinct("parts", parts, len(every))
         if variations is not None:
             variations = _distinct("variations", variations, n_appearances)

@@ -18,15 +18,15 @@ from panda_sklearn.editing._editor import LocalEditor
 from panda_sklearn.editing._lookup import Sizes
 from panda_sklearn.editing._terms import (
     CoefficientTerm,
-    FeatureTerm,
     LatentTerm,
     Term,
+    TowardsTerm,
     VectorTerm,
 )
 from panda_sklearn.feature_extractor import running_device, tap_of
 from panda_sklearn.utils.arrays import as_tensor, promoted
 from panda_sklearn.utils.borrowing import run_eagerly
-from panda_sklearn.utils.hooks import capture, replace
+from panda_sklearn.utils.hooks import can_be_stopped, capture, replace
 from panda_sklearn.utils.undo import Undo
 from panda_sklearn.utils.validation import (
     check_array_like,
@@ -108,7 +108,8 @@ class EditedGenerator(nn.Module):
     Unlike ``LocalEditor.edit`` it is not a guest: it runs the generator in the mode
     that it is in, with whatever noise it draws, and on the device where it is. The
     generator has no hooks between calls. Edits are applied in eager mode, also if the
-    generator, or this module, was passed to ``torch.compile``.
+    generator, or this module, was passed to ``torch.compile``. Edits by ``latent`` run
+    it once more each, up to the layer, as statistics of layers in training mode notice.
 
     Examples
     --------
@@ -180,19 +181,22 @@ class EditedGenerator(nn.Module):
         )
         terms = change.terms
         vectors = [term.vector for term in terms if isinstance(term, VectorTerm)]
-        for name, values, learn in (
+        vectors = vectors or [like.new_empty(0, panda.map_shape_[0])]
+        for name, whole, learn in (
             ("strengths", [term.strength for term in terms], learn_strengths),
             ("vectors", vectors, learn_vectors),
             ("masks", [term.mask for term in terms], learn_masks),
         ):
-            whole = torch.stack([x.to(like) for x in values]) if values else like
-            self.register_parameter(name, nn.Parameter(whole, bool(learn)))
+            join = torch.cat if whole[0].ndim > 1 else torch.stack
+            values = join([x.to(like) for x in whole])
+            self.register_parameter(name, nn.Parameter(values, bool(learn)))
         scales = [term.scale for term in terms]
         self.register_buffer("scales", like.new_tensor(scales))
-        # What the others move activations towards, in the state of the module too.
+        # What the others are made of, in the state of the module too.
         for n, term in enumerate(terms):
-            if target := _target(term):
-                self.register_buffer(f"target{n}", getattr(term, target).to(like))
+            for name in _constants(term):
+                own = getattr(term, name).to(like, copy=True)
+                self.register_buffer(f"{name}{n}", own)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Generate edited images.
@@ -246,9 +250,15 @@ class EditedGenerator(nn.Module):
                 return self.generator(latents)
             return self._forward(self.generator, latents)
 
-        def take(others: Tensor) -> Tensor:
-            seen = capture(self._tap, lambda: run(others), detach=False)
-            return seen.found()
+        stop = can_be_stopped(self.generator)
+
+        def take(others: Any) -> Tensor:
+            # With the noise that the pass itself will draw.
+            on = [others.device] if others.is_cuda else []
+            with torch.random.fork_rng(on):
+                return capture(
+                    self._tap, lambda: run(others), stop=stop, detach=False
+                ).found()
 
         with Undo() as undo, undo:
             run_eagerly(undo, self.generator)
@@ -272,17 +282,19 @@ class EditedGenerator(nn.Module):
             }
             if isinstance(term, VectorTerm):
                 changes["vector"] = next(vectors)
-            elif name := _target(term):
-                changes[name] = getattr(self, f"target{n}")
+            for name in _constants(term):
+                changes[name] = getattr(self, f"{name}{n}")
             terms.append(dataclasses.replace(term, **changes))
         return Change(terms, self._change.layout, self._change.refine)
 
 
-def _target(term: Term) -> str | None:
-    """The attribute with what a term moves activations towards, if it has one."""
+def _constants(term: Term) -> tuple[str, ...]:
+    """Attributes of a term that are tensors, but for those that can be learnt."""
+    if isinstance(term, CoefficientTerm):
+        return "target", "appearances", "least", "every", "learnt"
     if isinstance(term, LatentTerm):
-        return "direction"
-    return "target" if isinstance(term, CoefficientTerm | FeatureTerm) else None
+        return ("direction",)
+    return ("target",) if isinstance(term, TowardsTerm) else ()
 
 
 def _check_no_gradients(edit: Edit) -> None:
@@ -303,6 +315,11 @@ def _check_learnable(change: Change, vectors: bool, masks: bool) -> None:
         raise ValueError(
             "learn_vectors=True learns vectors of appearances and variations, but no "
             "edit has one. Leave it at False."
+        )
+    if masks and all(isinstance(t, CoefficientTerm) and t.parts for t in change.terms):
+        raise ValueError(
+            "learn_masks=True learns masks, but edits of coefficients at parts do not "
+            "use theirs. Leave it at False."
         )
     if masks and change.refine is not None:
         raise ValueError(

@@ -1,7 +1,7 @@
 """Edits in files.
 
-What is kept of an edit is what it does, the vector that it adds and the mask that it
-adds it with, beside how it was said: an index means something else after another fit.
+What is kept of an edit, beside how it was said, is the vector that it adds, if it adds
+one, and where: an index means something else after another fit.
 
 Floor 3: see :mod:`panda_sklearn.editing`.
 """
@@ -47,10 +47,11 @@ def save_edits(
 ) -> None:
     r"""Write edits to a safetensors file.
 
-    Kept are how the edits were said and, so that the file needs no decomposition to be
-    used, the vectors and masks that they add; names, strengths, the layer and the
-    fingerprints of factors and network, as far as the decomposition knows these
-    (``layer_`` and ``network_``, from its file). Reading it runs no code.
+    Kept are how the edits were said, with their names and strengths; the vectors that
+    they add and where, with which all but edits of coefficients can be used without the
+    decomposition; the layer and the fingerprints of factors and network, as far as the
+    decomposition knows these (``layer_`` and ``network_``, from its file). Reading the
+    file runs no code.
 
     Parameters
     ----------

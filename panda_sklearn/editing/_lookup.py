@@ -24,7 +24,7 @@ from panda_sklearn.editing._terms import (
     Term,
     VectorTerm,
 )
-from panda_sklearn.feature_extractor import GeneratorFeatureExtractor
+from panda_sklearn.feature_extractor import GeneratorFeatureExtractor, takes_floats
 from panda_sklearn.utils.arrays import ArrayLike, as_tensor
 from panda_sklearn.utils.parts import indices_of, is_mask
 from panda_sklearn.utils.resizing import resize
@@ -51,17 +51,21 @@ class Sizes:
         none.
     latent_shape : tuple of int or None
         Of one sample; ``None`` if it is not known.
+    floating : bool
+        Whether latents are floating, rather than classes or numbers of tokens.
     """
 
     n_samples: int | None = None
     image_spatial: tuple[int, ...] = ()
     latent_shape: tuple[int, ...] | None = None
+    floating: bool = True
 
     @classmethod
     def of(cls, extractor: GeneratorFeatureExtractor, n_samples: int | None) -> Sizes:
         """Those of a fitted extractor's samples."""
         images = tuple((extractor.image_shape_ or ())[1:])
-        return cls(n_samples, images, tuple(extractor.latent_shape_))
+        shape = tuple(extractor.latent_shape_)
+        return cls(n_samples, images, shape, takes_floats(extractor))
 
 
 def term_of(
@@ -95,6 +99,11 @@ def term_of(
         return VectorTerm(**where, scale=scale, vector=vector)
     where["scale"] = 1.0
     if edit.kind == "latent":
+        if not sizes.floating:
+            raise ValueError(
+                "latent is a direction, but the latents are integers, such as classes "
+                "or numbers of tokens, which have none. Give features instead."
+            )
         direction = as_tensor(cast(ArrayLike, edit.latent))
         shape = sizes.latent_shape
         if shape is None:
@@ -115,7 +124,15 @@ def term_of(
     shape = (len(appearances), len(every))
     target, _ = _fitting("coefficients", target, shape, n_samples)
     _check_size(strength, 1.0, target, "coefficients")
-    return CoefficientTerm(**where, target=target, appearances=appearances, every=every)
+    wide = appearances.double()
+    least = torch.linalg.pinv(wide @ wide.T, hermitian=True) @ wide
+    return CoefficientTerm(
+        **where,
+        target=target,
+        appearances=appearances,
+        least=least.to(appearances),
+        every=every,
+    )
 
 
 def _fitting(
@@ -129,6 +146,8 @@ def _fitting(
             f"{name} must be of shape {tuple(shape)}, or with an axis of samples "
             f"before it, got {tuple(array.shape)}."
         )
+    if len(array) == 1:
+        return array[0], False
     if len(array) != n_samples:
         raise ValueError(not_for_samples(name, array, n_samples))
     return array, True

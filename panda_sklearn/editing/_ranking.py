@@ -124,15 +124,16 @@ class Trials:
         steps = self.vectors.cpu().double() @ A.T  # (n_vectors, R_C)
         widths = (self.masks.cpu().double() * P).sum(dim=1)
         total = np.zeros(len(trials))
+        of_parts = {k: part_distances(panda, k) for k in {t.part for t in trials}}
         for some in latents.split(size):
-            L = self._encoded(as_tensor(extract(self.extractor, some)))
-            for k in {trial.part for trial in trials}:
+            L = self._encoded(as_tensor(extract(self.extractor, some, verbose=0)))
+            for k, distances in of_parts.items():
                 its = [n for n, trial in enumerate(trials) if trial.part == k]
                 for group in _groups(its, size):
                     of = [trials[n] for n in group]
                     strengths = torch.tensor([t.strength for t in of], device="cpu")
                     moved = strengths[:, None] * steps[[t.row for t in of]] * widths[k]
-                    each = part_distances(panda, L[:, :, k] + moved[:, None], k)
+                    each = distances(L[:, :, k] + moved[:, None])
                     total[group] += each.sum(dim=1).numpy()
         return total / len(latents)
 
@@ -172,23 +173,25 @@ def measure(
     distance = trials.distances(latents, tried)
     batch_size = trials.extractor.batch_size
     chunks = latents.split(batch_size)
-    originals = trials.plain(chunks[0]) if len(chunks) == 1 else None
     at_once = max(1, batch_size // len(chunks[0]))
+    # Unedited images of the last such batch. They are made in batches like the edited
+    # ones, since noise that a network draws depends on a sample's place in its batch.
+    plain, plain_of = None, None
     found: list[dict[str, Tensor]] = []
     for some in _groups(tried, at_once):
         outlines = trials.outlines(torch.tensor([t.part for t in some], device="cpu"))
         sums: dict[str, Any] = {}
-        for chunk in chunks:
-            plain = trials.plain(chunk) if originals is None else originals
+        for number, chunk in enumerate(chunks):
             n = len(chunk)
             # Row by row: all samples of the first trial, then of the second.
+            repeated = chunk.repeat(len(some), *[1] * (chunk.ndim - 1))
+            if plain is None or plain_of != (number, len(some)):
+                plain, plain_of = trials.plain(repeated), (number, len(some))
             edited = trials.edited(
-                chunk.repeat(len(some), *[1] * (chunk.ndim - 1)),
-                [trial for trial in some for _ in range(n)],
+                repeated, [trial for trial in some for _ in range(n)]
             )
-            before = plain.repeat(len(some), *[1] * (plain.ndim - 1))
             mask = outlines.repeat_interleave(n, dim=0)
-            for name, values in _compared(mask, before, edited, trials.value_range):
+            for name, values in _compared(mask, plain, edited, trials.value_range):
                 total = values.unflatten(0, (len(some), n)).double().sum(dim=1).cpu()
                 sums[name] = sums.get(name, 0) + total
         consistency = _mean_cosine(sums.pop("unit"), sums.pop("count"))
@@ -196,7 +199,8 @@ def measure(
         found.append({**means, "consistency": consistency})
         done(len(some))
     table = {name: torch.cat([f[name] for f in found]).numpy() for name in found[0]}
-    return {**table, "distance": distance, "score": _score(table, distance)}
+    score = _score(table, distance, alone=len(latents) == 1)
+    return {**table, "distance": distance, "score": score}
 
 
 def _compared(
@@ -220,10 +224,18 @@ def _compared(
         yield "psnr", outside_psnr(mask, before, edited, value_range)
 
 
-def _score(table: dict[str, np.ndarray], distance: np.ndarray) -> np.ndarray:
-    """Consistency, less where an edit leads away from what occurs."""
+def _score(
+    table: dict[str, np.ndarray], distance: np.ndarray, *, alone: bool
+) -> np.ndarray:
+    """Consistency, less where an edit leads away from what occurs.
+
+    Of a single sample, which has none, as if it were 1.
+    """
     away = np.where(np.isnan(distance), 1.0, np.maximum(distance, 1.0))
-    return table["consistency"] / away
+    consistency = table["consistency"]
+    if alone:
+        consistency = np.where(table["effect"] > 0, 1.0, np.nan)
+    return np.where(consistency < 0, consistency * away, consistency / away)
 
 
 def sort_table(table: dict[str, np.ndarray], by: str) -> dict[str, np.ndarray]:

@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from panda_sklearn.editing._changes import Change
 from panda_sklearn.editing._strengths import TOLERANCE, find_factors
-from panda_sklearn.editing._terms import Place, Take
+from panda_sklearn.editing._terms import Place
 from panda_sklearn.feature_extractor import (
     GeneratorFeatureExtractor,
+    Take,
     extract,
     generate_changed,
 )
@@ -29,6 +30,10 @@ from panda_sklearn.utils.regions import change_inside
 from panda_sklearn.utils.resizing import resize
 
 __all__ = ["TargetSearch"]
+
+# A difference of two images of the same latents that is more than rounding, as a share
+# of the largest value.
+NOISE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,13 @@ class TargetSearch:
         region = self._region(places, where)
         plain = self._measured(generate_changed(self.extractor, batch, None, verbose=0))
 
+        keeps_places = self._draws_noise(batch, plain)
+
         def change_of(factors: Tensor, rows: Tensor) -> Tensor:
+            if keeps_places and len(rows) < len(batch):
+                every = torch.zeros(len(batch), dtype=factors.dtype, device="cpu")
+                every[rows] = factors
+                return change_of(every, torch.arange(len(batch), device="cpu"))[rows]
             latents = batch[rows]
             some_alphas = [
                 (alpha if alpha.ndim == 0 else alpha[rows]).to(factors) * factors
@@ -127,6 +138,18 @@ class TargetSearch:
 
         factors, changes = find_factors(change_of, len(batch), self.target)
         return factors, changes, places
+
+    def _draws_noise(self, batch: Tensor, plain: Tensor) -> bool:
+        """Whether an image depends on where in its batch it is, by noise.
+
+        By that of the last sample of the batch, alone.
+        """
+        if len(batch) == 1:
+            return False
+        alone = generate_changed(self.extractor, batch[-1:], None, verbose=0)
+        scale = float(plain[-1].abs().max())
+        difference = float((self._measured(alone)[0] - plain[-1]).abs().max())
+        return difference > NOISE * scale
 
     def _measured(self, images: Tensor) -> Tensor:
         """Images as the change is measured between them."""

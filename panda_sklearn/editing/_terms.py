@@ -16,19 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from panda_sklearn.feature_extractor import Take
+
 __all__ = [
     "CoefficientTerm",
     "DonorTerm",
     "FeatureTerm",
     "LatentTerm",
     "Place",
-    "Take",
     "Term",
+    "TowardsTerm",
     "VectorTerm",
 ]
-
-# Latents of the samples of a batch -> the network's activations there, in its layout.
-Take = Callable[[Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -123,29 +122,41 @@ class VectorTerm(Term):
 
 
 @dataclass(frozen=True)
-class CoefficientTerm(Term):
-    """Coefficients L of parts moved towards others, L + alpha (L' - L).
-
-    What is added is the least that does so, B (L' - L) Q^+ with B = (A A')^+ A of the
-    appearances in rows and Q the parts; with a mask m (A (L' - L) P'), whose L' - L are
-    of all parts.
+class TowardsTerm(Term):
+    """Something moved towards what is given.
 
     Attributes
     ----------
-    target : Tensor of shape (R_C, R_S) or (N, R_C, R_S)
-        L'.
-    appearances : Tensor of shape (R_C, C)
-    every : Tensor of shape (R_S, S)
-        All parts.
+    target : Tensor
+        Where to: the same for all samples, or with a first axis of N for each.
     """
 
     target: Tensor
-    appearances: Tensor
-    every: Tensor
 
     def prepared(self, latents: Any, where: Any, alpha: Tensor, take: Take) -> Tensor:
         """The targets of the samples."""
         return self.target if self.target.ndim == 2 else self.target[where]
+
+
+@dataclass(frozen=True)
+class CoefficientTerm(TowardsTerm):
+    """Coefficients L of parts moved towards others, L + alpha (L' - L).
+
+    What is added is the least that does so, B' (L' - L) (Q Q')^+ Q with B = (A A')^+ A,
+    for appearances A and parts Q in rows; with a mask m * (A' (L' - L) P), whose L' - L
+    are of all parts P. L' is the target, ([N,] R_C, R_S).
+
+    Attributes
+    ----------
+    appearances, least : Tensor of shape (R_C, C)
+        A and B.
+    every : Tensor of shape (R_S, S)
+        P.
+    """
+
+    appearances: Tensor
+    least: Tensor
+    every: Tensor
 
     def added(self, Z: Tensor, place: Place, alpha: Tensor, prepared: Tensor) -> Tensor:
         """As of :class:`Term`."""
@@ -156,26 +167,16 @@ class CoefficientTerm(Term):
             return _each(alpha, Z) * place.mask.to(Z).unsqueeze(-2) * change
         Q = place.parts.to(Z)
         change = target[..., list(self.parts)] - A @ Z @ Q.mT  # (n, R_C, K)
-        least = torch.linalg.pinv(A @ A.T, hermitian=True) @ A
         onto = torch.linalg.pinv(Q @ Q.mT, hermitian=True) @ Q
-        return _each(alpha, Z) * (least.T @ change @ onto)
+        return _each(alpha, Z) * (self.least.to(Z).T @ change @ onto)
 
 
 @dataclass(frozen=True)
-class FeatureTerm(Term):
+class FeatureTerm(TowardsTerm):
     """Activations at a part moved towards others, alpha m * (Z' - Z).
 
-    Attributes
-    ----------
-    target : Tensor of shape (C, S) or (N, C, S)
-        Z'.
+    Z' is the target, ([N,] C, S).
     """
-
-    target: Tensor
-
-    def prepared(self, latents: Any, where: Any, alpha: Tensor, take: Take) -> Tensor:
-        """The targets of the samples."""
-        return self.target if self.target.ndim == 2 else self.target[where]
 
     def added(self, Z: Tensor, place: Place, alpha: Tensor, prepared: Tensor) -> Tensor:
         """As of :class:`Term`."""

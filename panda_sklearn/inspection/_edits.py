@@ -16,6 +16,7 @@ from panda_sklearn.editing._lookup import Sizes
 from panda_sklearn.inspection._images import (
     as_picture_of,
     as_pictures,
+    changed_by,
     check_axes,
     check_cmap,
     check_editor,
@@ -116,9 +117,7 @@ class EditDisplay:
         check_value_range(value_range)
         check_cmap(cmap)
         check_axes(axes, 3, count_latents(editor, latents))
-        how = {"target_change": target_change}
-        if target_change is not None:
-            how["value_range"] = value_range
+        how = changed_by(target_change, value_range)
         after = editor.edit(latents, edits, refine=refine, **how)
         before = editor.extractor.generate(latents)
         return cls.from_images(
@@ -270,7 +269,7 @@ class StrengthsDisplay:
             Strengths in the edit's unit, a column each.
 
         refine : bool, default=False
-            As for ``LocalEditor.edit``, of what the pictures show.
+            As for ``LocalEditor.edit``.
 
         value_range : tuple of float, default=(-1, 1)
             Values of black and white in the images.
@@ -407,7 +406,8 @@ class EditMatrixDisplay:
             Its unit, as in :class:`panda_sklearn.Edit`.
 
         target_change : float, default=None
-            As for ``LocalEditor.edit``: makes all edits change their part by the same.
+            As for ``LocalEditor.edit``: makes what the pictures show of each part
+            change by the same.
 
         value_range : tuple of float, default=(-1, 1)
             Values of black and white in the images.
@@ -442,9 +442,7 @@ class EditMatrixDisplay:
         # Fails, if so, before any work.
         for row in edits:
             change_of(row, panda, Sizes.of(editor.extractor, n_samples))
-        how = {"target_change": target_change}
-        if target_change is not None:
-            how["value_range"] = value_range
+        how = changed_by(target_change, value_range)
 
         def edited(edit):
             return as_picture_of(editor.edit(latents, edit, **how), value_range)

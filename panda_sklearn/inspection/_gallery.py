@@ -11,6 +11,7 @@ from panda_sklearn.editing._changes import change_of, check_edits
 from panda_sklearn.editing._lookup import Sizes
 from panda_sklearn.inspection._images import (
     as_pictures,
+    changed_by,
     check_axes,
     check_editor,
     check_shares,
@@ -125,9 +126,7 @@ class EditGalleryDisplay:
         of = editor.decomposition, Sizes.of(editor.extractor, n_samples)
         for edit, whether in zip(edits, refined, strict=True):
             change_of([edit], *of, refine=whether)
-        how = {"target_change": target_change}
-        if target_change is not None:
-            how["value_range"] = value_range
+        how = changed_by(target_change, value_range)
         after = [
             as_pictures(editor.edit(latents, edit, refine=whether, **how), value_range)
             for edit, whether in zip(edits, refined, strict=True)

@@ -67,6 +67,13 @@ def _with_three(pictures: np.ndarray) -> tuple[int, ...]:
     return n, 3, height, width
 
 
+def changed_by(target_change: Any, value_range: tuple[float, float]) -> dict[str, Any]:
+    """Arguments of ``LocalEditor.edit`` for that change of what pictures show."""
+    if target_change is None:
+        return {}
+    return {"target_change": target_change, "value_range": value_range}
+
+
 def check_editor(editor: Any) -> None:
     """Raise unless it is an editor, of images that can be drawn."""
     check_kind("editor", editor, LocalEditor)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from panda_sklearn.decomposition import varying_parts
 from panda_sklearn.editing import Edit
 from panda_sklearn.editing._changes import change_of
 from panda_sklearn.editing._lookup import ROUNDING, Sizes
@@ -133,11 +134,8 @@ class VariationsDisplay:
         check_editor(editor)
         check_value_range(value_range)
         panda = editor.decomposition
-        every = as_tensor(panda.parts_).flatten(1)
-        if parts is None:
-            low, high = every.aminmax(dim=1)
-            parts = (high > low).nonzero()[:, 0].tolist()
-        parts = check_indices("parts", parts, len(every))
+        parts = varying_parts(panda) if parts is None else parts
+        parts = check_indices("parts", parts, len(panda.parts_))
         n_appearances = len(panda.appearances_)
         if variations is None:
             n = min((_n_varying(panda, k, given) for k in parts), default=0)

@@ -42,6 +42,7 @@ __all__ = [
 
 # Images whose change is measured at a time.
 BATCH_SIZE = 64
+BATCH_PIXELS = 2**22  # and no more than these
 
 
 def roi_ratio(mask, images, edited, *, average=True):
@@ -164,7 +165,8 @@ def outside_ssim(mask, images, edited, *, value_range=(-1, 1), average=True):
     ------
     TypeError, ValueError
         If an argument is something else, shapes do not fit, values are not finite, the
-        mask's are not from 0 to 1, or nothing is outside of it.
+        mask's are not from 0 to 1, nothing is outside of it, or images are of other
+        than two or three spatial axes of 6 pixels at least.
     ImportError
         If torchmetrics is not installed.
 
@@ -178,6 +180,8 @@ def outside_ssim(mask, images, edited, *, value_range=(-1, 1), average=True):
        Assessment: From Error Visibility to Structural Similarity". IEEE Transactions
        on Image Processing, 2004.
     """
+    before, _ = _pair(images, edited)
+    similarity.check_similarity(tuple(before.shape[2:]))
     return _outside(similarity.outside_ssim, mask, images, edited, value_range, average)
 
 
@@ -209,7 +213,7 @@ def outside_psnr(mask, images, edited, *, value_range=(-1, 1), average=True):
     -------
     ratio : float, or ndarray of shape (n_samples,)
         The mean; or, with ``average=False``, that of each sample. Infinite if nothing
-        changes.
+        changes in an image: then the mean is, too.
 
     Raises
     ------
@@ -415,8 +419,9 @@ def _of_each(
         )
     region = region.reshape(-1, *spatial).to(before)
     found = []
-    for start in range(0, len(before), BATCH_SIZE):
-        where = slice(start, start + BATCH_SIZE)
+    size = max(1, min(BATCH_SIZE, BATCH_PIXELS // before[0].numel()))
+    for start in range(0, len(before), size):
+        where = slice(start, start + size)
         some = region if len(region) == 1 else region[where]
         found.append(measure(some, before[where], after[where]).cpu())
     return torch.cat(found).numpy()

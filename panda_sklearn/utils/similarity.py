@@ -10,7 +10,29 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["needed", "outside_psnr", "outside_ssim"]
+__all__ = ["check_similarity", "needed", "outside_psnr", "outside_ssim"]
+
+
+# Pixels that the windows of SSIM need on each axis: more than half of their eleven.
+LEAST = 6
+
+
+def check_similarity(spatial: tuple[int, ...]) -> None:
+    """Raise unless images of these sizes can be compared by SSIM.
+
+    Raises
+    ------
+    ValueError
+        If they have other than two or three axes, or one is too short.
+    ImportError
+        If torchmetrics is not installed.
+    """
+    if len(spatial) not in (2, 3) or min(spatial) < LEAST:
+        raise ValueError(
+            f"SSIM needs images of two or three spatial axes, of {LEAST} pixels at "
+            f"least; these have the spatial shape {tuple(spatial)}."
+        )
+    needed("torchmetrics", "torchmetrics")
 
 
 def outside_ssim(

@@ -103,6 +103,22 @@ def test_gradients_reach_latents_through_moved_ones(precise, z):
     assert torch.autograd.gradcheck(run, given)
 
 
+def test_noise_is_the_same_at_moved_latents(z):
+    generator = TinyGenerator(noise=0.5)
+    extractor = GeneratorFeatureExtractor(generator, "block2").fit(z)
+    panda = PartsAppearanceDecomposition(2, 2, max_iter=5, tol=0, random_state=0)
+    editor = LocalEditor(extractor, panda.fit(extractor.transform(z)))
+    edit = Edit(latent=torch.full((6,), 1e-6), part=0)
+    edited = EditedGenerator(editor, edit)
+    assert edited.vectors.shape == (0, 4)
+    images = []
+    with torch.random.fork_rng(), torch.no_grad():
+        for run in (generator, edited):
+            torch.manual_seed(0)
+            images.append(run(z))
+    torch.testing.assert_close(*images, rtol=0, atol=1e-4)
+
+
 def test_what_is_learnt_are_parameters_of_its_own(editor, z):
     """An array that requires gradients would not be reached by them."""
     vector = torch.ones(5, requires_grad=True)
@@ -117,6 +133,10 @@ def test_what_is_learnt_are_parameters_of_its_own(editor, z):
             EditedGenerator(editor, edit)
     with pytest.raises(ValueError, match="no edit has one"):
         EditedGenerator(editor, Edit(latent=torch.ones(6), part=0), learn_vectors=True)
+    with pytest.raises(ValueError, match="do not use theirs"):
+        EditedGenerator(
+            editor, Edit(coefficients=torch.ones(4, 3), part=0), learn_masks=True
+        )
     with pytest.raises(ValueError, match="does not go with refine"):
         EditedGenerator(editor, EDITS, refine=True, learn_masks=True)
 

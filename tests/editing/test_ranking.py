@@ -7,7 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
-from panda_sklearn import Edit, GeneratorFeatureExtractor, LocalEditor
+from panda_sklearn import (
+    Edit,
+    GeneratorFeatureExtractor,
+    LocalEditor,
+    PartsAppearanceDecomposition,
+)
+from panda_sklearn.editing._ranking import _score
 from panda_sklearn.metrics import outside_psnr, outside_ssim, roi_ratio
 from panda_sklearn.utils.resizing import resize
 from tests.allocations import LargestResult
@@ -108,6 +114,32 @@ def test_similarity_outside(editor, z):
         )
 
 
+@pytest.mark.parametrize("batch_size", [3, 7, 40])
+def test_networks_that_draw_noise(pipeline, z, batch_size):
+    """Which depends on a sample's place in its batch, and is no change."""
+    extractor = GeneratorFeatureExtractor(
+        TinyGenerator(noise=0.5), "block2", batch_size=batch_size
+    ).fit(z)
+    panda = PartsAppearanceDecomposition(2, 2, max_iter=5, tol=0, random_state=0)
+    editor = LocalEditor(extractor, panda.fit(extractor.transform(z)))
+    table = editor.rank_edits(z[:3], strength=0.01, unit="alpha")
+    quiet = LocalEditor(
+        GeneratorFeatureExtractor(TinyGenerator(), "block2").fit(z), panda
+    ).rank_edits(z[:3], strength=0.01, unit="alpha")
+    assert table["effect"].max() < 3 * quiet["effect"].max()
+
+
+def test_scores():
+    table = {"consistency": np.array([0.5, 0.5, -0.2, -0.2]), "effect": np.ones(4)}
+    distance = np.array([0.5, 2.0, 1.0, 10.0])
+    np.testing.assert_allclose(
+        _score(table, distance, alone=False), [0.5, 0.25, -0.2, -2.0]
+    )
+    np.testing.assert_allclose(
+        _score(table, distance, alone=True), [1.0, 0.5, 1.0, 0.1]
+    )
+
+
 def test_of_files_that_do_not_know_how_coefficients_vary(pipeline, z):
     panda = copy.copy(pipeline[1])
     del panda.coefficient_covariance_
@@ -128,6 +160,8 @@ def test_some_pairs_and_other_orders(editor, z):
     np.testing.assert_allclose(std["effect"][0], expected[0], rtol=1e-4)
     alone = editor.rank_edits(z[:1], **options)
     assert np.isnan(alone["consistency"]).all() and (alone["effect"] > 0).all()
+    np.testing.assert_allclose(alone["score"], 1 / np.maximum(alone["distance"], 1))
+    assert (np.diff(alone["distance"]) >= 0).all()
 
 
 def test_no_more_images_at_a_time_than_a_batch(pipeline, z):

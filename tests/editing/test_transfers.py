@@ -1,11 +1,21 @@
 """Edits that move activations towards others: a donor's, or those of moved latents."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
-from panda_sklearn import Edit, GeneratorFeatureExtractor, LocalEditor
+from panda_sklearn import (
+    Edit,
+    GeneratorFeatureExtractor,
+    LocalEditor,
+    PartsAppearanceDecomposition,
+)
 from panda_sklearn.editing import EditedGenerator, load_edits, save_edits
+from panda_sklearn.editing._changes import _refined
+from panda_sklearn.utils.regions import change_inside
+from panda_sklearn.utils.resizing import resize
 from tests.editing.conftest import unit_scaled
 from tests.networks import TinyGenerator
 
@@ -90,8 +100,6 @@ class TestCoefficients:
 
     def test_refined_parts(self, editor, z, donors):
         """Each sample's own coefficients there become the donor's there."""
-        from panda_sklearn.editing._changes import _refined
-
         panda = editor.decomposition
 
         def at_refined(X):
@@ -161,8 +169,6 @@ class TestLatents:
         extractor = GeneratorFeatureExtractor(
             TinyGenerator(noise=0.5), "block2", batch_size=4
         ).fit(z)
-        from panda_sklearn import PartsAppearanceDecomposition
-
         panda = PartsAppearanceDecomposition(2, 2, max_iter=5, tol=0, random_state=0)
         editor = LocalEditor(extractor, panda.fit(extractor.transform(z)))
         direction = torch.full((6,), 1e-6)
@@ -228,14 +234,19 @@ class TestEverythingThatTakesEdits:
 
     def test_an_edited_generator(self, editor, z, edit, kind):
         edited = EditedGenerator(editor, edit, learn_strengths=True)
+        before = getattr(edit, kind).clone()
         with torch.no_grad():
             torch.testing.assert_close(edited(z), editor.edit(z, edit))
+            torch.testing.assert_close(
+                copy.deepcopy(edited).double()(z.double()).float(), edited(z)
+            )
             other = EditedGenerator(
                 editor, Edit(part=0, **{kind: torch.zeros_like(getattr(edit, kind))})
             )
             other.load_state_dict(edited.state_dict())
             if kind != "coefficients":  # which are of part 0 here
                 torch.testing.assert_close(other(z), edited(z))
+            assert torch.equal(getattr(edit, kind), before)  # which was copied
         edited(z).square().sum().backward()
         assert float(edited.strengths.grad.abs()) > 0
 
@@ -253,7 +264,32 @@ class TestEverythingThatTakesEdits:
             torch.testing.assert_close(editor.edit(z, alone), expected)
 
 
+def test_integer_latents_have_no_directions(pipeline):
+    class OfClasses(TinyGenerator):
+        def forward(self, z):
+            return super().forward(z.float())
+
+    z = torch.arange(54).reshape(9, 6) % 5
+    extractor = GeneratorFeatureExtractor(OfClasses(), "block1").fit(z)
+    editor = LocalEditor(extractor, pipeline[1])
+    with pytest.raises(ValueError, match="the latents are integers"):
+        editor.edit(z, Edit(latent=np.ones(6), part=0))
+
+
 class TestDonors:
+    def test_coefficients_of_one_donor(self, editor, z, donors):
+        """As they come from the decomposition, with an axis of one sample."""
+        panda, extractor = editor.decomposition, editor.extractor
+        L = panda.coefficients(extractor.transform(donors[:1]))
+        torch.testing.assert_close(
+            editor.edit(z, Edit(coefficients=L, part=1)),
+            editor.transfer(z, donors[:1], 1),
+        )
+
+    def test_an_amount_that_is_too_large(self, editor, z, donors):
+        with pytest.raises(ValueError, match=r"amount=3e\+38 is too large"):
+            editor.transfer(z, 10 * donors, 1, 3e38)
+
     @pytest.mark.parametrize("mix", [False, True])
     def test_one_for_all_and_the_mean_of_many(self, editor, z, donors, mix):
         one = editor.transfer(z, donors[:1], 1, mix=mix)
@@ -306,11 +342,20 @@ class TestDonors:
             editor.transfer(z, **options)
 
 
+def test_targets_of_networks_that_draw_noise(z):
+    """Also when some samples of a batch are done before others."""
+    extractor = GeneratorFeatureExtractor(TinyGenerator(noise=0.5), "block2").fit(z)
+    panda = PartsAppearanceDecomposition(2, 2, max_iter=5, tol=0, random_state=0)
+    editor = LocalEditor(extractor, panda.fit(extractor.transform(z)))
+    edit = Edit(0, 0)
+    edited = editor.edit(z, edit, target_change=0.05)
+    mask = resize(unit_scaled(panda.parts_[0])[None, None], (8, 8))[:, 0]
+    found = change_inside(mask, edited - extractor.generate(z))
+    torch.testing.assert_close(found, torch.full_like(found, 0.05), rtol=0.011, atol=0)
+
+
 class TestClippedValues:
     def test_what_pictures_show_changes_by_the_target(self, editor, z):
-        from panda_sklearn.utils.regions import change_inside
-        from panda_sklearn.utils.resizing import resize
-
         edit, shown = Edit(1, 2, 1.0), (-0.3, 0.3)
         edited = editor.edit(z, edit, target_change=0.05, value_range=shown)
         mask = resize(unit_scaled(editor.decomposition.parts_[2])[None, None], (8, 8))[

@@ -19,6 +19,7 @@ from panda_sklearn.metrics import (
 )
 
 BLACK, WHITE = np.zeros((2, 3, 4, 4)), np.ones((2, 3, 4, 4))
+DARK, LIGHT = np.zeros((2, 3, 8, 8)), np.ones((2, 3, 8, 8))
 
 
 def rng(seed=0):
@@ -203,9 +204,15 @@ class TestOutside:
     @pytest.mark.parametrize("measure", [outside_psnr, outside_ssim])
     def test_bad_input(self, measure):
         with pytest.raises(ValueError, match="nothing is outside"):
-            measure(np.ones((4, 4)), BLACK, WHITE)
+            measure(np.ones((8, 8)), DARK, LIGHT)
         with pytest.raises(ValueError, match="value_range must be two numbers"):
-            measure(np.eye(4), BLACK, WHITE, value_range=(1, 1))
+            measure(np.eye(8), DARK, LIGHT, value_range=(1, 1))
+
+    @pytest.mark.parametrize("spatial", [(20,), (5, 20), (8, 8, 8, 8)])
+    def test_images_that_are_too_small_for_ssim(self, spatial):
+        images = rng().normal(size=(2, 1, *spatial))
+        with pytest.raises(ValueError, match="SSIM needs images of two or three"):
+            outside_ssim(np.zeros(spatial), images, images)
 
 
 class TestFrechet:
@@ -268,4 +275,4 @@ def test_libraries_that_are_missing(monkeypatch):
         frechet_distance(np.eye(3), np.eye(3))
     for measure in (outside_psnr, outside_ssim):
         with pytest.raises(ImportError, match="pip install torchmetrics"):
-            measure(np.eye(4), BLACK, WHITE)
+            measure(np.eye(8), DARK, LIGHT)
