@@ -27,13 +27,7 @@ from panda_sklearn.editing._changes import Change, change_of, check_edits
 from panda_sklearn.editing._donors import transfer_change
 from panda_sklearn.editing._edit import UNITS, Edit
 from panda_sklearn.editing._lookup import Sizes
-from panda_sklearn.editing._ranking import (
-    COLUMNS,
-    Trial,
-    Trials,
-    measure,
-    sort_table,
-)
+from panda_sklearn.editing._ranking import COLUMNS, Trials, sort_table, tabulate
 from panda_sklearn.editing._targets import TargetSearch
 from panda_sklearn.editing._terms import VectorTerm
 from panda_sklearn.feature_extractor import (
@@ -668,64 +662,41 @@ class LocalEditor:
             value_range = check_value_range(value_range)
             check_similarity(self._image_spatial())
         strengths = _both_signs(strength)
-        panda, extractor = self.decomposition, self.extractor
-        every = as_tensor(panda.parts_).flatten(1)
+        panda = self.decomposition
         n_appearances = len(panda.appearances_)
         parts = varying_parts(panda) if parts is None else parts
-        parts = _distinct("parts", parts, len(every))
+        parts = _distinct("parts", parts, len(panda.parts_))
         if variations is not None:
             variations = _distinct("variations", variations, n_appearances)
         if appearances is not None or variations is None:
             appearances = range(n_appearances) if appearances is None else appearances
             appearances = _distinct("appearances", appearances, n_appearances)
         # An appearance is one vector at all parts, a variation one at each.
-        largest = max(strengths)
-        of = [Edit(j, parts[0], largest, unit) for j in appearances or ()]
-        pairs = [(row, k) for row in range(len(of)) for k in parts]
+        tried = [(Edit(j, parts[0], 1.0, unit), parts) for j in appearances or ()]
         for n in variations or ():
-            pairs += [(len(of) + i, k) for i, k in enumerate(parts)]
-            of += [Edit(None, k, largest, unit, variation=n) for k in parts]
-        places = [Edit(0, k) for k in parts]
-        terms = self._change(of + places, None).terms
-        like = every.to(latents.device)
-        vectors = [
-            cast(VectorTerm, term).vector.to(like) * term.scale
-            for term in terms[: len(of)]
-        ]
-        masks = torch.zeros_like(like)
-        for k, term in zip(parts, terms[len(of) :], strict=True):
-            masks[k] = term.mask.to(masks)
-        trials = Trials(
-            extractor,
+            tried += [(Edit(None, k, 1.0, unit, variation=n), [k]) for k in parts]
+        # Fails, if so, before any work.
+        largest = max(strengths)
+        self._change([replace(edit, strength=largest) for edit, _ in tried], None)
+        terms = self._change([edit for edit, _ in tried], None).terms
+        places = self._change([Edit(0, k) for k in parts], None).terms
+        trials = Trials.of(
+            self.extractor,
             panda,
-            torch.stack(vectors),
-            masks,
-            self._image_spatial(),
-            value_range,
+            vectors=[(cast(VectorTerm, t).vector, t.scale) for t in terms],
+            masks={k: place.mask for k, place in zip(parts, places, strict=True)},
+            image_spatial=self._image_spatial(),
+            value_range=value_range,
+            device=latents.device,
         )
-        tried = [Trial(*pair, strength) for pair in pairs for strength in strengths]
         with tqdm(
-            total=len(tried),
+            total=sum(len(at) for _, at in tried) * len(strengths),
             desc=f"{type(self).__name__}, edits",
             disable=not verbose,
             mininterval=1,
         ) as bar:
-            measured = measure(trials, latents, tried, done=bar.update)
-        edits = np.empty(len(tried), dtype=object)
-        edits[:] = [
-            replace(of[trial.row], part=trial.part, strength=trial.strength)
-            for trial in tried
-        ]
-        labels = {
-            name: [getattr(edit, name) for edit in edits]
-            for name in ("appearance", "variation", "part", "strength")
-        }
-        table = {
-            name: np.array([-1 if label is None else label for label in column])
-            for name, column in labels.items()
-        }
-        table["sign"] = np.sign(table["strength"]).astype(int)
-        return sort_table({"edit": edits, **table, **measured}, sort_by)
+            table = tabulate(trials, latents, tried, strengths, done=bar.update)
+        return sort_table(table, sort_by)
 
     # Helpers
 

@@ -6,7 +6,7 @@ Floor 3: see :mod:`panda_sklearn.editing`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from panda_sklearn.decomposition import (
     factors_of,
     layout_of,
 )
+from panda_sklearn.editing._edit import Edit
 from panda_sklearn.feature_extractor import (
     GeneratorFeatureExtractor,
     extract,
@@ -30,7 +31,7 @@ from panda_sklearn.utils.regions import change_inside, masked_norms, ratios
 from panda_sklearn.utils.resizing import resize
 from panda_sklearn.utils.similarity import outside_psnr, outside_ssim
 
-__all__ = ["COLUMNS", "Trial", "Trials", "measure", "sort_table"]
+__all__ = ["COLUMNS", "Trial", "Trials", "measure", "sort_table", "tabulate"]
 
 # Columns to sort by, and whether the smallest value is the best.
 COLUMNS = {
@@ -74,6 +75,26 @@ class Trials:
     masks: Tensor
     image_spatial: tuple[int, ...]
     value_range: tuple[float, float] | None
+
+    @classmethod
+    def of(
+        cls,
+        extractor: GeneratorFeatureExtractor,
+        decomposition: PartsAppearanceDecomposition,
+        *,
+        vectors: Sequence[tuple[Tensor, float]],
+        masks: dict[int, Tensor],
+        image_spatial: tuple[int, ...],
+        value_range: tuple[float, float] | None,
+        device: torch.device,
+    ) -> Trials:
+        """With vectors and their scales, and masks of some parts, on a device."""
+        like = as_tensor(decomposition.parts_).flatten(1).to(device)
+        every = torch.zeros_like(like)
+        for k, mask in masks.items():
+            every[k] = mask.to(every)
+        stacked = torch.stack([vector.to(like) * scale for vector, scale in vectors])
+        return cls(extractor, decomposition, stacked, every, image_spatial, value_range)
 
     def plain(self, latents: Tensor) -> Tensor:
         """Images without an edit."""
@@ -142,6 +163,51 @@ class Trials:
         """Coefficients (n, R_C, R_S), in double precision on the CPU."""
         maps = promoted(layout_of(self.decomposition).to_maps(features))
         return factors_of(self.decomposition, maps).encode(maps).cpu().double()
+
+
+def tabulate(
+    trials: Trials,
+    latents: Tensor,
+    edits: Sequence[tuple[Edit, Sequence[int]]],
+    strengths: Sequence[float],
+    *,
+    done: Callable[[int], Any],
+) -> dict[str, np.ndarray]:
+    """The table of what each edit does at each of some parts, at each strength.
+
+    Parameters
+    ----------
+    trials : Trials
+        With the vectors of the edits, in their order.
+
+    latents : Tensor of shape (N, ...)
+
+    edits : sequence of (Edit, sequence of int)
+        Edits, and the parts to try each at.
+
+    strengths : sequence of float
+
+    done : callable
+        Told how many trials have been measured since it was last told.
+    """
+    tried = [
+        Trial(row, k, strength)
+        for row, (_, parts) in enumerate(edits)
+        for k in parts
+        for strength in strengths
+    ]
+    measured = measure(trials, latents, tried, done=done)
+    made = np.empty(len(tried), dtype=object)
+    made[:] = [
+        replace(edits[trial.row][0], part=trial.part, strength=trial.strength)
+        for trial in tried
+    ]
+    table: dict[str, np.ndarray] = {"edit": made}
+    for name in ("appearance", "variation", "part", "strength"):
+        labels = [getattr(edit, name) for edit in made]
+        table[name] = np.array([-1 if label is None else label for label in labels])
+    table["sign"] = np.sign(table["strength"]).astype(int)
+    return table | measured
 
 
 def measure(
