@@ -8,8 +8,6 @@ Floor 0: torch only. Notation as in :mod:`panda_sklearn.core.objective`.
 
 from __future__ import annotations
 
-import heapq
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,9 +16,15 @@ from torch import Tensor
 
 from panda_sklearn.core.grams import add_gram, mirror
 from panda_sklearn.core.objective import accumulator_dtype, sample_energies
-from panda_sklearn.core.samples import InMemory, Samples, as_samples
+from panda_sklearn.core.samples import (
+    InMemory,
+    Samples,
+    Sums,
+    Together,
+    as_samples,
+)
 
-__all__ = ["ChannelMoments", "ChannelSums", "Summary", "summarise"]
+__all__ = ["ChannelMoments", "ChannelSums", "EnergySums", "Summary", "summarise"]
 
 # Sums are taken about the mean of the first batch where that is more than this many
 # standard deviations from zero.
@@ -63,6 +67,7 @@ class ChannelMoments:
         """
         samples = as_samples(Z)
         sums = ChannelSums(samples, A, products)
+        samples.begin(sums)
         found = samples.accumulate(sums.add, *sums.totals())
         assert samples.n_samples is not None  # a pass has told
         return sums.moments(found, samples.n_samples)
@@ -158,6 +163,29 @@ class ChannelSums:
         return ChannelMoments(n, self.shift.to(away) + away, scatter)
 
 
+class EnergySums:
+    """The sum of squares of all samples, as sums of one pass."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def totals(self) -> tuple[Tensor]:
+        """The sum, to be added to."""
+        dtype = accumulator_dtype(self.device)
+        return (torch.zeros((), dtype=dtype, device=self.device),)
+
+    def begin(self, batch: Tensor) -> None:
+        """Nothing: the sum is about zero."""
+
+    def add(self, batch: Tensor, energy: Tensor) -> None:
+        """Add that of a batch."""
+        energy += sample_energies(batch).sum()
+
+    def moments(self, totals: tuple[Tensor, ...], n_samples: int) -> Tensor:
+        """The sum itself."""
+        return totals[0]
+
+
 @dataclass(frozen=True)
 class Summary:
     """What a fit knows of all samples before it begins.
@@ -207,78 +235,21 @@ def summarise(
     channels : bool
         Whether to take the channels' moments, which cost most.
     """
-    sums = ChannelSums(samples) if channels else None
-    passing = None if isinstance(samples, InMemory) else _Kept(n_some, generator)
-    energy = torch.zeros(
-        (), dtype=accumulator_dtype(samples.device), device=samples.device
+    sums: list[Sums] = [EnergySums(samples.device)]
+    if channels:
+        sums.append(ChannelSums(samples))
+    samples.begin(*sums)
+    together = Together(sums)
+    found, kept = samples.look(
+        together.add, *together.totals(), n_some=n_some, generator=generator
     )
-
-    def add(batch: Tensor, energy: Tensor, *totals: Tensor) -> None:
-        energy += sample_energies(batch).sum()
-        if passing is not None:
-            passing.see(batch)
-        if sums is not None:
-            sums.add(batch, *totals)
-
-    totals = () if sums is None else sums.totals()
-    energy, *rest = samples.accumulate(add, energy, *totals)
     n_samples = samples.n_samples
     assert n_samples is not None  # a pass has told
-    if passing is not None:
-        kept = InMemory(passing.samples())
-    else:
-        assert isinstance(samples, InMemory)
-        kept = _chosen(samples, n_some(n_samples), generator)
+    energy, *moments = together.moments(found, n_samples)
     return Summary(
         n_samples,
         energy,
-        None if sums is None else sums.moments(tuple(rest), n_samples),
+        moments[0] if channels else None,
         kept,
         sample_energies(kept.Z).sum(),
     )
-
-
-def _chosen(samples: InMemory, n: int, generator: torch.Generator) -> InMemory:
-    """Those that :class:`_Kept` would keep."""
-    numbers = _draw(samples.n_samples, generator)
-    if n >= samples.n_samples:
-        return samples
-    places = numbers.topk(n).indices.sort().values
-    return InMemory(samples.Z[places.to(samples.device)])
-
-
-class _Kept:
-    """Some of the samples that pass by: those with the largest of numbers drawn.
-
-    However many there will be, each is as likely to be kept, and it does not matter in
-    which batches they come.
-    """
-
-    def __init__(
-        self, n_some: Callable[[int], int], generator: torch.Generator
-    ) -> None:
-        self.n_some, self.generator = n_some, generator
-        self.most = n_some(sys.maxsize)
-        self.heap: list[tuple[float, int, Tensor]] = []  # the smallest number first
-        self.n_seen = 0
-
-    def see(self, batch: Tensor) -> None:
-        """Look at the next samples."""
-        numbers = _draw(len(batch), self.generator).tolist()
-        for number, row in zip(numbers, batch, strict=True):
-            if len(self.heap) < self.most:
-                heapq.heappush(self.heap, (number, self.n_seen, row.clone()))
-            elif number > self.heap[0][0]:
-                heapq.heapreplace(self.heap, (number, self.n_seen, row.clone()))
-            self.n_seen += 1
-
-    def samples(self) -> Tensor:
-        """Those that are kept, in their order."""
-        kept = heapq.nlargest(self.n_some(self.n_seen), self.heap)
-        kept.sort(key=lambda item: item[1])
-        return torch.stack([row for _, _, row in kept])
-
-
-def _draw(n: int, generator: torch.Generator) -> Tensor:
-    """A number for each of the next n samples; the same, one by one or together."""
-    return torch.rand(n, dtype=torch.float64, device="cpu", generator=generator)

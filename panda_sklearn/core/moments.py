@@ -187,17 +187,35 @@ def part_moments(
     eps = _rounding(samples, dtype)
     orthonormal = bool(torch.allclose(g, torch.ones_like(g), rtol=0, atol=8 * eps))
     identity = orthonormal and len(g) == C
-    columns, roots = A.T.to(dtype), g.sqrt()[:, None].to(dtype)
-
-    def add(batch: Tensor, M1: Tensor, M2: Tensor) -> None:
-        Y = batch.to(dtype) if identity else columns @ batch.to(dtype)
-        add_gram(M1, Y.flatten(0, 1))
-        if not orthonormal:
-            add_gram(M2, (roots * Y).flatten(0, 1))
-
+    add = _AddOfParts(
+        columns=None if identity else A.T.to(dtype),
+        roots=None if orthonormal else g.sqrt()[:, None].to(dtype),
+        dtype=dtype,
+    )
     M1, M2 = samples.accumulate(add, *_zeros(samples, S), size=S // len(g))
     M1 = mirror(M1)
     return Moments(M1, M1 if orthonormal else mirror(M2), energy, eps)
+
+
+@dataclass(frozen=True)
+class _AddOfParts:
+    """Adds a batch's moments of the problem of the parts.
+
+    ``columns`` are A', or ``None`` for the identity; ``roots`` those of the g of A'A =
+    diag(g), or ``None`` for ones, with which M2 is M1.
+    """
+
+    columns: Tensor | None
+    roots: Tensor | None
+    dtype: torch.dtype
+
+    def __call__(self, batch: Tensor, M1: Tensor, M2: Tensor) -> None:
+        Y = batch.to(self.dtype)
+        if self.columns is not None:
+            Y = self.columns @ Y
+        add_gram(M1, Y.flatten(0, 1))
+        if self.roots is not None:
+            add_gram(M2, (self.roots * Y).flatten(0, 1))
 
 
 def factored_part_moments(
@@ -240,12 +258,8 @@ def appearance_moments(
     """
     samples = as_samples(Z)
     rows = _Rows(samples, P, dtype)
-
-    def add(batch: Tensor, M1: Tensor, M2: Tensor) -> None:
-        rows.add(batch, M1, M2)
-
     totals = _zeros(samples, samples.n_channels)
-    M1, M2 = samples.accumulate(add, *totals, size=rows.size)
+    M1, M2 = samples.accumulate(rows.add, *totals, size=rows.size)
     return Moments(mirror(M1), mirror(M2), energy, _rounding(samples, rows.dtype))
 
 
@@ -289,22 +303,11 @@ def thin_products(
     samples = as_samples(Z)
     rows = _Rows(samples, P, dtype)
     C, R_C = A.shape
-    first, last = (A @ A.T, None) if 2 * R_C > C else (A, A.T)
-    first = first.to(rows.dtype)
-    last = None if last is None else last.to(rows.dtype)
-    metric = (A.T @ A).to(rows.dtype)
-
-    def add(batch: Tensor, M1: Tensor, M2: Tensor, products: Tensor) -> None:
-        W = rows.add(batch, M1, M2)  # (R_S n, C): rows of W_i', part by part
-        if last is None:
-            one = W @ first
-            two = one @ first
-        else:
-            L = W @ first
-            one, two = L @ last, (L @ metric) @ last
-        both = torch.cat([one, two]).view(2 * P.shape[1], -1)
-        products += both @ batch.flatten(0, 1).to(rows.dtype)
-
+    if 2 * R_C > C:
+        add = _AddThin(rows, (A @ A.T).to(rows.dtype), None, None)
+    else:
+        factors = (x.to(rows.dtype) for x in (A, A.T, A.T @ A))
+        add = _AddThin(rows, *factors)
     products = torch.zeros(
         2 * P.shape[1],
         samples.n_positions,
@@ -317,6 +320,29 @@ def thin_products(
     moments = Moments(mirror(M1), mirror(M2), energy, _rounding(samples, rows.dtype))
     M1P, M2P = (rows.back @ products.view(2, P.shape[1], -1)).mT
     return moments, (M1P, M2P)
+
+
+@dataclass(frozen=True)
+class _AddThin:
+    """Adds what :func:`thin_products` takes of a batch.
+
+    ``first`` is A, ``last`` A' and ``metric`` A'A; or AA' and ``None``.
+    """
+
+    rows: _Rows
+    first: Tensor
+    last: Tensor | None
+    metric: Tensor | None
+
+    def __call__(self, batch: Tensor, M1: Tensor, M2: Tensor, products: Tensor) -> None:
+        W = self.rows.add(batch, M1, M2)  # (R_S n, C): rows of W_i', part by part
+        L = W @ self.first
+        if self.last is None or self.metric is None:
+            one, two = L, L @ self.first
+        else:
+            one, two = L @ self.last, (L @ self.metric) @ self.last
+        both = torch.cat([one, two]).view(len(products), -1)
+        products += both @ batch.flatten(0, 1).to(both)
 
 
 class _Rows:
@@ -333,7 +359,7 @@ class _Rows:
         self.size = samples.n_channels // P.shape[1]
 
     def add(self, batch: Tensor, M1: Tensor, M2: Tensor) -> Tensor:
-        """Add those of a batch; returns its rows (R_S n, C)."""
+        """Add those of a batch; returns its rows (R_S n, C), part by part."""
         _, C, S = batch.shape
         W = self.columns @ batch.reshape(-1, S).T.to(self.dtype)
         add_gram(M1, W.view(-1, C))

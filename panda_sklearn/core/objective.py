@@ -54,6 +54,7 @@ own in its best order; three times for R_C = C with only a few positions or R_S 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -161,8 +162,22 @@ def objective(
 def total_objective(Z: Samples | Tensor, A: Tensor, P: Tensor) -> Tensor:
     """:func:`objective`, batch by batch: no product as long as Z is held whole."""
     samples = as_samples(Z)
-    parts = list(samples.map(lambda batch: objective(batch, A, P)))
-    return torch.stack(parts).sum()
+    total = torch.zeros(
+        (), dtype=accumulator_dtype(samples.device), device=samples.device
+    )
+    (total,) = samples.accumulate(_AddObjective(A, P), total)
+    return total
+
+
+@dataclass(frozen=True)
+class _AddObjective:
+    """Adds the objective of a batch."""
+
+    A: Tensor
+    P: Tensor
+
+    def __call__(self, batch: Tensor, total: Tensor) -> None:
+        total += objective(batch, self.A, self.P)
 
 
 def sample_objectives(Z: Tensor, A: Tensor, P: Tensor) -> Tensor:

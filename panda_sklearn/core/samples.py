@@ -12,15 +12,28 @@ Floor 0: torch only. Notation as in :mod:`panda_sklearn.core.objective`.
 from __future__ import annotations
 
 import contextlib
+import heapq
 import itertools
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Check", "InMemory", "Samples", "Sums", "as_samples", "in_one_pass"]
+__all__ = [
+    "Check",
+    "InMemory",
+    "Kept",
+    "Samples",
+    "Sums",
+    "Together",
+    "as_samples",
+    "draw_numbers",
+    "in_one_pass",
+    "largest",
+]
 
 # Numbers in a batch, so few that its products stay in the cache, and how often as many
 # a batch may have. The same wherever the samples are, so that all sums are.
@@ -97,14 +110,15 @@ class Samples(ABC):
         self.n_samples = n_samples
 
     def accumulate(
-        self, add: Callable[..., None], *totals: Tensor, size: int = 1
+        self, add: Callable[..., Any], *totals: Tensor, size: int = 1
     ) -> tuple[Tensor, ...]:
         """Add something of each batch to totals, in one pass.
 
         Parameters
         ----------
         add : callable
-            ``add(batch, *totals)`` adds in place; batches are of shape (n, C, S).
+            ``add(batch, *totals)`` adds in place; batches are of shape (n, C, S). One
+            that can be pickled and keeps nothing goes where the samples are.
 
         *totals : Tensor
             What to add to: on ``device``, and zero.
@@ -135,6 +149,54 @@ class Samples(ABC):
         with contextlib.closing(self._pass(size)) as batches:
             for batch in batches:
                 yield function(batch)
+
+    def begin(self, *sums: Sums) -> None:  # noqa: B027
+        """Have sums begun with the first samples, where ``add`` itself cannot.
+
+        That is where samples are in several places, and the sums are to be about the
+        same in all.
+        """
+
+    def look(
+        self,
+        add: Callable[..., None],
+        *totals: Tensor,
+        n_some: Callable[[int], int],
+        generator: torch.Generator,
+    ) -> tuple[tuple[Tensor, ...], InMemory]:
+        """Like :meth:`accumulate`; and keep some samples in memory.
+
+        Parameters
+        ----------
+        n_some : callable
+            How many of N samples to keep; of more samples, no fewer.
+
+        generator : torch.Generator
+            Draws them, the same ones wherever the samples are.
+
+        Returns
+        -------
+        totals : tuple of Tensor
+
+        kept : InMemory
+            All samples, if they are not more than asked for.
+        """
+        passing = Kept(n_some, generator)
+
+        def see(batch: Tensor, *totals: Tensor) -> None:
+            add(batch, *totals)
+            passing.see(batch)
+
+        found = self.accumulate(see, *totals)
+        return found, InMemory(passing.samples())
+
+    def first(self) -> Tensor:
+        """The first batch alone; it counts as no pass."""
+        n_passes = self.n_passes
+        with contextlib.closing(self._pass(self.batch_size or self._size())) as batches:
+            batch = next(batches)
+        self.n_passes = n_passes
+        return batch
 
     def _pass(self, size: int) -> Generator[Tensor, None, None]:
         """Batches of one pass, of ``size`` samples but for the last."""
@@ -200,11 +262,70 @@ class InMemory(Samples):
         )
         self.Z = Z
 
+    def look(
+        self,
+        add: Callable[..., None],
+        *totals: Tensor,
+        n_some: Callable[[int], int],
+        generator: torch.Generator,
+    ) -> tuple[tuple[Tensor, ...], InMemory]:
+        """As of all samples; those that :class:`Kept` would keep."""
+        found = self.accumulate(add, *totals)
+        numbers, n = draw_numbers(self.n_samples, generator), n_some(self.n_samples)
+        if n >= self.n_samples:
+            return found, self
+        return found, InMemory(self.Z[largest(numbers, n).to(self.device)])
+
     def _read(self) -> Generator[Tensor, None, None]:
         yield self.Z
 
     def _in_batches(self, size: int) -> Generator[Tensor, None, None]:
         yield from self.Z.split(size)
+
+
+class Kept:
+    """Some of the samples that pass by: those with the largest of numbers drawn.
+
+    However many there will be, each is as likely to be kept, and it does not matter in
+    which batches they come.
+    """
+
+    def __init__(
+        self, n_some: Callable[[int], int], generator: torch.Generator
+    ) -> None:
+        self.n_some, self.generator = n_some, generator
+        self.most = n_some(sys.maxsize)
+        self.heap: list[tuple[float, int, Tensor]] = []  # the smallest number first
+        self.n_seen = 0
+
+    def see(self, batch: Tensor) -> None:
+        """Look at the next samples."""
+        numbers = draw_numbers(len(batch), self.generator).tolist()
+        for number, row in zip(numbers, batch, strict=True):
+            if len(self.heap) < self.most:
+                heapq.heappush(self.heap, (number, self.n_seen, row.clone()))
+            elif number > self.heap[0][0]:
+                heapq.heapreplace(self.heap, (number, self.n_seen, row.clone()))
+            self.n_seen += 1
+
+    def found(self) -> list[tuple[float, int, Tensor]]:
+        """Numbers, places and rows of those that are kept, by their places."""
+        kept = heapq.nlargest(self.n_some(self.n_seen), self.heap)
+        return sorted(kept, key=lambda item: item[1])
+
+    def samples(self) -> Tensor:
+        """Those that are kept, in their order."""
+        return torch.stack([row for _, _, row in self.found()])
+
+
+def draw_numbers(n: int, generator: torch.Generator) -> Tensor:
+    """A number for each of the next n samples; the same, one by one or together."""
+    return torch.rand(n, dtype=torch.float64, device="cpu", generator=generator)
+
+
+def largest(numbers: Tensor, n: int) -> Tensor:
+    """Places of the n largest, rising."""
+    return numbers.topk(n).indices.sort().values
 
 
 class Sums(Protocol):
@@ -229,22 +350,38 @@ class Sums(Protocol):
 
 def in_one_pass(samples: Samples, *sums: Sums) -> list[Any]:
     """What several sums make of samples, which are read once."""
-    totals = [some.totals() for some in sums]
-    counts = [len(own) for own in totals]
+    samples.begin(*sums)
+    together = Together(sums)
+    # Few large batches: products of coefficients are small, and their sums are not.
+    found = samples.accumulate(together.add, *together.totals(), size=IN_A_BATCH)
+    assert samples.n_samples is not None  # a pass has told
+    return together.moments(found, samples.n_samples)
 
-    def shared(everything: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
-        rest = iter(everything)
-        return (tuple(itertools.islice(rest, n)) for n in counts)
 
-    def add(batch: Tensor, *everything: Tensor) -> None:
-        for some, own in zip(sums, shared(everything), strict=True):
+class Together:
+    """Several sums as one."""
+
+    def __init__(self, sums: Sequence[Sums]) -> None:
+        self.sums = list(sums)
+        self.counts = [len(some.totals()) for some in sums]
+
+    def totals(self) -> tuple[Tensor, ...]:
+        """Those of all, one after the other."""
+        return tuple(itertools.chain(*(some.totals() for some in self.sums)))
+
+    def add(self, batch: Tensor, *totals: Tensor) -> None:
+        """Add a batch to each."""
+        for some, own in zip(self.sums, self._shared(totals), strict=True):
             some.add(batch, *own)
 
-    # Few large batches: products of coefficients are small, and their sums are not.
-    found = samples.accumulate(add, *itertools.chain(*totals), size=IN_A_BATCH)
-    n = samples.n_samples
-    assert n is not None  # a pass has told
-    return [some.moments(own, n) for some, own in zip(sums, shared(found), strict=True)]
+    def moments(self, totals: tuple[Tensor, ...], n_samples: int) -> list[Any]:
+        """What each makes of its totals."""
+        each = zip(self.sums, self._shared(totals), strict=True)
+        return [some.moments(own, n_samples) for some, own in each]
+
+    def _shared(self, totals: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
+        rest = iter(totals)
+        return (tuple(itertools.islice(rest, n)) for n in self.counts)
 
 
 def as_samples(Z: Samples | Tensor) -> Samples:
