@@ -8,15 +8,17 @@ nothing of networks.
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.metaestimators import available_if
@@ -24,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from panda_sklearn._alignment import aligned
+from panda_sklearn._ranks import ProcessGroup, fit_together, ranks_of, without_group
 from panda_sklearn._state import (
     OF_FILE,
     OF_LATER_STREAM,
@@ -50,12 +53,14 @@ from panda_sklearn.core.samples import InMemory, Samples, Sums, in_one_pass
 from panda_sklearn.solvers import (
     SOLVERS,
     Callback,
+    Past,
     SolverResult,
     best_fit,
     learn,
     refine_parts,
 )
 from panda_sklearn.sources import Writer, open_data
+from panda_sklearn.sources.ranks import Ranks
 from panda_sklearn.utils.arithmetic import own_arithmetic
 from panda_sklearn.utils.arrays import (
     MapLayout,
@@ -114,6 +119,33 @@ def _learns_from_streams(panda: PartsAppearanceDecomposition) -> bool:
             "samples at once instead."
         )
     return True
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a fit finds: the factors, what is known of samples there, and its course."""
+
+    A: Tensor
+    P: Tensor
+    saliencies: ChannelMoments
+    coefficients: CoefficientMoments
+    n_passes: int
+    history: list[float]
+    converged: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Learnt:
+    """What is known after a batch of a stream, and of how many samples before it."""
+
+    A: Tensor
+    P: Tensor
+    past: Past
+    channels: ChannelMoments
+    coefficients: CoefficientMoments
+    n_before: int
+    objective: float
 
 
 class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
@@ -210,6 +242,14 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         Where the work is done for numpy input; ``None`` is the CPU. Tensors are worked
         on where they are.
 
+    distributed : {"auto"}, bool or ProcessGroup, default="auto"
+        Whether ``fit`` learns from the samples of all processes of a
+        ``torch.distributed`` group, which all call it, each with a shard of its own (or
+        with ``None``, if it has none): see :ref:`scaling_up`. "auto" does so in an
+        initialised group of more than one; True needs one; a group of
+        ``torch.distributed.new_group`` is that. All end with the same factors. Other
+        methods are of the one process.
+
     random_state : int, RandomState instance or None, default=None
         Draws the start and the order of the batches. Pass an int for the same result
         at every call; another processor or number of threads rounds otherwise, and
@@ -228,6 +268,10 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
 
     n_iter_ : int
         Number of iterations taken; of batches seen by ``partial_fit``.
+
+    n_bytes_sent_ : int
+        How many bytes this process gave to its group in the last fit or batch; only
+        after one by several processes.
 
     n_passes_ : int
         Number of times that the samples were read, all told; the iterations of "pgd"
@@ -353,6 +397,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         "map_shape": [tuple, list, None],
         "channel_axis": [Options(Integral, {1, -1})],
         "device": [str, torch.device, None],
+        "distributed": ["boolean", StrOptions({"auto"}), ProcessGroup],
         "random_state": RANDOM_STATE,
         "verbose": ["verbose"],
     }
@@ -376,6 +421,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         map_shape=None,
         channel_axis=1,
         device=None,
+        distributed="auto",
         random_state=None,
         verbose=0,
     ):
@@ -392,6 +438,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         self.map_shape = map_shape
         self.channel_axis = channel_axis
         self.device = device
+        self.distributed = distributed
         self.random_state = random_state
         self.verbose = verbose
 
@@ -433,7 +480,37 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         ConvergenceWarning
             If ``max_iter`` iterations did not meet ``tol``.
         """
-        samples, layout, origin, start = self._check_fit(X)
+        ranks = ranks_of(self.distributed)
+        if ranks is None:
+            samples, layout, origin, start = self._check_fit(X)
+            found = self._fit_to(samples, start)
+        else:
+            found, layout, origin = self._fit_with_others(ranks, X)
+            self.n_bytes_sent_ = ranks.n_bytes
+        with torch.inference_mode(False):
+            self._store(
+                found.A, found.P, found.saliencies, found.coefficients, layout, origin
+            )
+        for name in OF_STREAM | OF_LATER_STREAM | OF_FILE:
+            self.__dict__.pop(name, None)
+        if ranks is None:
+            self.__dict__.pop("n_bytes_sent_", None)
+        self.n_iter_ = len(found.history)
+        self.n_passes_ = found.n_passes
+        self.objective_history_ = np.array(found.history)
+        self.reconstruction_err_ = found.history[-1]
+        if not found.converged and self.tol > 0:
+            warnings.warn(
+                f"The {self.solver!r} solver stopped since {found.reason}, before "
+                f"tol={self.tol:g} was met. Increase max_iter (it is "
+                f"{self.max_iter}) or tol.",
+                ConvergenceWarning,
+                stacklevel=5,  # past the wrappers of fit
+            )
+        return self
+
+    def _fit_to(self, samples: Samples, start: Start) -> _Found:
+        """What a fit to samples finds."""
         with torch.inference_mode(False):
             result = self._best_fit(samples, start)
             A, P, channels = result.A, result.P, result.channels
@@ -441,23 +518,36 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             if channels is None or not channels.tells(A, torch.finfo(A.dtype).eps):
                 sums.append(ChannelSums(samples, A))
             coefficients, *others = in_one_pass(samples, *sums)
-            saliencies = others[0] if others else channels.turned(A)
-            self._store(A, P, saliencies, coefficients, layout, origin)
-        for name in OF_STREAM | OF_LATER_STREAM | OF_FILE:
-            self.__dict__.pop(name, None)
-        self.n_iter_ = result.n_iter
-        self.n_passes_ = samples.n_passes
-        self.objective_history_ = np.array(result.objective_history)
-        self.reconstruction_err_ = result.objective_history[-1]
-        if not result.converged and self.tol > 0:
-            warnings.warn(
-                f"The {self.solver!r} solver stopped since {result.reason}, before "
-                f"tol={self.tol:g} was met. Increase max_iter (it is "
-                f"{self.max_iter}) or tol.",
-                ConvergenceWarning,
-                stacklevel=5,  # past the wrappers of fit
-            )
-        return self
+            saliencies = channels.turned(A) if channels and not others else others[0]
+        return _Found(
+            A,
+            P,
+            saliencies,
+            coefficients,
+            n_passes=samples.n_passes,
+            history=result.objective_history,
+            converged=result.converged,
+            reason=result.reason,
+        )
+
+    def _fit_with_others(
+        self, ranks: Ranks, X: Any
+    ) -> tuple[_Found, MapLayout, Origin]:
+        """What a fit to the samples of all processes finds."""
+
+        def check() -> tuple[Samples, MapLayout, Origin]:
+            if not SOLVERS[self.solver].reads_in_order:
+                raise ValueError(
+                    f"solver={self.solver!r} needs all samples in the memory of one "
+                    "process. Use solver='spg', or distributed=False."
+                )
+            return self._check_fit(X)[:3]
+
+        def fit(samples: Samples, layout: MapLayout) -> _Found:
+            how = layout, samples.dtype, self._constraint
+            return self._fit_to(samples, check_start(self, *how, goes_on=False))
+
+        return fit_together(self, ranks, X, check, fit)
 
     @available_if(_learns_from_streams)
     @fit_method
@@ -494,6 +584,11 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             If ``X`` is on disk and cannot be read.
         """
         first = not hasattr(self, "parts_")
+        ranks = ranks_of(self.distributed)
+        if ranks is not None:
+            self._keep(*self._learn_with_others(ranks, X, first))
+            self.n_bytes_sent_ = ranks.n_bytes
+            return self
         samples, layout, origin, start = self._check_fit(X, reset=first)
         if isinstance(samples, InMemory):
             samples.batch_size = samples.n_samples
@@ -502,55 +597,86 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             samples.batch_size = max(1, LEARNT_AT_ONCE // n_numbers)
 
         def learn_from(Z: Tensor) -> None:
-            with torch.inference_mode(False):
-                self._learn(Z, layout, origin, start)
+            batch = InMemory(Z, batch_size=len(Z))
+            self._keep(self._learn(batch, start), layout, origin)
 
         samples.accumulate(learn_from)
         return self
 
-    def _learn(
-        self, Z: Tensor, layout: MapLayout, origin: Origin, start: Start
-    ) -> None:
-        """Learn from a batch in memory."""
+    def _learn_with_others(
+        self, ranks: Ranks, X: Any, first: bool
+    ) -> tuple[_Learnt, MapLayout, Origin]:
+        """What is learnt from a batch of which each process has a piece."""
+
+        def check() -> tuple[Samples, MapLayout, Origin]:
+            samples, layout, origin, _ = self._check_fit(X, reset=first)
+            if not isinstance(samples, InMemory):
+                raise ValueError(
+                    "partial_fit of several processes takes arrays in memory, got a "
+                    f"{type(X).__name__}. Use fit, or distributed=False."
+                )
+            samples.batch_size = samples.n_samples
+            return samples, layout, origin
+
+        def learn_from(samples: Samples, layout: MapLayout) -> _Learnt:
+            how = layout, samples.dtype, self._constraint
+            return self._learn(samples, check_start(self, *how, goes_on=not first))
+
+        return fit_together(self, ranks, X, check, learn_from)
+
+    def _learn(self, samples: Samples, start: Start) -> _Learnt:
+        """What is learnt from a batch."""
+        with torch.inference_mode(False):
+            return self._learnt(samples, start)
+
+    def _learnt(self, samples: Samples, start: Start) -> _Learnt:
         past, earlier = getattr(self, "_past", None), getattr(self, "_channels", None)
         coefficients = getattr(self, "_coefficients", None)
+        device = samples.device
         if hasattr(self, "parts_"):
-            factors = factors_of(self, Z)
+            factors = factors_of(self, samples)
             A, P = factors.A, factors.P
         else:
-            result = self._best_fit(InMemory(Z), start)
+            result = self._best_fit(samples, start)
             A, P = result.A, result.P
         before = A, P
         A, P, past, objective = learn(
-            Z,
+            samples,
             A,
             P,
-            past.to(Z.device) if past is not None else None,
+            past.to(device) if past is not None else None,
             max_iter=STEPS_PER_BATCH,
             tol=self.tol,
             constraint=self._constraint,
             generator=randomness(check_random_state(self.random_state)),
         )
-        seen = past.n_samples - len(Z)
-        wide = accumulator_dtype(Z.device)  # later batches turn it, unseen
-        channels = ChannelMoments.of_data(Z, products=wide)
+        wide = accumulator_dtype(device)  # later batches turn it, unseen
+        channels = ChannelMoments.of_data(samples, products=wide)
         if earlier is not None:
-            channels = earlier.to(Z.device) + channels
-        A, P = A.to(Z), P.to(Z)
-        samples = InMemory(Z, batch_size=len(Z))
+            channels = earlier.to(device) + channels
+        A, P = A.to(samples.dtype), P.to(samples.dtype)
         (of_batch,) = in_one_pass(samples, CoefficientSums(A, P))
         if coefficients is not None:
-            of_batch = coefficients.to(Z.device).turned(before, (A, P)) + of_batch
-        self._store(A, P, channels.turned(A), of_batch, layout, origin)
-        history = self.objective_history_ if seen else []
-        self._past = past.to(origin.device)
-        self._channels = channels.to(origin.device)
-        self._coefficients = of_batch.to(origin.device)
-        self.n_samples_seen_ = past.n_samples
-        self.objective_history_ = np.append(history, objective)
+            of_batch = coefficients.to(device).turned(before, (A, P)) + of_batch
+        assert samples.n_samples is not None  # it has been gone through
+        n_before = past.n_samples - samples.n_samples
+        return _Learnt(A, P, past, channels, of_batch, n_before, objective)
+
+    def _keep(self, learnt: _Learnt, layout: MapLayout, origin: Origin) -> None:
+        """Set the attributes of a stream."""
+        A, P = learnt.A, learnt.P
+        with torch.inference_mode(False):
+            saliencies = learnt.channels.turned(A)
+            self._store(A, P, saliencies, learnt.coefficients, layout, origin)
+        history = self.objective_history_ if learnt.n_before else []
+        self._past = learnt.past.to(origin.device)
+        self._channels = learnt.channels.to(origin.device)
+        self._coefficients = learnt.coefficients.to(origin.device)
+        self.n_samples_seen_ = learnt.past.n_samples
+        self.objective_history_ = np.append(history, learnt.objective)
         self.n_iter_ = len(self.objective_history_)
         self.n_passes_ = 1
-        self.reconstruction_err_ = objective
+        self.reconstruction_err_ = learnt.objective
 
     def _check_fit(
         self, X: Any, *, reset: bool = True
@@ -1172,7 +1298,9 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             network = fingerprint(network)
         of_file = {"layer_": layer, "network_": network}
         state = vars(self) | {k: v for k, v in of_file.items() if v is not None}
-        params = {name: state.pop(name) for name in self.get_params(deep=False)}
+        state.pop("n_bytes_sent_", None)  # of the processes that made the fit
+        names = self.get_params(deep=False)
+        params = without_group({name: state.pop(name) for name in names})
         for name in ("_sklearn_output_config", "_metadata_request"):
             state.pop(name, None)
         # What load would refuse is refused here, while it can still be mended.
@@ -1230,7 +1358,15 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             raise ValueError("nonnegative=True, but parts_ has negative values.")
 
     def __getstate__(self) -> dict:
-        return to_plain(super().__getstate__(), RECORDS)
+        return to_plain(without_group(super().__getstate__()), RECORDS)
+
+    def __sklearn_clone__(self):
+        """A clone that shares the process group, if that is a parameter."""
+        if not isinstance(self.distributed, ProcessGroup):
+            return super().__sklearn_clone__()
+        alone = copy.copy(self)
+        alone.distributed = "auto"
+        return clone(alone).set_params(distributed=self.distributed)
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(from_plain(state, RECORDS))

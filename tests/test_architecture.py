@@ -31,6 +31,7 @@ FLOORS = {
     "panda_sklearn.feature_extractor": 3,
     "panda_sklearn.editing": 3,
     "panda_sklearn._alignment": 3,
+    "panda_sklearn._ranks": 3,
     "panda_sklearn._state": 3,
     "panda_sklearn._variations": 3,
     "panda_sklearn.inspection": 4,

@@ -194,6 +194,7 @@ def decomposition_rows(w):
             "map_shape": None,
             "channel_axis": 1,
             "device": "cpu",
+            "distributed": "auto",
             "random_state": 0,
             "verbose": 0,
         },

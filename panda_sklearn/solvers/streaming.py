@@ -14,10 +14,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from panda_sklearn.core.channels import ChannelMoments
 from panda_sklearn.core.constraint import Constraint
 from panda_sklearn.core.moments import Moments
 from panda_sklearn.core.objective import accumulator_dtype, sample_energies
-from panda_sklearn.core.samples import InMemory
+from panda_sklearn.core.samples import Samples
 from panda_sklearn.core.starts import hosvd, random_parts, revived
 from panda_sklearn.solvers.alternation import Alternation, Past, canonical_pair
 from panda_sklearn.solvers.base import StoppingRule, iterate
@@ -26,7 +27,7 @@ __all__ = ["Past", "learn"]
 
 
 def learn(
-    Z: Tensor,
+    samples: Samples,
     A: Tensor,
     P: Tensor,
     past: Past | None,
@@ -40,9 +41,11 @@ def learn(
 
     Parameters
     ----------
-    Z, A, P : Tensor
-        The new batch and the factors so far, of shapes (N, C, S), (C, R_C) and
-        (S, R_S).
+    samples : Samples
+        The new batch.
+
+    A, P : Tensor
+        The factors so far, of shapes (C, R_C) and (S, R_S).
 
     past : Past or None
         What the last call returned.
@@ -64,22 +67,25 @@ def learn(
         Mean over all samples so far of the objective, with the earlier ones taken as
         their moments have them.
     """
-    A, P = (factor.to(accumulator_dtype(Z.device)) for factor in (A, P))
+    device, wide = samples.device, accumulator_dtype(samples.device)
+    A, P = (factor.to(wide) for factor in (A, P))
     P = revived(P, generator)
-    new = _new_positions(Z, past) if past is not None else None
+    energy, seen = torch.zeros((), dtype=wide, device=device), P.new_zeros(len(P))
+    energy, seen = samples.accumulate(_look, energy, seen)
+    new = _new_positions(seen, past) if past is not None else None
     if new is not None:
         drawn = random_parts(len(P), P.shape[1], generator).to(P) * P.max()
         P = torch.where(new[:, None], drawn, P)
     if not A.any():
-        A = hosvd(Z, A.shape[1]).to(P)
-    energy = sample_energies(Z).sum()
+        scatter = ChannelMoments.of_data(samples).about_zero()
+        A = hosvd(A, A.shape[1], scatter=scatter).to(P)
     fit = Alternation(
-        InMemory(Z),
+        samples,
         A,
         P,
         energy=energy,
         constraint=constraint,
-        products=Z.dtype,
+        products=samples.dtype,
         tol=tol,
         past=past,
         factored=False,
@@ -90,13 +96,20 @@ def learn(
     A, P, c = canonical_pair(fit, constraint, past)
     assert isinstance(fit.of_parts, Moments)
     assert isinstance(fit.of_appearances, Moments)
-    n_samples = len(Z) + (past.n_samples if past is not None else 0)
+    assert samples.n_samples is not None  # it has been gone through
+    n_samples = samples.n_samples + (past.n_samples if past is not None else 0)
     of_appearances = fit.of_appearances
     past = Past(fit.of_parts.rescaled(c), of_appearances.rescaled(1 / c), n_samples)
     return A, P, past, max(fit.f, 0.0) * float(of_appearances.energy) / n_samples
 
 
-def _new_positions(Z: Tensor, past: Past) -> Tensor | None:
+def _look(batch: Tensor, energy: Tensor, seen: Tensor) -> None:
+    """Add the sum of squares, and at how many places each position has something."""
+    energy += sample_energies(batch).sum()
+    seen += (batch != 0).sum(dim=(0, 1))
+
+
+def _new_positions(seen: Tensor, past: Past) -> Tensor | None:
     """Positions, as a mask, at which there is something for the first time, if any.
 
     Their parts are near zero, from where no descent leads, as are the appearances of
@@ -104,5 +117,5 @@ def _new_positions(Z: Tensor, past: Past) -> Tensor | None:
     """
     before = past.of_parts.M1.diagonal()
     nothing = before <= past.of_parts.eps * before.max()
-    new = nothing & Z.to(before.device).any(dim=0).any(dim=0)
+    new = nothing & (seen > 0).to(before.device)
     return new if bool(new.any()) else None

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Generator, Iterable, Iterator
-from typing import Any
+from collections.abc import Generator, Iterable, Iterator, Sized
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch.utils.data import (
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
+from torch.utils.data.distributed import DistributedSampler
 
 from panda_sklearn.sources.base import RUN_BYTES, Source
 from panda_sklearn.sources.extracted import ExtractedBatches
@@ -219,4 +220,14 @@ def _is_shuffled(loader: DataLoader, name: str) -> bool:
             f"{name} is a DataLoader that draws other samples in each pass, with a "
             f"{type(sampler).__name__}: take one that gives all samples in each."
         )
+    if isinstance(sampler, DistributedSampler):
+        n = len(cast(Sized, loader.dataset))
+        if not sampler.drop_last and sampler.total_size != n:
+            raise ValueError(
+                f"{name} is a DataLoader with a DistributedSampler that repeats some "
+                f"of the {n} samples, to give {sampler.num_replicas} processes as many "
+                "each: sums over them would be wrong. Pass drop_last=True to the "
+                "sampler, or shard with torch.utils.data.Subset."
+            )
+        return sampler.shuffle
     return isinstance(sampler, RandomSampler | SubsetRandomSampler)
