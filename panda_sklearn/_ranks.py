@@ -125,6 +125,11 @@ def fit_together(
     try:
         if not _is_empty(X):
             shard, layout, origin = check()
+            if shard.spread:
+                raise ValueError(
+                    "X is a dask array, whose blocks are on workers already. Fit it in "
+                    "one process, with distributed=False, or give each its own array."
+                )
             facts = _Facts(facts.params, shard.n_samples, layout, shard.dtype)
         elif isinstance(X, np.ndarray | Tensor):
             origin = Origin.of(X)

@@ -60,6 +60,7 @@ from panda_sklearn.solvers import (
     refine_parts,
 )
 from panda_sklearn.sources import Writer, open_data
+from panda_sklearn.sources.blocks import SpreadOverBlocks
 from panda_sklearn.sources.ranks import Ranks
 from panda_sklearn.utils.arithmetic import own_arithmetic
 from panda_sklearn.utils.arrays import (
@@ -119,6 +120,17 @@ def _learns_from_streams(panda: PartsAppearanceDecomposition) -> bool:
             "samples at once instead."
         )
     return True
+
+
+@dataclass(frozen=True)
+class _AddErrors:
+    """Adds the squared errors of a batch, and its sum of squares."""
+
+    factors: Factors
+
+    def __call__(self, Z: Tensor, error: Tensor, energy: Tensor) -> None:
+        error += self.factors.objective(Z)
+        energy += sample_energies(Z).sum()
 
 
 @dataclass(frozen=True)
@@ -590,6 +602,11 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             self.n_bytes_sent_ = ranks.n_bytes
             return self
         samples, layout, origin, start = self._check_fit(X, reset=first)
+        if samples.spread:
+            raise ValueError(
+                "partial_fit takes arrays, or data that are read here, got a dask "
+                "array. Call fit, or give partial_fit its blocks one by one."
+            )
         if isinstance(samples, InMemory):
             samples.batch_size = samples.n_samples
         elif samples.batch_size is None:
@@ -893,12 +910,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             reconstructed to.
         """
         samples, _ = samples_of(self, X, squared=True)
-        factors = factors_of(self, samples)
-
-        def add(Z: Tensor, error: Tensor, energy: Tensor) -> None:
-            error += factors.objective(Z)
-            energy += sample_energies(Z).sum()
-
+        add = _AddErrors(factors_of(self, samples))
         dtype = accumulator_dtype(samples.device)
         totals = torch.zeros(2, dtype=dtype, device=samples.device).unbind()
         error, energy = map(float, samples.accumulate(add, *totals))
@@ -1383,9 +1395,19 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
     ) -> Any:
         """What a function makes of samples and the factors, as one array or in ``out``.
 
-        It is given some samples (n, C, S) at a time.
+        It is given some samples (n, C, S) at a time. Of a dask array it makes another,
+        when that is computed.
         """
         samples, origin = samples_of(self, X, squared=squared)
+        if samples.spread:
+            if out is not None:
+                raise ValueError(
+                    "out is for results that are made here, but X is a dask array: "
+                    "leave it at None, and store what is returned with its to_zarr or "
+                    "store."
+                )
+            assert isinstance(samples, SpreadOverBlocks)
+            return samples.mapped(function, factors_of(self, samples))
         factors = factors_of(self, samples)
         if out is None:
             results = samples.map(lambda Z: function(factors, Z))

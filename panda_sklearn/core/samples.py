@@ -26,19 +26,23 @@ __all__ = [
     "Check",
     "InMemory",
     "Kept",
+    "Picked",
     "Samples",
     "Sums",
     "Together",
     "as_samples",
     "draw_numbers",
+    "drawn_places",
     "in_one_pass",
-    "largest",
 ]
 
 # Numbers in a batch, so few that its products stay in the cache, and how often as many
 # a batch may have. The same wherever the samples are, so that all sums are.
 BATCH_ELEMENTS = 2**21
 LARGEST_BATCH = 8
+
+# Numbers that are drawn at a time.
+DRAWN_AT_ONCE = 2**20
 
 # Samples in a batch of several sums, where that is not too many numbers.
 IN_A_BATCH = 256
@@ -49,6 +53,9 @@ class Check(Protocol):
 
     def see(self, batch: Tensor, start: int) -> None:
         """Raise if something is wrong with samples (n, C, S), from ``start`` on."""
+
+    def join(self, other: Any) -> None:
+        """Take what another has seen, of other samples."""
 
     def finish(self) -> None:
         """Raise if something is wrong with all samples together."""
@@ -79,9 +86,13 @@ class Samples(ABC):
 
     ordered : bool
         Whether the order is one; where each pass has its own, there are sums alone.
+
+    spread : bool
+        Whether they are elsewhere, and can only be summed over.
     """
 
     ordered = True
+    spread = False
 
     def __init__(
         self,
@@ -271,10 +282,11 @@ class InMemory(Samples):
     ) -> tuple[tuple[Tensor, ...], InMemory]:
         """As of all samples; those that :class:`Kept` would keep."""
         found = self.accumulate(add, *totals)
-        numbers, n = draw_numbers(self.n_samples, generator), n_some(self.n_samples)
+        n = n_some(self.n_samples)
+        places = drawn_places(self.n_samples, n, generator)
         if n >= self.n_samples:
             return found, self
-        return found, InMemory(self.Z[largest(numbers, n).to(self.device)])
+        return found, InMemory(self.Z[places.to(self.device)])
 
     def _read(self) -> Generator[Tensor, None, None]:
         yield self.Z
@@ -318,14 +330,43 @@ class Kept:
         return torch.stack([row for _, _, row in self.found()])
 
 
+class Picked:
+    """Samples that pass by, at given places.
+
+    Parameters
+    ----------
+    places : Tensor of shape (n,)
+        Rising.
+    """
+
+    def __init__(self, places: Tensor) -> None:
+        self.places, self.rows = places, list[Tensor]()
+        self.n_seen = 0
+
+    def see(self, batch: Tensor) -> None:
+        """Look at the next samples."""
+        end = self.n_seen + len(batch)
+        here = self.places[(self.places >= self.n_seen) & (self.places < end)]
+        self.rows.append(batch[(here - self.n_seen).to(batch.device)].clone())
+        self.n_seen = end
+
+
+def drawn_places(n_samples: int, n: int, generator: torch.Generator) -> Tensor:
+    """Places of those that :class:`Kept` would keep of so many, rising."""
+    numbers = torch.empty(0, dtype=torch.float64, device="cpu")
+    places = torch.empty(0, dtype=torch.int64, device="cpu")
+    for start in range(0, n_samples, DRAWN_AT_ONCE):
+        more = draw_numbers(min(DRAWN_AT_ONCE, n_samples - start), generator)
+        numbers = torch.cat([numbers, more])
+        places = torch.cat([places, start + torch.arange(len(more), device="cpu")])
+        best = numbers.topk(min(n, len(numbers))).indices
+        numbers, places = numbers[best], places[best]
+    return places.sort().values
+
+
 def draw_numbers(n: int, generator: torch.Generator) -> Tensor:
     """A number for each of the next n samples; the same, one by one or together."""
     return torch.rand(n, dtype=torch.float64, device="cpu", generator=generator)
-
-
-def largest(numbers: Tensor, n: int) -> Tensor:
-    """Places of the n largest, rising."""
-    return numbers.topk(n).indices.sort().values
 
 
 class Sums(Protocol):

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from panda_sklearn.sources.base import Source
 from panda_sklearn.sources.batches import BatchSource, ItemsInBatches
+from panda_sklearn.sources.blocks import BlockedArray, is_blocked
 from panda_sklearn.sources.extracted import ExtractedBatches
 from panda_sklearn.sources.loaded import LoadedArray
 from panda_sklearn.sources.mapped import mapping_of
@@ -34,10 +35,12 @@ from panda_sklearn.utils.validation import (
 )
 
 __all__ = [
+    "BlockedArray",
     "ExtractedBatches",
     "LoadedArray",
     "Source",
     "Writer",
+    "is_blocked",
     "is_source",
     "open_data",
     "open_source",
@@ -59,7 +62,7 @@ def is_source(X: Any) -> bool:
     """
     if isinstance(X, np.ndarray):
         return mapping_of(X) is not None
-    if isinstance(X, IN_MEMORY) or scipy.sparse.issparse(X):
+    if isinstance(X, IN_MEMORY) or scipy.sparse.issparse(X) or is_blocked(X):
         return False
     if isinstance(X, Dataset | DataLoader) or _is_stored(X):
         return True
@@ -115,7 +118,7 @@ def open_source(
 
 def open_data(
     estimator: Any, X: Any, *, reset: bool, in_memory: bool = False
-) -> Source | LoadedArray:
+) -> Source | LoadedArray | BlockedArray:
     """What an estimator is given, whatever it is; its values are not looked at yet.
 
     Parameters
@@ -138,6 +141,17 @@ def open_data(
     TypeError, ValueError
         If it is neither, or has no samples, or is not in memory but must be.
     """
+    if is_blocked(X):
+        if in_memory:
+            raise ValueError(
+                f"solver={estimator.solver!r} draws samples at random and needs them in"
+                " memory, but X is a dask array. Compute it, or use solver='spg'."
+            )
+        check_axes(X)
+        data = BlockedArray(X)
+        if data.ndim == 2:
+            check_columns(estimator, data, reset=reset)
+        return data
     if is_source(X) and not (in_memory and isinstance(X, np.ndarray)):
         source = open_source(X, device=estimator.device)
         if in_memory:

@@ -25,17 +25,13 @@ from torch import distributed as dist
 
 from panda_sklearn.core.samples import (
     InMemory,
-    Kept,
+    Picked,
     Samples,
     Sums,
-    draw_numbers,
-    largest,
+    drawn_places,
 )
 
 __all__ = ["Ranks", "SpreadOverRanks", "lead", "serve"]
-
-# Numbers drawn at a time for samples that others have.
-SKIPPED_AT_ONCE = 2**20
 
 
 class Ranks:
@@ -172,15 +168,13 @@ class _Begin:
 
 @dataclass(frozen=True)
 class _Look:
-    """Sums, and ``n_kept`` samples.
+    """Sums, and the samples at some places among all.
 
-    ``state`` is that of the generator that draws them, ``counts`` how many samples each
-    rank has.
+    ``counts`` are how many samples each rank has.
     """
 
     sums: _Add
-    n_kept: int
-    state: Tensor
+    places: Tensor
     counts: tuple[int, ...]
 
 
@@ -210,6 +204,7 @@ class SpreadOverRanks(Samples):
     """
 
     ordered = False
+    spread = True
 
     def __init__(
         self,
@@ -260,10 +255,9 @@ class SpreadOverRanks(Samples):
         counts = self._count()
         n = sum(counts)
         self.n_passes += 1
-        state = generator.get_state()
-        request = _Look(_adding(add, totals, 1), n_some(n), state, tuple(counts))
+        places = drawn_places(n, n_some(n), generator)
+        request = _Look(_adding(add, totals, 1), places, tuple(counts))
         found, rows = self._ask(request)
-        _skip(n, generator)  # which the others drew from
         self.n_samples = n
         return found, InMemory(rows)
 
@@ -359,55 +353,32 @@ def _begun(
 def _looked(
     request: _Look, ranks: Ranks, shard: Samples | None, like: Samples
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Totals, and the samples with the largest numbers of all ranks, in their order."""
+    """Totals, and the samples to be kept of all ranks, in their order."""
     totals = _zeros(request.sums, like.device)
     start = sum(request.counts[: ranks.rank])
-    numbers = torch.empty(0, dtype=torch.float64, device="cpu")
-    places: list[int] = []
-    rows: list[Tensor] = []
+    first, last = (
+        int((request.places < edge).sum())
+        for edge in (start, start + request.counts[ranks.rank])
+    )
+    picked = Picked(request.places[first:last].cpu() - start)
+
+    def see(batch: Tensor, *totals: Tensor) -> None:
+        request.sums.add(batch, *totals)
+        picked.see(batch)
 
     def work() -> None:
-        nonlocal numbers, places, rows
-        if shard is None:
-            return
-        generator = torch.Generator("cpu").set_state(request.state.cpu())
-        _skip(start, generator)
-        add = request.sums.add
-        if isinstance(shard, InMemory):
-            shard.accumulate(add, *totals)
-            drawn = draw_numbers(shard.n_samples, generator)
-            chosen = largest(drawn, min(request.n_kept, len(drawn)))
-            numbers, places = drawn[chosen], chosen.tolist()
-            rows = list(shard.Z[chosen.to(shard.device)])
-            return
-        passing = Kept(lambda n: min(n, request.n_kept), generator)
-
-        def see(batch: Tensor, *totals: Tensor) -> None:
-            add(batch, *totals)
-            passing.see(batch)
-
-        shard.accumulate(see, *totals)
-        found = passing.found()
-        numbers = torch.tensor([each[0] for each in found], device="cpu").to(numbers)
-        places, rows = [each[1] for each in found], [each[2] for each in found]
+        if shard is not None:
+            shard.accumulate(see, *totals)
 
     ranks.agree(_error_of(work))
     ranks.add(totals)
-    own = torch.tensor(places, dtype=torch.int64, device="cpu") + start
-    every = ranks.gather((numbers, own))
-    all_numbers, all_places = (
-        torch.cat(each).cpu() for each in zip(*every, strict=True)
-    )
-    chosen = all_numbers.topk(min(request.n_kept, len(all_numbers))).indices
-    order = {int(p): i for i, p in enumerate(all_places[chosen].sort().values)}
     kept = torch.zeros(
-        (len(order), like.n_channels, like.n_positions),
+        (len(request.places), like.n_channels, like.n_positions),
         dtype=like.dtype,
         device=like.device,
     )
-    for place, row in zip(own.tolist(), rows, strict=True):
-        if place in order:
-            kept[order[place]] = row
+    if picked.rows:
+        kept[first:last] = torch.cat(picked.rows)
     ranks.add([kept])
     return tuple(totals), kept
 
@@ -441,12 +412,6 @@ def _error_of(work: Callable[[], Any]) -> Exception | None:
     except Exception as error:
         return error
     return None
-
-
-def _skip(n: int, generator: torch.Generator) -> None:
-    """Draw the numbers of samples that others have."""
-    for start in range(0, n, SKIPPED_AT_ONCE):
-        draw_numbers(min(SKIPPED_AT_ONCE, n - start), generator)
 
 
 # Objects between processes: with tensors that come to the receiver's device.

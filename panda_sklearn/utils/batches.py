@@ -13,7 +13,7 @@ from types import FrameType
 import torch
 from torch import Tensor
 
-__all__ = ["Batches", "is_out_of_memory"]
+__all__ = ["Batches", "is_out_of_memory", "users_level"]
 
 # What libraries and devices that raise plain RuntimeErrors say of memory.
 SIGNS = ("out of memory", "ALLOC_FAILED")
@@ -74,18 +74,24 @@ class Batches:
 
     def warn(self) -> None:
         """Say that memory ran out, at the line of the user's code that is running."""
-        level, frame = 1, sys._getframe(1)
-        while frame.f_back is not None and _is_ours(frame):
-            level, frame = level + 1, frame.f_back
         warnings.warn(
             f"The accelerator's memory does not hold batches of {self._first} samples: "
             f"went on with {self.size}. Set batch_size={self.size}. Noise that the "
             "network draws in its layers differs from that of larger batches.",
             UserWarning,
-            stacklevel=level + 1,
+            stacklevel=users_level(),
         )
 
 
+def users_level() -> int:
+    """The stacklevel for a warning of the caller at the user's line that is running."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and _is_ours(frame):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
 def _is_ours(frame: FrameType) -> bool:
-    """Whether a frame runs code of this package."""
-    return frame.f_globals.get("__name__", "").partition(".")[0] == "panda_sklearn"
+    """Whether a frame runs code of this package, or of scikit-learn around it."""
+    package = frame.f_globals.get("__name__", "").partition(".")[0]
+    return package in ("panda_sklearn", "sklearn")

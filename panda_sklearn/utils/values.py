@@ -67,6 +67,11 @@ class ValueCheck:
             self._check(largest, f"{self.name}[{start + i}]")
         self._largest = max(self._largest, largest)
 
+    def join(self, other: ValueCheck) -> None:
+        """Take what another has seen, of other samples."""
+        self._largest = max(self._largest, other._largest)
+        self._dtype = other._dtype
+
     def finish(self) -> None:
         """Raise ValueError if all values are too small."""
         self._check(self._largest, self.name)
