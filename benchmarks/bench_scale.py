@@ -8,13 +8,18 @@ as a ratio to one bare read of the same file with one channel scatter and one po
 Gram, seconds of the transform likewise, and by how much the resident set grew, at its
 peak, over the imported package.
 
-    python -m pip install -e ".[stored]" && python benchmarks/bench_scale.py
+Then fits of one such file by several workers, each with one thread: processes of a
+torch.distributed group (gloo) and workers of a Dask cluster. For each: seconds, as a
+ratio to one process with one thread, and what a process of the group sent in each pass.
+
+    python -m pip install -e ".[stored,dask]" && python benchmarks/bench_scale.py
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -146,6 +151,125 @@ def measured(path, kind, threads):
     return json.loads(output.stdout.splitlines()[-1])
 
 
+def fitted_by(path, mode, n_workers):
+    """Fit one file by workers; print a record, from the first of them."""
+    import torch
+
+    from panda_sklearn import PartsAppearanceDecomposition
+
+    threads = n_workers if mode == "threads" else 1
+    torch.set_num_threads(threads)
+    warnings.simplefilter("ignore")
+    panda = PartsAppearanceDecomposition(RANKS[1], RANKS[0], random_state=0)
+    warm = np.random.default_rng(0).random((40, 16, 8, 8), dtype=np.float32)
+    PartsAppearanceDecomposition(3, random_state=0, distributed=False).fit(warm)
+
+    def timed(X):
+        started = time.perf_counter()
+        panda.fit(X)
+        return {
+            "seconds": time.perf_counter() - started,
+            "passes": panda.n_passes_,
+            "sent": getattr(panda, "n_bytes_sent_", 0),
+        }
+
+    X = opened(path, "memmap")
+    if mode == "ranks":
+        from torch import distributed as dist
+
+        dist.init_process_group("gloo")
+        bounds = np.linspace(0, len(X), n_workers + 1).astype(int)
+        rank = dist.get_rank()
+        record = timed(X[bounds[rank] : bounds[rank + 1]])
+        dist.destroy_process_group()
+        if rank:
+            return
+    elif mode == "dask":
+        import dask.array as da
+        from dask import delayed
+        from distributed import Client, LocalCluster
+
+        def read(start, stop):
+            torch.set_num_threads(1)
+            return np.array(opened(path, "memmap")[start:stop])
+
+        with (
+            LocalCluster(
+                n_workers=n_workers,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=None,
+            ) as cluster,
+            Client(cluster),
+        ):
+            size = 128
+            blocks = [
+                da.from_delayed(
+                    delayed(read)(start, min(start + size, len(X))),
+                    (min(size, len(X) - start), *X.shape[1:]),
+                    np.float32,
+                )
+                for start in range(0, len(X), size)
+            ]
+            record = timed(da.concatenate(blocks))
+    else:
+        record = timed(X)
+    print(json.dumps(record))
+
+
+def by_workers(path, mode, n_workers):
+    """The record of a fit by workers."""
+    command = [sys.executable]
+    if mode == "ranks":
+        command += ["-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc-per-node={n_workers}"]
+    output = subprocess.run(
+        [*command, __file__, "--fit", str(path), mode, str(n_workers)],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": str(n_workers if mode == "threads" else 1),
+        },
+    )
+    if output.returncode:
+        raise RuntimeError(output.stderr)
+    return json.loads(output.stdout.splitlines()[-1])
+
+
+def compare_workers(size, folder):
+    """The table of workers, for a file of so many GB."""
+    with tempfile.TemporaryDirectory(dir=folder) as folder:
+        path = Path(folder) / "X.memmap"
+        written(path, "memmap", int(size * GB / (4 * N_CHANNELS * SIDE**2)))
+        opened(path, "memmap").sum()  # into the cache, for all alike
+        one = None
+        print(
+            f"\n{'workers':26}{'GB':>5}{'passes':>8}{'seconds':>9}{'ratio':>7}{'MB sent':>9}"
+        )
+        for name, mode, n in (
+            ("one process, one thread", "threads", 1),
+            ("one process, two threads", "threads", 2),
+            ("group of one", "ranks", 1),
+            ("group of two", "ranks", 2),
+            ("Dask, one worker", "dask", 1),
+            ("Dask, two workers", "dask", 2),
+        ):
+            r = min((by_workers(path, mode, n) for _ in range(3)), key=seconds_of)
+            one = one or r["seconds"]
+            sent = r["sent"] / r["passes"] / 1e6
+            print(
+                f"{name:26}{size:5.1f}{r['passes']:8}{r['seconds']:9.2f}"
+                f"{r['seconds'] / one:7.2f}{sent:9.2f}",
+                flush=True,
+            )
+
+
+def seconds_of(record):
+    """How long a fit took."""
+    return record["seconds"]
+
+
 def main():
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -153,8 +277,14 @@ def main():
     parser.add_argument("--kinds", nargs="*", default=["memmap", "h5py", "zarr"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", help="where to write; a temporary one by default")
+    parser.add_argument("--workers", type=float, nargs="*", default=[0.5, 2])
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--fit", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.fit:
+        path, mode, n_workers = args.fit
+        fitted_by(path, mode, int(n_workers))
+        return
     if args.child:
         path, kind, threads = args.child
         child(path, kind, int(threads))
@@ -179,6 +309,8 @@ def main():
                 f"{r['fit MB']:17.0f}{r['transform MB']:14.0f}",
                 flush=True,
             )
+    for size in args.workers:
+        compare_workers(size, args.folder)
 
 
 if __name__ == "__main__":
