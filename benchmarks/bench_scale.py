@@ -157,8 +157,7 @@ def fitted_by(path, mode, n_workers):
 
     from panda_sklearn import PartsAppearanceDecomposition
 
-    threads = n_workers if mode == "threads" else 1
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads_of(mode, n_workers))
     warnings.simplefilter("ignore")
     panda = PartsAppearanceDecomposition(RANKS[1], RANKS[0], random_state=0)
     warm = np.random.default_rng(0).random((40, 16, 8, 8), dtype=np.float32)
@@ -227,10 +226,7 @@ def by_workers(path, mode, n_workers):
         [*command, __file__, "--fit", str(path), mode, str(n_workers)],
         capture_output=True,
         text=True,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": str(n_workers if mode == "threads" else 1),
-        },
+        env={**os.environ, "OMP_NUM_THREADS": str(threads_of(mode, n_workers))},
     )
     if output.returncode:
         raise RuntimeError(output.stderr)
@@ -245,7 +241,8 @@ def compare_workers(size, folder):
         opened(path, "memmap").sum()  # into the cache, for all alike
         one = None
         print(
-            f"\n{'workers':26}{'GB':>5}{'passes':>8}{'seconds':>9}{'ratio':>7}{'MB sent':>9}"
+            f"\n{'workers':26}{'GB':>5}{'passes':>8}{'seconds':>9}{'ratio':>7}"
+            f"{'MB sent':>9}"
         )
         for name, mode, n in (
             ("one process, one thread", "threads", 1),
@@ -263,6 +260,11 @@ def compare_workers(size, folder):
                 f"{r['seconds'] / one:7.2f}{sent:9.2f}",
                 flush=True,
             )
+
+
+def threads_of(mode, n_workers):
+    """Threads of one process."""
+    return n_workers if mode == "threads" else 1
 
 
 def seconds_of(record):
