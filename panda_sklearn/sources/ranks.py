@@ -55,7 +55,7 @@ class Ranks:
         self.group = group
         self.rank, self.n_ranks = dist.get_rank(group), dist.get_world_size(group)
         self.n_bytes = 0
-        self.together = True  # until a process has failed, or has gone
+        self.together = True  # whether the others wait to be told what comes next
         # Where what is sent must be.
         self.device = torch.device("cpu")
         if dist.get_backend(group) == "nccl":
@@ -279,8 +279,12 @@ class SpreadOverRanks(Samples):
 
     def _ask(self, request: Any) -> Any:
         """What all ranks together answer."""
+        # Interrupted in the middle, it would be told nothing but what it waits for.
+        self.ranks.together = False
         self.ranks.tell(request, self.device)
-        return _answer(request, self.ranks, self.shard, self)
+        answer = _answer(request, self.ranks, self.shard, self)
+        self.ranks.together = True
+        return answer
 
 
 def lead(ranks: Ranks, samples: SpreadOverRanks, run: Callable[[Samples], Any]) -> Any:

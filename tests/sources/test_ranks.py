@@ -266,6 +266,52 @@ def test_errors_are_those_of_all(tmp_path):
     assert first["grows"] == pytest.approx(1, abs=1e-2)
 
 
+def interrupt_the_first(rank):
+    """Ctrl-C while it works alone is told; in the middle of a sum it is not."""
+    said = []
+
+    def interrupt(n_begun):
+        if rank == 0 and n_begun == 3:
+            raise KeyboardInterrupt
+
+    panda = PartsAppearanceDecomposition(**RANKS, verbose=int(rank == 0))
+    panda._watched = lambda note: Interrupted()
+    try:
+        panda.fit(data(300))
+    except BaseException as error:
+        said.append(type(error).__name__ + str(error))
+    start = time.monotonic()
+    group = dist.new_group(timeout=datetime.timedelta(seconds=2))
+    panda = PartsAppearanceDecomposition(**RANKS, distributed=group)
+    try:
+        panda.fit(Batches(data(300), interrupt))
+    except BaseException as error:
+        said.append(type(error).__name__ + str(error))
+    return said, time.monotonic() - start
+
+
+class Interrupted:
+    """A context whose callback is interrupted."""
+
+    def __enter__(self):
+        def callback(n_iter, objective):
+            raise KeyboardInterrupt
+
+        return callback
+
+    def __exit__(self, *raised):
+        return False
+
+
+def test_interrupts_of_the_first(tmp_path):
+    both = two(interrupt_the_first, tmp_path)
+    (first, seconds), (second, _) = both[0], both[1]
+    assert first == ["KeyboardInterrupt", "KeyboardInterrupt"]
+    assert seconds < 10
+    assert second[0].startswith("RuntimeErrorProcess 0 of the group: KeyboardInterrupt")
+    assert second[1].startswith("RuntimeErrorAnother process of the group has ended")
+
+
 def fit_and_die(rank):
     def die(n_begun):
         if rank == 1 and n_begun == 3:
