@@ -20,9 +20,9 @@ from torch import Tensor
 from torch import distributed as dist
 
 from panda_sklearn.core.samples import Samples
-from panda_sklearn.sources.ranks import Ranks, SpreadOverRanks, lead, serve
+from panda_sklearn.sources.ranks import Later, Ranks, SpreadOverRanks, lead, serve
 from panda_sklearn.utils.arrays import MapLayout, Origin
-from panda_sklearn.utils.validation import shown
+from panda_sklearn.utils.validation import check_device, shown
 
 __all__ = ["ProcessGroup", "fit_together", "ranks_of", "without_group"]
 
@@ -59,7 +59,7 @@ def ranks_of(distributed: Any) -> Ranks | None:
     ValueError
         If a group is asked for and there is none, or this process is not in it.
     """
-    if distributed is False:
+    if isinstance(distributed, bool | np.bool_) and not distributed:
         return None
     started = dist.is_available() and dist.is_initialized()
     if not started:
@@ -83,6 +83,8 @@ def fit_together(
     X: Any,
     check: Callable[[], tuple[Samples, MapLayout, Origin]],
     fit: Callable[[Samples, MapLayout], Any],
+    *,
+    state: tuple | None = None,
 ) -> tuple[Any, MapLayout, Origin]:
     """Fit to the samples of all processes.
 
@@ -97,6 +99,9 @@ def fit_together(
 
     check : callable
         Gives the shard as samples, their layout and where they came from.
+
+    state : tuple, default=None
+        What the fit goes on from, which must be the same.
 
     fit : callable
         Given all samples and the layout, of the first process, what is found.
@@ -121,8 +126,12 @@ def fit_together(
     """
     shard: Samples | None = None
     origin = Origin(False, torch.device("cpu"))
-    facts, error = _Facts(_digests(estimator)), None
+    facts = _Facts({})
+    error: BaseException | None = None
     try:
+        facts = _Facts(_digests(estimator) | _digest_of_state(state))
+        if estimator.device is not None:
+            check_device(estimator.device)
         if not _is_empty(X):
             shard, layout, origin = check()
             if shard.spread:
@@ -135,6 +144,8 @@ def fit_together(
             origin = Origin.of(X)
     except Exception as raised:
         error = raised
+    if shard is not None and shard.check is not None:
+        ranks.check, shard.check = shard.check, Later(shard.check)
     ranks.agree(error)
     every = ranks.gather(facts)
     layout, dtype = _agreed(every)
@@ -179,7 +190,7 @@ def _agreed(every: list[_Facts]) -> tuple[MapLayout, torch.dtype]:
         for name, (digest, text) in facts.params.items():
             if digest != first.params[name][0]:
                 raise ValueError(
-                    f"All processes must have the same parameters, but {name} is "
+                    f"All processes must begin alike, but {name} is "
                     f"{first.params[name][1]} in process 0 and {text} in process "
                     f"{rank}."
                 )
@@ -218,12 +229,21 @@ def _digests(estimator: Any) -> dict[str, tuple[str, str]]:
     }
 
 
+def _digest_of_state(state: tuple | None) -> dict[str, tuple[str, str]]:
+    """What a stream goes on from, in the manner of a parameter."""
+    if state is None:
+        return {}
+    n_samples = state[0]
+    text = f"of {n_samples} samples" if n_samples else "none"
+    return {"what was learnt so far": (hashlib.sha256(_plain(state)).hexdigest(), text)}
+
+
 def _plain(value: Any) -> bytes:
     """The value of a parameter, the same whether it holds arrays or tensors."""
     if isinstance(value, list | tuple):
         return b"(" + b",".join(map(_plain, value)) + b")"
     if isinstance(value, Tensor):
-        value = value.detach().cpu().numpy()
+        value = value.detach().cpu().double().numpy()
     if isinstance(value, np.ndarray):
         return pickle.dumps((value.shape, np.asarray(value, dtype=float).tobytes()))
     return repr(value).encode()

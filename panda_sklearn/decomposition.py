@@ -601,6 +601,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             self._keep(*self._learn_with_others(ranks, X, first))
             self.n_bytes_sent_ = ranks.n_bytes
             return self
+        self.__dict__.pop("n_bytes_sent_", None)
         samples, layout, origin, start = self._check_fit(X, reset=first)
         if samples.spread:
             raise ValueError(
@@ -639,7 +640,12 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
             how = layout, samples.dtype, self._constraint
             return self._learn(samples, check_start(self, *how, goes_on=not first))
 
-        return fit_together(self, ranks, X, check, learn_from)
+        state = (
+            getattr(self, "n_samples_seen_", 0),
+            getattr(self, "parts_", ()),
+            getattr(self, "appearances_", ()),
+        )
+        return fit_together(self, ranks, X, check, learn_from, state=state)
 
     def _learn(self, samples: Samples, start: Start) -> _Learnt:
         """What is learnt from a batch."""
@@ -778,6 +784,8 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         if len(layout.sample_shape) > 1:
             self.n_features_in_ = layout.n_channels
             self.__dict__.pop("feature_names_in_", None)
+        else:
+            self.n_features_in_ = layout.sample_shape[0]
         self.map_shape_ = layout.map_shape
         self._flattened = layout.flattened
         self.appearances_ = origin.give(A.T.contiguous())
@@ -1407,7 +1415,8 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
                     "store."
                 )
             assert isinstance(samples, SpreadOverBlocks)
-            return samples.mapped(function, factors_of(self, samples))
+            check = ValueCheck(layout_of(self), squared=squared)
+            return samples.mapped(function, factors_of(self, samples), check)
         factors = factors_of(self, samples)
         if out is None:
             results = samples.map(lambda Z: function(factors, Z))

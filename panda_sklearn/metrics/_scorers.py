@@ -201,7 +201,7 @@ def stability(estimator, X, y=None, *, of="parts"):
     """
     check_choice("of", of, ("parts", "appearances"))
     panda, X = _find(estimator, X)
-    other = clone(panda).fit(X)
+    other = clone(panda).set_params(distributed=False).fit(X)
     one, two = getattr(panda, f"{of}_"), getattr(other, f"{of}_")
     cosines = match_factors(one, two, ignore_sign=of == "appearances")[2]
     return float(np.mean(cosines))

@@ -30,7 +30,6 @@ from panda_sklearn.core.samples import (
 )
 from panda_sklearn.utils.arrays import MapLayout, Origin, as_tensor
 from panda_sklearn.utils.batches import users_level
-from panda_sklearn.utils.values import check_finite
 
 __all__ = ["BlockedArray", "SpreadOverBlocks", "is_blocked"]
 
@@ -59,6 +58,13 @@ class BlockedArray:
     """
 
     def __init__(self, X: Any) -> None:
+        if X.dtype.kind not in "fiub":
+            raise TypeError(f"X must be real numbers, got a dask array of {X.dtype}.")
+        if any(math.isnan(size) for size in X.shape[1:]):
+            raise ValueError(
+                f"X has samples of unknown sizes, {X.shape[1:]}: call its "
+                "compute_chunk_sizes first."
+            )
         cut = [n for n in X.numblocks[1:] if n > 1]
         if cut:
             size = X.nbytes
@@ -131,7 +137,9 @@ class SpreadOverBlocks(Samples):
         counts = self._count()
         k = next(k for k, n in enumerate(counts) if n > 0)
         (begun,) = _computed(
-            _delayed(_begun)(self.blocks[k], self.layout, list(sums), self._few())
+            _delayed(_begun)(
+                self.blocks[k], self.layout, list(sums), self._few(), self.dtype
+            )
         )
         for own, its in zip(sums, begun, strict=True):
             vars(own).update(vars(its))
@@ -149,7 +157,12 @@ class SpreadOverBlocks(Samples):
         found, rows = self._sum(add, totals, 1, places)
         return found, InMemory(torch.cat(rows))
 
-    def mapped(self, function: Callable[[Any, Tensor], Tensor], factors: Any) -> Any:
+    def mapped(
+        self,
+        function: Callable[[Any, Tensor], Tensor],
+        factors: Any,
+        check: Check,
+    ) -> Any:
         """What a function makes of factors and maps (n, C, S), as a dask array."""
         shape = 1, self.n_channels, self.n_positions
         like = torch.zeros(shape, dtype=self.dtype, device="cpu")
@@ -159,6 +172,8 @@ class SpreadOverBlocks(Samples):
             layout=self.layout,
             factors=factors,
             function=function,
+            check=check,
+            kind=self.dtype,
             dtype=one.dtype,
             chunks=(self.X.chunks[0], *((n,) for n in one.shape[1:])),
             drop_axis=list(range(1, self.X.ndim)),
@@ -190,6 +205,7 @@ class SpreadOverBlocks(Samples):
     def _count(self) -> list[int]:
         """The number of samples of each block; computed, if dask does not know."""
         if self.counts is None:
+            self.n_passes += 1
             self.counts = list(_computed(*(_delayed(len)(b) for b in self.blocks)))
         if sum(self.counts) == 0:
             raise ValueError("X has no samples: all of its blocks are empty.")
@@ -206,7 +222,8 @@ class SpreadOverBlocks(Samples):
         counts = self._count()
         self.n_passes += 1
         specs = [(T.shape, T.dtype) for T in totals]
-        work = _delayed(_Work(add, specs, self.layout, self._batch(size), self.check))
+        size = self._batch(size)
+        work = _delayed(_Work(add, specs, self.layout, size, self.check, self.dtype))
         if places is None:
             places = torch.empty(0, dtype=torch.int64, device="cpu")
         parts, start = [], 0
@@ -232,11 +249,35 @@ class SpreadOverBlocks(Samples):
         return self.batch_size or self._size(size)
 
 
-def _made(block: Any, layout: MapLayout, factors: Any, function: Callable) -> Any:
+def _made(
+    block: Any,
+    layout: MapLayout,
+    factors: Any,
+    function: Callable,
+    check: Check,
+    kind: torch.dtype,
+    block_info: Any = None,
+) -> Any:
     """What a function makes of a block."""
-    Z = layout.to_maps(as_tensor(np.ascontiguousarray(block)))
-    check_finite(Z, "X")
-    return function(factors, Z).numpy()
+    if len(block) == 0:
+        block = np.zeros((1, *block.shape[1:]), dtype=block.dtype)
+        with _plainly():
+            return function(factors, _maps(block, layout, kind)).numpy()[:0]
+    start = block_info[0]["array-location"][0][0] if block_info else 0
+    Z = _maps(block, layout, kind)
+    copy.copy(check).see(Z, 0 if math.isnan(start) else int(start))
+    with _plainly():
+        return function(factors, Z).numpy()
+
+
+def _maps(block: Any, layout: MapLayout, kind: torch.dtype) -> Tensor:
+    """A block as maps (n, C, S)."""
+    return layout.to_maps(as_tensor(np.ascontiguousarray(block)).to(kind))
+
+
+def _plainly() -> Any:
+    """Without autocast, whatever the thread that computes is in."""
+    return torch.autocast("cpu", enabled=False)
 
 
 class _Work:
@@ -249,9 +290,10 @@ class _Work:
         layout: MapLayout,
         size: int,
         check: Check | None,
+        kind: torch.dtype,
     ) -> None:
         self.add, self.specs, self.layout = add, specs, layout
-        self.size, self.check = size, check
+        self.size, self.check, self.kind = size, check, kind
 
 
 # Totals, samples that were picked, and checks that are still to be finished.
@@ -266,7 +308,7 @@ def _summed(block: Any, work: _Work, start: int, places: Tensor) -> Part:
     picked = Picked(places)
     if len(block) == 0:
         return totals, [], []
-    Z = work.layout.to_maps(as_tensor(np.ascontiguousarray(block)))
+    Z = _maps(block, work.layout, work.kind)
     check = copy.copy(work.check)  # of its own: threads share what they are sent
     if check is not None:
         check.see(Z, start)
@@ -275,7 +317,8 @@ def _summed(block: Any, work: _Work, start: int, places: Tensor) -> Part:
         work.add(batch, *totals)
         picked.see(batch)
 
-    InMemory(Z, batch_size=work.size).accumulate(see, *totals)
+    with _plainly():
+        InMemory(Z, batch_size=work.size).accumulate(see, *totals)
     return totals, picked.rows, [] if check is None else [check]
 
 
@@ -288,11 +331,14 @@ def _joined(parts: list[Part]) -> Part:
     return totals, rows, [check for part in parts for check in part[2]]
 
 
-def _begun(block: Any, layout: MapLayout, sums: list[Sums], size: int) -> list[Sums]:
+def _begun(
+    block: Any, layout: MapLayout, sums: list[Sums], size: int, kind: torch.dtype
+) -> list[Sums]:
     """Sums begun with the first samples of a block."""
-    few = layout.to_maps(as_tensor(np.ascontiguousarray(block[:size])))
-    for some in sums:
-        some.begin(few)
+    few = _maps(block[:size], layout, kind)
+    with _plainly():
+        for some in sums:
+            some.begin(few)
     return sums
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from panda_sklearn.core.samples import (
+    Check,
     InMemory,
     Picked,
     Samples,
@@ -31,7 +32,7 @@ from panda_sklearn.core.samples import (
     drawn_places,
 )
 
-__all__ = ["Ranks", "SpreadOverRanks", "lead", "serve"]
+__all__ = ["Later", "Ranks", "SpreadOverRanks", "lead", "serve"]
 
 
 class Ranks:
@@ -55,10 +56,13 @@ class Ranks:
         self.group = group
         self.rank, self.n_ranks = dist.get_rank(group), dist.get_world_size(group)
         self.n_bytes = 0
+        self.checked = False
         self.together = True  # whether the others wait to be told what comes next
         # Where what is sent must be.
         self.device = torch.device("cpu")
-        if dist.get_backend(group) == "nccl":
+        self.check: Check | None = None  # of this process's values, to be finished
+        backend = dist.get_backend(group)
+        if "nccl" in backend and "gloo" not in backend:
             self.device = torch.device("cuda", torch.cuda.current_device())
 
     def gather(self, value: Any) -> list[Any]:
@@ -89,11 +93,13 @@ class Ranks:
             sent = tensor.to(self.device).contiguous()
             with self._answering():
                 dist.all_reduce(sent, group=self.group)
+                if sent is not tensor:
+                    tensor.copy_(sent)
+                if self.device.type == "cuda":  # which says only then what failed
+                    torch.cuda.synchronize(self.device)
             self.n_bytes += sent.nbytes
-            if sent is not tensor:
-                tensor.copy_(sent)
 
-    def agree(self, error: Exception | None, *counts: int) -> list[int]:
+    def agree(self, error: BaseException | None, *counts: int) -> list[int]:
         """Raise everywhere if a rank has an error; else sums of counts.
 
         The rank raises its own, the others one that says whose it is.
@@ -111,8 +117,19 @@ class Ranks:
         rank, (kind, text) = next(
             (rank, text) for rank, text in enumerate(texts) if text is not None
         )
-        raises = {"ValueError": ValueError, "TypeError": TypeError}
-        raise raises.get(kind, RuntimeError)(f"Process {rank} of the group: {text}")
+        raise _error_elsewhere(rank, kind, text)
+
+    def finish_check(self) -> None:
+        """Finish the checks of all ranks' values together, once all were looked at."""
+        if self.checked:
+            return
+        self.checked = True
+        checks = [check for check in self.gather(self.check) if check is not None]
+        for other in checks[1:]:
+            checks[0].join(other)
+        self.together = False  # if this raises, it does so everywhere
+        if checks:
+            checks[0].finish()
 
     def _global(self, rank: int) -> int:
         if self.group is None:
@@ -132,8 +149,10 @@ class Ranks:
         """Say what it means if the group does not answer."""
         try:
             yield
-        except RuntimeError as error:
+        except BaseException as error:
             self.together = False
+            if not isinstance(error, RuntimeError):
+                raise
             raise RuntimeError(
                 "Another process of the group has ended, or did not answer within the "
                 "group's time-out (that of torch.distributed.init_process_group or "
@@ -183,7 +202,24 @@ class _End:
     """What was found; or, with ``failure``, why nothing was."""
 
     found: Any = None
-    failure: str = ""
+    failure: tuple[str, str] | None = None
+
+
+class Later:
+    """A check of a shard's values, to be finished with those of the others."""
+
+    def __init__(self, check: Check) -> None:
+        self.check = check
+
+    def see(self, batch: Tensor, start: int) -> None:
+        """As of the check itself."""
+        self.check.see(batch, start)
+
+    def join(self, other: Any) -> None:
+        """Nothing is joined here."""
+
+    def finish(self) -> None:
+        """Nothing yet: see ``Ranks.finish_check``."""
 
 
 class SpreadOverRanks(Samples):
@@ -297,9 +333,9 @@ def lead(ranks: Ranks, samples: SpreadOverRanks, run: Callable[[Samples], Any]) 
         ranks.tell(_End(found), samples.device)
     except BaseException as error:
         if ranks.together:
-            text = f"{type(error).__name__}: {error}"
+            said = type(error).__name__, str(error)
             with contextlib.suppress(RuntimeError):
-                ranks.tell(_End(failure=text), samples.device)
+                ranks.tell(_End(failure=said), samples.device)
         raise
     return found
 
@@ -309,8 +345,8 @@ def serve(ranks: Ranks, shard: Samples | None, like: SpreadOverRanks) -> Any:
     while True:
         request = ranks.tell(None, like.device)
         if isinstance(request, _End):
-            if request.failure:
-                raise RuntimeError(f"Process 0 of the group: {request.failure}")
+            if request.failure is not None:
+                raise _error_elsewhere(0, *request.failure)
             return request.found
         _answer(request, ranks, shard, like)
 
@@ -325,15 +361,17 @@ def _answer(request: Any, ranks: Ranks, shard: Samples | None, like: Samples) ->
         return _begun(request, ranks, shard, like)
     if isinstance(request, _Look):
         return _looked(request, ranks, shard, like)
-    totals = _zeros(request, like.device)
+    totals: list[Tensor] = []
 
     def work() -> None:
+        totals.extend(_zeros(request, like.device))
         if shard is not None:
             shard.accumulate(request.add, *totals, size=request.size)
 
     error = _error_of(work)
     n = (shard and shard.n_samples) or 0
     (n_samples,) = ranks.agree(error, n)
+    ranks.finish_check()
     ranks.add(totals)
     return tuple(totals), n_samples
 
@@ -358,7 +396,8 @@ def _looked(
     request: _Look, ranks: Ranks, shard: Samples | None, like: Samples
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Totals, and the samples to be kept of all ranks, in their order."""
-    totals = _zeros(request.sums, like.device)
+    totals: list[Tensor] = []
+    kept = torch.empty(0, device="cpu")
     start = sum(request.counts[: ranks.rank])
     first, last = (
         int((request.places < edge).sum())
@@ -371,20 +410,30 @@ def _looked(
         picked.see(batch)
 
     def work() -> None:
+        nonlocal kept
+        totals.extend(_zeros(request.sums, like.device))
+        kept = torch.zeros(
+            (len(request.places), like.n_channels, like.n_positions),
+            dtype=like.dtype,
+            device=like.device,
+        )
         if shard is not None:
             shard.accumulate(see, *totals)
+            kept[first:last] = torch.cat(picked.rows)
 
     ranks.agree(_error_of(work))
+    ranks.finish_check()
     ranks.add(totals)
-    kept = torch.zeros(
-        (len(request.places), like.n_channels, like.n_positions),
-        dtype=like.dtype,
-        device=like.device,
-    )
-    if picked.rows:
-        kept[first:last] = torch.cat(picked.rows)
     ranks.add([kept])
     return tuple(totals), kept
+
+
+def _error_elsewhere(rank: int, kind: str, text: str) -> Exception:
+    """What another rank's error is here."""
+    if kind in ("ValueError", "TypeError"):
+        raises = {"ValueError": ValueError, "TypeError": TypeError}[kind]
+        return raises(f"Process {rank} of the group: {text}")
+    return RuntimeError(f"Process {rank} of the group: {kind}: {text}")
 
 
 def _counted(shard: Samples | None) -> None:
@@ -409,11 +458,11 @@ def _zeros(request: _Add, device: torch.device) -> list[Tensor]:
     ]
 
 
-def _error_of(work: Callable[[], Any]) -> Exception | None:
-    """What some work raises, if it does."""
+def _error_of(work: Callable[[], Any]) -> BaseException | None:
+    """What some work raises, if it does; interrupts too, of which others must know."""
     try:
         work()
-    except Exception as error:
+    except BaseException as error:
         return error
     return None
 
@@ -444,7 +493,8 @@ def _loaded(sent: bytes | None, device: torch.device) -> Any:
     assert sent is not None
     _arriving.device = device
     try:
-        return pickle.loads(sent)
+        with torch.inference_mode(False):
+            return pickle.loads(sent)
     finally:
         del _arriving.device
 

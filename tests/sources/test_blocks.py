@@ -6,6 +6,7 @@ import warnings
 import joblib
 import numpy as np
 import pytest
+import torch
 from sklearn.model_selection import GridSearchCV
 
 from panda_sklearn import PartsAppearanceDecomposition
@@ -107,8 +108,10 @@ def test_bad_values_and_calls():
     with pytest.raises(ValueError, match="draws samples at random"):
         panda.set_params(solver="pgd").fit(blocked)
     panda = PartsAppearanceDecomposition(**RANKS).fit(X)
-    with pytest.raises(ValueError, match="contains NaN"):
+    with pytest.raises(ValueError, match=r"NaN, first at X\[130, 2, 1, 3\]"):
         panda.transform(blocked).compute()
+    with pytest.raises(ValueError, match="too large or small"):
+        panda.reconstruction_errors(1e200 * da.from_array(X)).compute()
     good = da.from_array(X, chunks=(70, 7, 4, 5))
     with pytest.raises(ValueError, match="got a dask array"):
         panda.partial_fit(good)
@@ -116,6 +119,13 @@ def test_bad_values_and_calls():
         panda.transform(good, out=np.empty((600, 12)))
     with pytest.raises(ValueError, match="use its map_blocks"):
         panda.refine(good)
+    with pytest.raises(TypeError, match="real numbers"):
+        panda.fit(good.astype(complex))
+    with pytest.raises(ValueError, match="compute_chunk_sizes"):
+        panda.fit(good[:, good[0, :, 0, 0] > -1e9])
+    with torch.autocast("cpu"):
+        lazy = panda.transform(good.astype("float32"))
+        assert lazy.compute(scheduler="synchronous").dtype == np.float32
     with pytest.raises(ValueError, match="no samples"):
         PartsAppearanceDecomposition(**RANKS).fit(good[good[:, 0, 0, 0] > 1e9])
     with pytest.raises(ValueError, match="too large or small"):

@@ -114,6 +114,18 @@ CASES = {
     "tensors": (data(), 300, {}, torch.from_numpy),
     "channels last": (np.moveaxis(data(), 1, -1), 250, {"channel_axis": -1}, None),
     "flattened": (data().reshape(600, -1), 250, {"map_shape": (7, 4, 5)}, None),
+    "first shard tiny": (
+        np.concatenate([1e-200 * data()[:150], data()[150:]]),
+        150,
+        {},
+        None,
+    ),
+    "flattened, one has none": (
+        data().reshape(600, -1),
+        0,
+        {"map_shape": (7, 4, 5)},
+        lambda X: X if len(X) else None,
+    ),
     "one axis": (data().reshape(600, 7, 20), 599, {}, None),
     "free parts": (data(), 250, {"nonnegative": False}, None),
     "drawn start": (data(), 250, {"init": "random", "n_init": 3}, None),
@@ -137,7 +149,8 @@ def shard_of(X, cut, rank, kind):
 
 
 def fitted(estimator):
-    return {name: np.asarray(getattr(estimator, name)) for name in FITTED}
+    found = {name: np.asarray(getattr(estimator, name)) for name in FITTED}
+    return found | {"n_features_in_": np.asarray(estimator.n_features_in_)}
 
 
 def streamed(estimator, pieces):
@@ -224,6 +237,7 @@ def fail_in_turn(rank):
     attempt("solver", X, solver="pgd")
     attempt("no samples", X[:0])
     attempt("bad input", X if rank else "nonsense")
+    attempt("device", X if rank == 0 else None, device=["cpu", "cuda:7"][rank])
 
     def fail(n_begun):
         if rank == 1 and n_begun == 3:
@@ -231,6 +245,11 @@ def fail_in_turn(rank):
 
     attempt("source", Batches(X, fail))
     attempt("ranks", X, n_parts=500)
+    one_goes_on = PartsAppearanceDecomposition(**RANKS)
+    if rank == 0:
+        one_goes_on.set_params(distributed=False).partial_fit(X)
+        one_goes_on.set_params(distributed="auto")
+    said["stream"] = message_of(lambda: one_goes_on.partial_fit(X))
     panda = PartsAppearanceDecomposition(**RANKS).fit(X)  # the group is as it was
     said["bytes"] = panda.n_bytes_sent_
     more = PartsAppearanceDecomposition(**{**RANKS, "max_iter": 1, "tol": 0})
@@ -254,13 +273,16 @@ def test_errors_are_those_of_all(tmp_path):
         "solver": "Use solver='spg', or distributed=False",
         "no samples": "No process has samples",
         "ranks": "n_parts",
+        "device": "cuda",
+        "stream": "what was learnt so far is of 100 samples in process 0 and none in",
     }.items():
         for said in (first, second):
             assert said[name].startswith("ValueError: "), said[name]
             assert words in said[name]
     assert "Process 0 of the group" in second["bad input"]
     assert "the disk is gone" in second["source"]
-    assert first["source"].startswith("RuntimeError: Process 1 of the group: the disk")
+    gone = "RuntimeError: Process 1 of the group: OSError: the disk is gone"
+    assert first["source"] == gone
     assert first["bytes"] > 0
     # As many samples are kept of either, and sums are of the same sizes.
     assert first["grows"] == pytest.approx(1, abs=1e-2)
@@ -309,7 +331,7 @@ def test_interrupts_of_the_first(tmp_path):
     assert first == ["KeyboardInterrupt", "KeyboardInterrupt"]
     assert seconds < 10
     assert second[0].startswith("RuntimeErrorProcess 0 of the group: KeyboardInterrupt")
-    assert second[1].startswith("RuntimeErrorAnother process of the group has ended")
+    assert second[1].startswith("RuntimeErrorProcess 0 of the group: KeyboardInterrupt")
 
 
 def fit_and_die(rank):
