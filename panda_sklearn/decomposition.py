@@ -1056,6 +1056,7 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         origin, like = Origin.of(self.parts_), as_tensor(self.parts_)
         return origin.give(vectors.to(like)), origin.give(stds.to(like))
 
+    @own_arithmetic
     def part_distances(self, X):
         r"""Measure how unlike those of the training samples the coefficients are.
 
@@ -1075,7 +1076,8 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : array of shape (n_samples, n_channels, \*spatial)
-            Activations, laid out as for ``fit``.
+            Activations, laid out as for ``fit``; also such as are not in memory, see
+            :ref:`large_data`.
 
         Returns
         -------
@@ -1094,10 +1096,14 @@ class PartsAppearanceDecomposition(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         check_known(self)
-        L = self.coefficients(X)
-        columns = as_tensor(L).unbind(dim=2)
-        found = [part_distances(self, k)(column) for k, column in enumerate(columns)]
-        return Origin.of(L).give(torch.stack(found, dim=1).to(as_tensor(L)))
+        of_parts = [part_distances(self, k) for k in range(len(self.parts_))]
+
+        def measure(factors: Factors, Z: Tensor) -> Tensor:
+            L = factors.encode(Z)
+            columns = zip(of_parts, L.unbind(dim=2), strict=True)
+            return torch.stack([of(column) for of, column in columns], dim=1).to(L)
+
+        return self._of_samples(X, measure)
 
     @own_arithmetic
     def saliency(self, X, *, size=None):

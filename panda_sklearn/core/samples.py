@@ -320,14 +320,11 @@ class Kept:
                 heapq.heapreplace(self.heap, (number, self.n_seen, row.clone()))
             self.n_seen += 1
 
-    def found(self) -> list[tuple[float, int, Tensor]]:
-        """Numbers, places and rows of those that are kept, by their places."""
-        kept = heapq.nlargest(self.n_some(self.n_seen), self.heap)
-        return sorted(kept, key=lambda item: item[1])
-
     def samples(self) -> Tensor:
         """Those that are kept, in their order."""
-        return torch.stack([row for _, _, row in self.found()])
+        kept = heapq.nlargest(self.n_some(self.n_seen), self.heap)
+        kept.sort(key=lambda item: item[1])
+        return torch.stack([row for _, _, row in kept])
 
 
 class Picked:

@@ -131,28 +131,9 @@ class Change:
         Returns
         -------
         apply : callable
-            Activations -> activations with the change added; where it is 0, the very
-            same values.
+            Activations -> activations with the change added. Where it is 0 they are
+            the very same values, unless gradients are on, which would be lost there.
         """
-        add = self.adding(latents, where, take, alphas, places)
-
-        def apply(features: Tensor) -> Tensor:
-            maps = promoted(self.layout.to_maps(features))
-            added = add(features)
-            # Adding zeros would turn -0.0 into 0.0.
-            return self.layout.from_maps(torch.where(added != 0, maps + added, maps))
-
-        return apply
-
-    def adding(
-        self,
-        latents: Any,
-        where: Any,
-        take: Take,
-        alphas: Sequence[Tensor] | None = None,
-        places: Sequence[Place] | None = None,
-    ) -> Callable[[Tensor], Tensor]:
-        """Activations -> what :meth:`applied` adds, (n or 1, C, S)."""
         alphas = self.alphas(where) if alphas is None else alphas
         prepared = [
             term.prepared(latents, where, alpha, take)
@@ -160,15 +141,18 @@ class Change:
         ]
 
         @in_full_precision
-        def add(features: Tensor) -> Tensor:
+        def apply(features: Tensor) -> Tensor:
             maps = promoted(self.layout.to_maps(features))
             its = self.places(features, where) if places is None else places
             total = maps.new_zeros(1, *maps.shape[1:])
             for term, *rest in zip(self.terms, its, alphas, prepared, strict=True):
                 total = total + term.added(maps, *rest)
-            return total
+            changed = maps + total
+            if not torch.is_grad_enabled():  # adding zeros would turn -0.0 into 0.0
+                changed = torch.where(total != 0, changed, maps)
+            return self.layout.from_maps(changed)
 
-        return add
+        return apply
 
 
 def change_of(

@@ -262,12 +262,11 @@ class EditedGenerator(nn.Module):
 
         with Undo() as undo, undo:
             run_eagerly(undo, self.generator)
-            add = change.adding(latents, slice(None), take)
+            apply = change.applied(latents, slice(None), take)
 
             def edit(features: Tensor) -> Tensor:
                 check()
-                maps = promoted(change.layout.to_maps(features))
-                return change.layout.from_maps(maps + add(features))
+                return apply(features)
 
             return replace(self._tap, edit, lambda: run(latents))
 

@@ -138,7 +138,7 @@ class SpreadOverBlocks(Samples):
         k = next(k for k, n in enumerate(counts) if n > 0)
         (begun,) = _computed(
             _delayed(_begun)(
-                self.blocks[k], self.layout, list(sums), self._few(), self.dtype
+                self.blocks[k], self.layout, list(sums), self._batch(), self.dtype
             )
         )
         for own, its in zip(sums, begun, strict=True):
@@ -199,9 +199,6 @@ class SpreadOverBlocks(Samples):
     def _read(self) -> Generator[Tensor, None, None]:
         raise NotImplementedError
 
-    def _few(self) -> int:
-        return self.batch_size or self._size()
-
     def _count(self) -> list[int]:
         """The number of samples of each block; computed, if dask does not know."""
         if self.counts is None:
@@ -245,7 +242,7 @@ class SpreadOverBlocks(Samples):
         self.check = None
         return tuple(found), rows
 
-    def _batch(self, size: int) -> int:
+    def _batch(self, size: int = 1) -> int:
         return self.batch_size or self._size(size)
 
 

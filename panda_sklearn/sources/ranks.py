@@ -287,7 +287,7 @@ class SpreadOverRanks(Samples):
         n_some: Callable[[int], int],
         generator: torch.Generator,
     ) -> tuple[tuple[Tensor, ...], InMemory]:
-        """As of all samples; those kept are brought to the first rank."""
+        """As of all samples; those kept come to all ranks, of which one uses them."""
         counts = self._count()
         n = sum(counts)
         self.n_passes += 1

@@ -51,6 +51,7 @@ def outside_ssim(
     value_range : tuple of float
         Black and white.
     """
+    check_similarity(tuple(images.shape[2:]))
     library = needed("torchmetrics.functional.image", "torchmetrics")
     before, after = (x.double().clamp(*value_range) for x in (images, edited))
     _, local = library.structural_similarity_index_measure(

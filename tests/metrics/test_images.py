@@ -212,7 +212,7 @@ class TestOutside:
     def test_images_that_are_too_small_for_ssim(self, spatial):
         images = rng().normal(size=(2, 1, *spatial))
         with pytest.raises(ValueError, match="SSIM needs images of two or three"):
-            outside_ssim(np.zeros(spatial), images, images)
+            outside_ssim(np.full(spatial, 0.5), images, images)
 
 
 class TestFrechet:

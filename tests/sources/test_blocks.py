@@ -57,6 +57,17 @@ CASES = {
 }
 
 
+# Methods whose results are dask arrays, and their arguments.
+LAZY = {
+    "transform": {},
+    "coefficients": {},
+    "saliency": {},
+    "localize": {"appearance": 1},
+    "reconstruction_errors": {},
+    "part_distances": {},
+}
+
+
 def assert_same(found, expected, tolerance):
     for name in (
         *("parts_", "appearances_", "saliency_mean_", "saliency_covariance_"),
@@ -77,9 +88,9 @@ def test_the_factors_of_the_array_in_memory(name):
     assert_same(found, one, tolerance)
     assert isinstance(found.parts_, np.ndarray)
     assert found.score(blocked) == pytest.approx(one.score(array), rel=1e-5)
-    for method in ("transform", "coefficients", "saliency", "reconstruction_errors"):
-        lazy = getattr(one, method)(blocked)
-        expected = getattr(one, method)(array)
+    for method, arguments in LAZY.items():
+        lazy = getattr(one, method)(blocked, **arguments)
+        expected = getattr(one, method)(array, **arguments)
         assert isinstance(lazy, da.Array) and lazy.dtype == expected.dtype
         assert lazy.shape[1:] == expected.shape[1:]
         np.testing.assert_allclose(lazy.compute(), expected, rtol=1e-4, atol=1e-5)
