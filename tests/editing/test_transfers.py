@@ -246,6 +246,10 @@ class TestEverythingThatTakesEdits:
             other.load_state_dict(edited.state_dict())
             if kind != "coefficients":  # which are of part 0 here
                 torch.testing.assert_close(other(z), edited(z))
+            zero = EditedGenerator(
+                editor, Edit(part=1, **{kind: torch.zeros_like(before)})
+            )
+            EditedGenerator(editor, edit).load_state_dict(zero.state_dict())
             assert torch.equal(getattr(edit, kind), before)  # which was copied
         edited(z).square().sum().backward()
         assert float(edited.strengths.grad.abs()) > 0

@@ -236,6 +236,7 @@ def fail_in_turn(rank):
     attempt("parameters", X, tol=[1e-6, 1e-5][rank])
     attempt("solver", X, solver="pgd")
     attempt("no samples", X[:0])
+    attempt("tiny", 1e-200 * X)
     attempt("bad input", X if rank else "nonsense")
     attempt("device", X if rank == 0 else None, device=["cpu", "cuda:7"][rank])
 
@@ -272,6 +273,7 @@ def test_errors_are_those_of_all(tmp_path):
         "parameters": "tol is 1e-06 of type float in process 0 and 1e-05 of type",
         "solver": "Use solver='spg', or distributed=False",
         "no samples": "No process has samples",
+        "tiny": "too large or small",
         "ranks": "n_parts",
         "device": "cuda",
         "stream": "what was learnt so far is of 100 samples in process 0 and none in",
