@@ -6,14 +6,14 @@ This script made ``panda_sklearn/datasets/data/face_diffusion.safetensors``. It 
 run when the documentation is built.
 
 A small U-Net (:class:`diffusers.UNet2DModel`, 1.9 M parameters) learns on the aligned
-photographs of :doc:`train_face_generator` to take noise away: given x_t = a_t x + s_t e
-it predicts v = a_t e - s_t x (Salimans & Ho 2022, section 4). The recipe: the cosine
-schedule; times spread evenly over each batch, most of them where noise and image are
-about equally strong; Muon on the convolutions, AdamW on the rest, rates that fall to
-zero; horizontal flips, bfloat16, weights averaged over time. The weights that are shipped
-come from step 7,525 of 8,600, after 9 minutes on an H200 GPU, where time was up; two
-cores of a processor would take most of a day. A run that was cut off goes on when
-it is started again::
+photographs of :doc:`train_face_generator` to take noise away: given x_t = a_t x + s_t
+e it predicts v = a_t e - s_t x (Salimans & Ho 2022, section 4). The recipe: the
+cosine schedule; times spread evenly over each batch, most of them where noise and
+image are about equally strong; Muon on the convolutions, AdamW on the rest, rates
+that fall to zero; horizontal flips, bfloat16, weights averaged over time. The weights
+that are shipped come from step 7,525 of 8,600, after 9 minutes on an H200 GPU, where
+time was up; two cores of a processor would take most of a day. A run that was cut off
+goes on when it is started again::
 
     python -m pip install ".[train,diffusers]"
     python examples/train_face_diffusion.py --out runs/diffusion
@@ -31,7 +31,6 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from safetensors.torch import save_file
-from torch.nn import functional as F
 from train_face_generator import load_images, picture, shuffled, to_unit
 
 SIZE = 64
