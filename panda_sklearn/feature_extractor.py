@@ -64,6 +64,7 @@ __all__ = [
     "check_latents",
     "extract",
     "generate_changed",
+    "run_of",
     "running_device",
     "takes_floats",
     "tap_of",
@@ -803,6 +804,15 @@ def running_device(extractor: GeneratorFeatureExtractor) -> torch.device:
     if extractor.device is None:
         return device_of(extractor.generator)
     return check_device(extractor.device)
+
+
+def run_of(extractor: GeneratorFeatureExtractor, undo: Undo) -> Run:
+    """Borrow the network: ``run(latents)`` makes a forward pass of checked latents.
+
+    Gradients are off. Where they are put on, they reach latents that require them, and
+    derivatives in forward mode pass.
+    """
+    return extractor._running(undo)
 
 
 def tap_of(extractor: GeneratorFeatureExtractor) -> Tap:

@@ -160,6 +160,9 @@ class FaceGenerator(nn.Module):
     latent_size : int
         Number of standard normal numbers of one sample, 64.
 
+    n_styles : int
+        Number of styles that ``synthesize`` takes, 5.
+
     style_mean : Tensor of shape (128,)
         Mean of the styles over the latent distribution, towards which
         ``truncation`` pulls.
@@ -170,6 +173,7 @@ class FaceGenerator(nn.Module):
     """
 
     latent_size = LATENT_SIZE
+    n_styles = N_BLOCKS
 
     def __init__(self, channels=None):
         super().__init__()

@@ -24,9 +24,10 @@ from panda_sklearn.decomposition import (
     varying_parts,
 )
 from panda_sklearn.editing._changes import Change, change_of, check_edits
+from panda_sklearn.editing._directions import DERIVATIVES, find_directions
 from panda_sklearn.editing._donors import transfer_change
 from panda_sklearn.editing._edit import UNITS, Edit
-from panda_sklearn.editing._lookup import Sizes
+from panda_sklearn.editing._lookup import Sizes, weights_of
 from panda_sklearn.editing._ranking import COLUMNS, Trials, sort_table, tabulate
 from panda_sklearn.editing._targets import TargetSearch
 from panda_sklearn.editing._terms import VectorTerm
@@ -50,6 +51,7 @@ from panda_sklearn.utils.validation import (
     check_is_fitted,
     check_kind,
     check_mask,
+    check_number,
     check_numbers_of,
     check_parameters,
     check_single,
@@ -697,6 +699,130 @@ class LocalEditor:
         ) as bar:
             table = tabulate(trials, latents, tried, strengths, done=bar.update)
         return sort_table(table, sort_by)
+
+    def find_directions(
+        self,
+        latents: ArrayLike,
+        part: Any,
+        n_directions: int = 5,
+        region: ArrayLike | None = None,
+        *,
+        naturalness: float = 0.1,
+        derivatives: str = "auto",
+        verbose: int = 0,
+    ) -> ArrayLike:
+        r"""Find vectors that change a region of the image, and little else.
+
+        Appearances are what the activations are made of; what a vector does to the
+        image only the rest of the network knows. Of all vectors v of channels those are
+        found that maximise
+
+        .. math::
+            \frac{\sum_i \lVert M * J_i v \rVert^2}{\sum_i \lVert (1 - M) * J_i v
+            \rVert^2 + \gamma h \, v^\top K^{-1} v}
+
+        one after the other, where :math:`J_i` is the derivative of the image by what is
+        added at the part, M the region, K the covariance of what the part shows in the
+        training data, and h the largest that the sum before it can be for a v one
+        standard deviation long.
+
+        Parameters
+        ----------
+        latents : array of shape (n_samples, ...)
+            Latents of a few samples, such as 12. Directions found on these work on
+            others.
+
+        part : int, sequence of int, or array of shape (\*spatial)
+            Where the vector is added, as in :class:`Edit`; the same for all samples.
+
+        n_directions : int, default=5
+            How many, at most as many as there are channels.
+
+        region : array of shape (\*image_spatial), default=None
+            Where the image is to change: values from 0 to 1. ``None`` is where the part
+            is.
+
+        naturalness : float, default=0.1
+            :math:`\gamma`, at least 0: at 0 directions are as local as can be, but may
+            lead where no image is; the larger it is, the more they keep to what varies
+            in the training data.
+
+        derivatives : {"auto", "exact", "differences"}, default="auto"
+            Whether to take exact derivatives in forward mode (Jacobian-vector
+            products), or central differences of images; "auto" is exact where the
+            network allows it, and warns where it does not.
+
+        verbose : int, default=0
+            Whether to show a progress bar; it says which derivatives are taken.
+
+        Returns
+        -------
+        directions : array of shape (n_directions, n_channels)
+            Vectors of length 1, the best first, for ``Edit(direction, part, strength,
+            unit="alpha")``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is something else, an index is out of range, a part is
+            constant, or exact derivatives are asked for and the network has none.
+
+        Warns
+        -----
+        UserWarning
+            If "auto" takes differences.
+
+        See Also
+        --------
+        rank_edits : Tries appearances and variations.
+
+        Notes
+        -----
+        The derivative is formed, a pass of the network for each channel of each sample;
+        with more than 512 channels, or where one sample's takes more than 1 GiB, it is
+        only multiplied with, forwards and backwards, and directions are approximate.
+
+        References
+        ----------
+        The split of the image into a region and the rest is that of J. Zhu et al.,
+        "Low-Rank Subspaces in GANs" (NeurIPS, 2021), and of S. Chen et al., "Exploring
+        Low-Dimensional Subspaces in Diffusion Models for Controllable Image Editing"
+        (NeurIPS, 2024), who take the leading directions of the one and project out
+        those of the other.
+        """
+        latents, origin = self._door(latents)
+        n_channels = self.decomposition.map_shape_[0]
+        n_directions = check_index("n_directions", n_directions, n_channels + 1)
+        if n_directions < 1:
+            raise ValueError(f"n_directions must be at least 1, got {n_directions}.")
+        naturalness = check_number("naturalness", naturalness, at_least=0)
+        check_choice("derivatives", derivatives, DERIVATIVES)
+        verbose = check_verbose(verbose)
+        spatial = self._image_spatial()
+        edit = Edit(0, part)
+        (term,) = self._change([edit], None).terms
+        if region is None:
+            region = term.outline(slice(None), term.mask, self.decomposition.map_shape_, spatial)[0]
+        else:
+            region = check_mask(region, "region", f"({', '.join(map(str, spatial))})")
+            if tuple(region.shape) != spatial:
+                raise ValueError(
+                    f"region must be of the images' shape {spatial}, got "
+                    f"{tuple(region.shape)}."
+                )
+        found = find_directions(
+            self.extractor,
+            self.decomposition,
+            latents,
+            term.mask,
+            weights_of(edit, term.mask, self.decomposition),
+            region,
+            n_directions,
+            naturalness=naturalness,
+            derivatives=derivatives,
+            verbose=verbose,
+        )
+        return origin.give(found)
 
     # Helpers
 

@@ -30,7 +30,7 @@ from panda_sklearn.utils.parts import indices_of, is_mask
 from panda_sklearn.utils.resizing import resize
 from panda_sklearn.utils.validation import LARGEST, check_index, check_mask
 
-__all__ = ["ROUNDING", "Sizes", "not_for_samples", "term_of"]
+__all__ = ["ROUNDING", "Sizes", "not_for_samples", "term_of", "weights_of"]
 
 
 # A deviation below this share of the first variation's is what rounding leaves of 0:
@@ -213,8 +213,7 @@ def _variation(
             "after the other."
         )
     drawn = is_mask(edit.part)
-    where = mask.reshape(decomposition.map_shape_[1:]) if drawn else edit.part
-    weights = part_weights(decomposition, where)
+    weights = weights_of(edit, mask, decomposition)
     key = (*weights.tolist(), edit.given)
     if key not in known:
         known[key] = variations_of(decomposition, weights, edit.given)
@@ -234,6 +233,15 @@ def _variation(
             "or the edit does not move it. Use a lower index, or unit='alpha'."
         )
     return vector, std / moved
+
+
+def weights_of(
+    edit: Edit, mask: Tensor, decomposition: PartsAppearanceDecomposition
+) -> Tensor:
+    """How much each part (R_S,) has of where an edit is, with the mask (S,)."""
+    drawn = is_mask(edit.part)
+    where = mask.reshape(decomposition.map_shape_[1:]) if drawn else edit.part
+    return part_weights(decomposition, where)
 
 
 def _appearance(

@@ -27,7 +27,6 @@ from panda_sklearn.feature_extractor import (
 )
 from panda_sklearn.utils.arrays import as_tensor, promoted
 from panda_sklearn.utils.regions import change_inside
-from panda_sklearn.utils.resizing import resize
 
 __all__ = ["TargetSearch"]
 
@@ -161,15 +160,11 @@ class TargetSearch:
         """Where the change is measured, (1 or n, *image_spatial)."""
         if self.region is not None:
             return self.region if len(self.region) == 1 else self.region[where]
-        layer, spatial = self.change.layout.spatial, self.image_spatial
-        outlines = []
-        for term, place in zip(self.change.terms, places, strict=True):
-            if term.drawn is not None:
-                each = term.drawn.ndim > len(spatial)
-                outlines.append(term.drawn[where] if each else term.drawn[None])
-            else:
-                maps = place.mask.reshape(-1, 1, *layer)
-                outlines.append(resize(maps, spatial)[:, 0])
+        shape, spatial = self.change.layout.map_shape, self.image_spatial
+        outlines = [
+            term.outline(where, place.mask, shape, spatial)
+            for term, place in zip(self.change.terms, places, strict=True)
+        ]
         total = outlines[0]
         for outline in outlines[1:]:
             total = torch.maximum(total, outline.to(total))

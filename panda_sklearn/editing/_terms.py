@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from panda_sklearn.feature_extractor import Take
+from panda_sklearn.utils.resizing import resize
 
 __all__ = [
     "CoefficientTerm",
@@ -93,6 +94,23 @@ class Term:
         """Where the samples ``where`` change, with parts as they were learnt."""
         mask = self.mask if self.mask.ndim == 1 else self.mask[where]
         return Place(mask, self.learnt if self.parts else None)
+
+    def outline(
+        self,
+        where: Any,
+        mask: Tensor,
+        map_shape: tuple[int, ...],
+        image_spatial: tuple[int, ...],
+    ) -> Tensor:
+        """Where images of the samples ``where`` change, (1 or n, *image_spatial).
+
+        ``mask`` is where their activations do.
+        """
+        if self.drawn is None:
+            return resize(mask.reshape(-1, 1, *map_shape[1:]), image_spatial)[:, 0]
+        if self.drawn.ndim > len(image_spatial):
+            return self.drawn[where]
+        return self.drawn[None]
 
     def prepared(self, latents: Any, where: Any, alpha: Tensor, take: Take) -> Any:
         """What :meth:`added` needs of the samples ``where``, before the network runs.

@@ -153,8 +153,11 @@ def running(
     preserve_random_state(undo, where)
 
     def run(latents: ArrayLike) -> Any:
-        given = latents if isinstance(latents, Tensor) else np.asarray(latents)
-        batch = as_tensor(given, keep_type=True)
+        if isinstance(latents, Tensor) and latents.requires_grad:
+            batch = latents
+        else:
+            given = latents if isinstance(latents, Tensor) else np.asarray(latents)
+            batch = as_tensor(given, keep_type=True)
         kind = dtype if dtype is not None and batch.is_floating_point() else batch.dtype
         # A copy: the network may write into its inputs.
         batch = batch.to(device=where, dtype=kind, copy=True)

@@ -286,6 +286,33 @@ class Rosinality(Styled):
         return images
 
 
+class Shipped(Styled):
+    """``load_face_generator``: ``G.styles(z)``, ``G.synthesize(list of codes)``."""
+
+    marks = ("styles", "synthesize", "style_mean", "n_styles")
+
+    def latent_size(self, generator):
+        return int(generator.latent_size)
+
+    def n_classes(self, generator):
+        return 0
+
+    def code_size(self, generator):
+        return len(generator.style_mean)
+
+    def n_codes(self, generator):
+        return int(generator.n_styles)
+
+    def map(self, generator, z, labels):
+        return self.spread(generator, generator.styles(z))
+
+    def mean_code(self, generator):
+        return generator.style_mean
+
+    def synthesize(self, generator, codes, noise_mode):
+        return generator.synthesize(list(codes.unbind(dim=1)))
+
+
 # BigGAN: latents, classes and the truncation.
 
 
@@ -333,5 +360,6 @@ STYLED = {
     "genforce": GenforceStyled(),
     "nvidia": Nvidia(),
     "rosinality": Rosinality(),
+    "shipped": Shipped(),
 }
 CLASS_CONDITIONAL = {"huggingface": HuggingFace(), "brock": Brock()}

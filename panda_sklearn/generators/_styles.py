@@ -65,10 +65,11 @@ PARAMETERS = """Parameters
         rosinality's.
 """
 CONVENTION = """\
-convention : {"auto", "genforce", "nvidia", "rosinality"}, default="auto"
+convention : {"auto", "genforce", "nvidia", "rosinality", "shipped"}, default="auto"
         How the generator is written: as genforce's, which return dicts; as NVIDIA's
-        (stylegan2-ada-pytorch, stylegan3), with ``mapping`` and ``synthesis``; or as
-        rosinality's, called with lists. "auto" looks at it.
+        (stylegan2-ada-pytorch, stylegan3), with ``mapping`` and ``synthesis``; as
+        rosinality's, called with lists; or as that of ``load_face_generator``, which
+        adds no noise. "auto" looks at it.
 """
 SEE_ALSO = """Raises
     ------

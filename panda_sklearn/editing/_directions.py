@@ -1,0 +1,349 @@
+r"""Directions of channels that change one region of the image and little else.
+
+Floor 3: see :mod:`panda_sklearn.editing`.
+
+Notation: v (C,) a direction; m (S,) the part, scaled to reach from 0 to 1; J (pixels
+and colours x C) the derivative of an image by t, where t m' is added to the
+activations; M the region, a value from 0 to 1 for each pixel; W (C x C) with W'W the
+covariance of what the part shows in the data, so that v = W'u is a standard deviation
+long for a u of length 1. Directions are those that maximise
+
+    sum_i ||M * J_i v||^2 / (sum_i ||(1 - M) * J_i v||^2 + g h ||u||^2)
+
+one after the other: they change the region, little else, and need not leave the data
+for that. h is the largest that the sum before it can be for u of length 1.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse.linalg
+import torch
+import torch.autograd.forward_ad as forward_mode
+from torch import Tensor
+from tqdm import tqdm
+
+from panda_sklearn._variations import variations_of
+from panda_sklearn.decomposition import PartsAppearanceDecomposition, layout_of
+from panda_sklearn.feature_extractor import (
+    GeneratorFeatureExtractor,
+    extract,
+    run_of,
+    tap_of,
+)
+from panda_sklearn.utils.arithmetic import own_arithmetic
+from panda_sklearn.utils.arrays import MapLayout, as_tensor, promoted
+from panda_sklearn.utils.batches import Batches, is_out_of_memory, users_level
+from panda_sklearn.utils.hooks import Tap, replace
+from panda_sklearn.utils.undo import Undo
+
+__all__ = ["DERIVATIVES", "find_directions"]
+
+DERIVATIVES = ("auto", "exact", "differences")
+
+# J is formed of at most so many channels and bytes for one latent; of more it is only
+# multiplied with.
+MOST_CHANNELS = 512
+MOST_BYTES = 2**30
+# For the latter: iterations at most, their tolerance, and power iterations for h.
+MAX_ITER, TOL, N_POWER = 40, 1e-3, 12
+# Directions that are sought beside those that are wanted, which converge the sooner.
+EXTRA = 3
+
+# g at least: directions that change nothing have no ratio.
+LEAST = 1e-4
+
+# A variation whose deviation is below this share of the first one's is rounding.
+FLOOR = 1e-4
+
+# Step of finite differences, as a share of the activations' root mean square.
+STEP = 0.02
+
+# Pixels whose products are summed at a time in double precision.
+AT_ONCE = 2**16
+
+
+class Responses:
+    """J of one latent at a time, of a network that is borrowed.
+
+    Parameters
+    ----------
+    tap : Tap
+
+    run : callable
+        Latents -> images.
+
+    layout : MapLayout
+        Of the activations.
+
+    mask : Tensor of shape (S,)
+        m.
+
+    batch_size : int
+
+    step : float, default=None
+        Of central differences; ``None`` takes exact derivatives.
+    """
+
+    def __init__(
+        self,
+        tap: Tap,
+        run: Callable[[Tensor], Any],
+        layout: MapLayout,
+        mask: Tensor,
+        batch_size: int,
+        step: float | None = None,
+    ) -> None:
+        self.tap, self.run, self.layout, self.mask = tap, run, layout, mask
+        self.batch_size, self.step = batch_size, step
+
+    def forward(self, latent: Tensor, vectors: Tensor) -> Tensor:
+        """J v of a latent (1, ...) for some v (n, C): (n, colours, *image_spatial)."""
+        make = self._exact if self.step is None else self._differences
+        return self._in_batches(lambda rows: make(latent, vectors[rows]), len(vectors))
+
+    def back(self, latent: Tensor, weights: Tensor) -> Tensor:
+        """J'w of a latent (1, ...) for some w (n, colours, *image_spatial): (n, C)."""
+
+        def make(rows: slice) -> Tensor:
+            some = weights[rows]
+            with torch.enable_grad():
+                v = some.new_zeros(len(some), self.layout.n_channels).requires_grad_()
+                (found,) = torch.autograd.grad(self._images(latent, v), v, some)
+            return found
+
+        return self._in_batches(make, len(weights))
+
+    def _in_batches(self, make: Callable[[slice], Tensor], n: int) -> Tensor:
+        batches = Batches(n, self.batch_size)
+        found = torch.cat([made for _, made in batches.map(make)])
+        if batches.shrank:
+            self.batch_size = batches.size
+        return found
+
+    def _images(self, latent: Tensor, vectors: Tensor) -> Tensor:
+        """Images of a latent with a vector added to each."""
+
+        def add(features: Tensor) -> Tensor:
+            maps = promoted(self.layout.to_maps(features))
+            added = vectors.to(maps)[:, :, None] * self.mask.to(maps)
+            return self.layout.from_maps(maps + added)
+
+        batch = latent.expand(len(vectors), *latent.shape[1:])
+        return promoted(replace(self.tap, add, lambda: self.run(batch)))
+
+    def _exact(self, latent: Tensor, vectors: Tensor) -> Tensor:
+        with forward_mode.dual_level():
+            moving = forward_mode.make_dual(torch.zeros_like(vectors), vectors)
+            found = forward_mode.unpack_dual(self._images(latent, moving)).tangent
+        if found is None:
+            raise RuntimeError("the images have no derivative")
+        return found
+
+    def _differences(self, latent: Tensor, vectors: Tensor) -> Tensor:
+        assert self.step is not None
+        ahead, back = (
+            self._images(latent, sign * self.step * vectors) for sign in (1, -1)
+        )
+        return (ahead - back) / (2 * self.step)
+
+
+def find_directions(
+    extractor: GeneratorFeatureExtractor,
+    decomposition: PartsAppearanceDecomposition,
+    latents: Tensor,
+    mask: Tensor,
+    weights: Tensor,
+    region: Tensor,
+    n_directions: int,
+    *,
+    naturalness: float,
+    derivatives: str,
+    verbose: int,
+) -> Tensor:
+    """Unit directions (n_directions, C), the best first; on the CPU.
+
+    Parameters
+    ----------
+    extractor, decomposition, latents, n_directions, derivatives, verbose
+        As of ``LocalEditor.find_directions``, checked.
+
+    mask : Tensor of shape (S,)
+        m.
+
+    weights : Tensor of shape (R_S,)
+        How much each part has of it.
+
+    region : Tensor of shape image_spatial
+        M.
+
+    naturalness : float
+        g.
+
+    Raises
+    ------
+    ValueError
+        If exact derivatives are asked for, and the network has none.
+    """
+    W = _spread(decomposition, weights).to(latents.device, torch.float32)
+    layout, colors = layout_of(decomposition), (extractor.image_shape_ or (1,))[0]
+    few = len(W) <= MOST_CHANNELS
+    few = few and 4 * len(W) * colors * region.numel() <= MOST_BYTES
+
+    def solved(step: float | None) -> Tensor:
+        how = "exact derivatives" if step is None else "finite differences"
+        with (
+            tqdm(
+                total=len(latents) * len(W) if few or step is not None else None,
+                desc=f"LocalEditor, directions by {how}",
+                disable=not verbose,
+                mininterval=1,
+            ) as bar,
+            Undo() as undo,
+            undo,
+        ):
+            run, tap = run_of(extractor, undo), tap_of(extractor)
+            size = extractor.batch_size
+            responses = Responses(tap, run, layout, mask, size, step)
+            solve = _by_matrices if few or step is not None else _by_products
+            parts = (responses, latents.split(1), region.to(latents.device), W)
+            return solve(*parts, n_directions, naturalness, bar.update)
+
+    if derivatives != "differences":
+        try:
+            return _as_directions(solved(None), W)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            if derivatives == "exact":
+                raise ValueError(
+                    "The network has no exact derivatives in forward mode "
+                    f"({type(error).__name__}: {error}). Use "
+                    "derivatives='differences'."
+                ) from error
+            failure = f"{type(error).__name__}: {error}"
+        warnings.warn(
+            "Directions are found by finite differences, since the network has no "
+            f"exact derivatives in forward mode ({failure}). "
+            "derivatives='differences' says so beforehand.",
+            UserWarning,
+            stacklevel=users_level(),
+        )
+    features = promoted(as_tensor(extract(extractor, latents, verbose=0)))
+    size = float(features.double().square().mean().sqrt())
+    return _as_directions(solved(STEP * size or STEP), W)
+
+
+def _spread(decomposition: PartsAppearanceDecomposition, weights: Tensor) -> Tensor:
+    """W, whose rows are the part's variations, each a standard deviation long.
+
+    Of channels that are no combination of appearances it is not known how they vary:
+    they are taken to vary as the appearances' least variation.
+    """
+    vectors, stds = variations_of(decomposition, weights, None)
+    varying = stds > FLOOR * stds[0]
+    vectors, stds = vectors[varying], stds[varying]
+    every = torch.linalg.qr(vectors.T, mode="complete").Q.T
+    every[: len(vectors)] = vectors
+    lengths = torch.full_like(every[0], float(stds[-1]))
+    lengths[: len(stds)] = stds
+    return every * lengths[:, None]
+
+
+def _as_directions(U: Tensor, W: Tensor) -> Tensor:
+    """W'u of each row u, of length 1, the entry of largest magnitude positive."""
+    vectors = U @ W.to(U)
+    vectors = vectors / vectors.norm(dim=1, keepdim=True)
+    largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
+    return (vectors * largest.sign()).float()
+
+
+def _by_matrices(
+    responses: Responses,
+    latents: tuple[Tensor, ...],
+    region: Tensor,
+    W: Tensor,
+    n: int,
+    g: float,
+    done: Callable[[int], Any],
+) -> Tensor:
+    """Rows u (n, C), by the two matrices of the objective."""
+    inside = torch.zeros(len(W), len(W), dtype=torch.float64, device="cpu")
+    outside = torch.zeros_like(inside)
+    for latent in latents:
+        J = responses.forward(latent, W)
+        inside += _gram(J, region)
+        outside += _gram(J, 1 - region)
+        done(len(W))
+    A, B = inside.numpy(), outside.numpy()
+    h = np.linalg.eigvalsh(B)[-1]
+    if h <= 0:  # the region is all of the image
+        h = 1.0
+    B = B + max(g, LEAST) * h * np.eye(len(B))
+    _, U = scipy.linalg.eigh(A, B, subset_by_index=(len(A) - n, len(A) - 1))
+    return torch.from_numpy(np.ascontiguousarray(U.T[::-1]))
+
+
+@own_arithmetic
+def _gram(J: Tensor, weights: Tensor) -> Tensor:
+    """Products of images (n, colours, *image_spatial), times weights, on the CPU."""
+    rows = (J * weights.to(J)).flatten(1)
+    wide = torch.float32 if rows.device.type == "mps" else torch.float64
+    total = rows.new_zeros(len(rows), len(rows), dtype=wide)
+    for some in rows.split(AT_ONCE, dim=1):
+        total += some.to(wide) @ some.to(wide).T
+    return total.double().cpu()
+
+
+def _by_products(
+    responses: Responses,
+    latents: tuple[Tensor, ...],
+    region: Tensor,
+    W: Tensor,
+    n: int,
+    g: float,
+    done: Callable[[int], Any],
+) -> Tensor:
+    """The same, by products with the two matrices alone (LOBPCG)."""
+
+    def product(weights: Tensor, X: np.ndarray) -> np.ndarray:
+        """One of the matrices times X (C, b)."""
+        done(X.size // len(W))
+        vectors = torch.from_numpy(X.reshape(len(W), -1).T).to(W) @ W
+        total = torch.zeros_like(vectors)
+        for latent in latents:
+            J = responses.forward(latent, vectors)
+            total += responses.back(latent, weights.square().to(J) * J)
+        return (total @ W.T).T.double().cpu().numpy()
+
+    inside, outside = (partial(product, weights) for weights in (region, 1 - region))
+    x = np.eye(len(W))[:, :1]
+    for _ in range(N_POWER):
+        y = outside(x)
+        h = float(np.linalg.norm(y)) or 1.0  # 0: the region is all of the image
+        x = y / h
+    ridge = max(g, LEAST) * h
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that more iterations would be needed
+        _, U = scipy.sparse.linalg.lobpcg(
+            _operator(inside, len(W)),
+            np.eye(len(W))[:, : n + EXTRA],
+            B=_operator(lambda X: outside(X) + ridge * X, len(W)),
+            tol=TOL,
+            maxiter=MAX_ITER,
+        )
+    return torch.from_numpy(np.ascontiguousarray(U[:, :n].T))
+
+
+def _operator(
+    product: Callable[[np.ndarray], np.ndarray], size: int
+) -> scipy.sparse.linalg.LinearOperator:
+    return scipy.sparse.linalg.LinearOperator(
+        (size, size), matvec=product, matmat=product, dtype=np.float64
+    )
