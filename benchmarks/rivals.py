@@ -44,6 +44,7 @@ __all__ = [
     "Candidate",
     "StyleChannel",
     "ganspace",
+    "loco_directions",
     "low_rank_directions",
     "low_rank_gan",
     "low_rank_plus_sparse",
@@ -503,6 +504,23 @@ def low_rank_directions(
     _, s, Vh = torch.linalg.svd(low_rank_plus_sparse(outside, weight)[0])
     null = Vh[min(_rank(s), len(s) - 1) :]  # one dimension at least, as the authors do
     projected = leading @ null.T @ null
+    return projected / torch.linalg.vector_norm(projected, dim=1, keepdim=True)
+
+
+def loco_directions(
+    inside: Tensor, outside: Tensor, n_directions: int, n_removed: int
+) -> Tensor:
+    """LOCO Edit's directions from J'J (n, n) of the region and of the rest.
+
+    The leading right singular vectors of the region's Jacobian, from which the
+    ``n_removed`` leading ones of the rest's are projected out; unit rows. Siyi Chen,
+    Huijie Zhang, Minzhe Guo, Yifu Lu, Peng Wang and Qing Qu, Exploring Low-Dimensional
+    Subspaces in Diffusion Models for Controllable Image Editing, NeurIPS 2024,
+    algorithm 1 (there of one image and of a diffusion model's input; here of what is
+    given). https://arxiv.org/abs/2409.02374
+    """
+    leading, removed = _leading(inside, n_directions), _leading(outside, n_removed)
+    projected = leading - leading @ removed.T @ removed
     return projected / torch.linalg.vector_norm(projected, dim=1, keepdim=True)
 
 

@@ -43,13 +43,13 @@ from panda_sklearn.utils.batches import Batches, is_out_of_memory, users_level
 from panda_sklearn.utils.hooks import Tap, replace
 from panda_sklearn.utils.undo import Undo
 
-__all__ = ["DERIVATIVES", "find_directions"]
+__all__ = ["DERIVATIVES", "Responses", "find_directions", "grams"]
 
 DERIVATIVES = ("auto", "exact", "differences")
 
 # J is formed of at most so many channels and bytes for one latent; of more it is only
 # multiplied with.
-MOST_CHANNELS = 512
+MOST_CHANNELS = 256
 MOST_BYTES = 2**30
 # For the latter: iterations at most, their tolerance, and power iterations for h.
 MAX_ITER, TOL, N_POWER = 40, 1e-3, 12
@@ -274,13 +274,7 @@ def _by_matrices(
     done: Callable[[int], Any],
 ) -> Tensor:
     """Rows u (n, C), by the two matrices of the objective."""
-    inside = torch.zeros(len(W), len(W), dtype=torch.float64, device="cpu")
-    outside = torch.zeros_like(inside)
-    for latent in latents:
-        J = responses.forward(latent, W)
-        inside += _gram(J, region)
-        outside += _gram(J, 1 - region)
-        done(len(W))
+    inside, outside = grams(responses, latents, region, W, done)
     A, B = inside.numpy(), outside.numpy()
     h = np.linalg.eigvalsh(B)[-1]
     if h <= 0:  # the region is all of the image
@@ -288,6 +282,27 @@ def _by_matrices(
     B = B + max(g, LEAST) * h * np.eye(len(B))
     _, U = scipy.linalg.eigh(A, B, subset_by_index=(len(A) - n, len(A) - 1))
     return torch.from_numpy(np.ascontiguousarray(U.T[::-1]))
+
+
+def grams(
+    responses: Responses,
+    latents: tuple[Tensor, ...],
+    region: Tensor,
+    vectors: Tensor,
+    done: Callable[[int], Any],
+) -> tuple[Tensor, Tensor]:
+    """Sums of products of M * J v, and of (1 - M) * J v, of vectors v (n, C): (n, n).
+
+    In double precision on the CPU.
+    """
+    inside = torch.zeros(len(vectors), len(vectors), dtype=torch.float64, device="cpu")
+    outside = torch.zeros_like(inside)
+    for latent in latents:
+        J = responses.forward(latent, vectors)
+        inside += _gram(J, region)
+        outside += _gram(J, 1 - region)
+        done(len(vectors))
+    return inside, outside
 
 
 @own_arithmetic

@@ -707,7 +707,7 @@ class LocalEditor:
         n_directions: int = 5,
         region: ArrayLike | None = None,
         *,
-        naturalness: float = 0.1,
+        naturalness: float = 0.003,
         derivatives: str = "auto",
         verbose: int = 0,
     ) -> ArrayLike:
@@ -742,10 +742,10 @@ class LocalEditor:
             Where the image is to change: values from 0 to 1. ``None`` is where the part
             is.
 
-        naturalness : float, default=0.1
-            :math:`\gamma`, at least 0: at 0 directions are as local as can be, but may
-            lead where no image is; the larger it is, the more they keep to what varies
-            in the training data.
+        naturalness : float, default=0.003
+            :math:`\gamma`, at least 0. At 0 directions are as local as can be, but may
+            lead where no image is; at 1 they keep to what varies most in the training
+            data.
 
         derivatives : {"auto", "exact", "differences"}, default="auto"
             Whether to take exact derivatives in forward mode (Jacobian-vector
@@ -779,7 +779,7 @@ class LocalEditor:
         Notes
         -----
         The derivative is formed, a pass of the network for each channel of each sample;
-        with more than 512 channels, or where one sample's takes more than 1 GiB, it is
+        with more than 256 channels, or where one sample's takes more than 1 GiB, it is
         only multiplied with, forwards and backwards, and directions are approximate.
 
         References
@@ -802,7 +802,8 @@ class LocalEditor:
         edit = Edit(0, part)
         (term,) = self._change([edit], None).terms
         if region is None:
-            region = term.outline(slice(None), term.mask, self.decomposition.map_shape_, spatial)[0]
+            shape = self.decomposition.map_shape_
+            (region,) = term.outline(slice(None), term.mask, shape, spatial)
         else:
             region = check_mask(region, "region", f"({', '.join(map(str, spatial))})")
             if tuple(region.shape) != spatial:
