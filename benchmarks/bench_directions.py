@@ -264,7 +264,7 @@ def main():
     if options.draw:
         draw(json.loads(options.draw.read_text()), options.figure)
         return
-    n_train, n_test, repeats = (100, 8, 1) if options.quick else (1000, 64, 3)
+    n_train, n_test, repeats = (100, 8, 1) if options.quick else (1000, 64, 2)
     tables = {}
     for name, make in (("faces", faces), ("digits", digits)):
         if options.only not in (None, name):

@@ -14,12 +14,18 @@ other.
 - ``_ranking``: the table of edits that were tried.
 - ``_editor``: ``LocalEditor``, the door to all of these.
 - ``_generator``: a generator with edits built in.
+- ``_directions``: vectors that change a region.
 - ``_kept``: edits in files.
+- ``_inversion``: latents of given images.
+- ``_search``: the search for them.
+- ``_faces``: photographs aligned as the face generator's.
 """
 
 from panda_sklearn.editing._edit import Edit
 from panda_sklearn.editing._editor import LocalEditor
+from panda_sklearn.editing._faces import align_face
 from panda_sklearn.editing._generator import EditedGenerator
+from panda_sklearn.editing._inversion import Inversion, invert
 from panda_sklearn.editing._kept import load_edits, save_edits
 from panda_sklearn.editing._parts import (
     intersect_part,
@@ -31,8 +37,11 @@ from panda_sklearn.editing._parts import (
 __all__ = [
     "Edit",
     "EditedGenerator",
+    "Inversion",
     "LocalEditor",
+    "align_face",
     "intersect_part",
+    "invert",
     "load_edits",
     "merge_parts",
     "save_edits",

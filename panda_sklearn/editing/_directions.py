@@ -49,10 +49,10 @@ DERIVATIVES = ("auto", "exact", "differences")
 
 # J is formed of at most so many channels and bytes for one latent; of more it is only
 # multiplied with.
-MOST_CHANNELS = 256
+MOST_CHANNELS = 512
 MOST_BYTES = 2**30
 # For the latter: iterations at most, their tolerance, and power iterations for h.
-MAX_ITER, TOL, N_POWER = 40, 1e-3, 12
+MAX_ITER, TOL, N_POWER = 10, 1e-3, 8
 # Directions that are sought beside those that are wanted, which converge the sooner.
 EXTRA = 3
 

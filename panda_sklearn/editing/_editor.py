@@ -779,7 +779,7 @@ class LocalEditor:
         Notes
         -----
         The derivative is formed, a pass of the network for each channel of each sample;
-        with more than 256 channels, or where one sample's takes more than 1 GiB, it is
+        with more than 512 channels, or where one sample's takes more than 1 GiB, it is
         only multiplied with, forwards and backwards, and directions are approximate.
 
         References
@@ -803,13 +803,13 @@ class LocalEditor:
         (term,) = self._change([edit], None).terms
         if region is None:
             shape = self.decomposition.map_shape_
-            (region,) = term.outline(slice(None), term.mask, shape, spatial)
+            (where,) = term.outline(slice(None), term.mask, shape, spatial)
         else:
-            region = check_mask(region, "region", f"({', '.join(map(str, spatial))})")
-            if tuple(region.shape) != spatial:
+            where = check_mask(region, "region", f"({', '.join(map(str, spatial))})")
+            if tuple(where.shape) != spatial:
                 raise ValueError(
                     f"region must be of the images' shape {spatial}, got "
-                    f"{tuple(region.shape)}."
+                    f"{tuple(where.shape)}."
                 )
         found = find_directions(
             self.extractor,
@@ -817,7 +817,7 @@ class LocalEditor:
             latents,
             term.mask,
             weights_of(edit, term.mask, self.decomposition),
-            region,
+            where,
             n_directions,
             naturalness=naturalness,
             derivatives=derivatives,

@@ -1,14 +1,12 @@
 """Latents whose images match given ones.
 
-Floor 3: see :mod:`panda_sklearn.editing`.
-
-Latents are sought in coordinates u in which those of the generator's distribution have
-mean 0 and covariance 1, row by row of their last axis: steps are then alike in all
-directions, and ||u||^2 says how unusual a latent is.
+Floor 3: see :mod:`panda_sklearn.editing`. Checks what is given, chooses where to start,
+and says how it went; the search itself is in :mod:`panda_sklearn.editing._search`.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
+from panda_sklearn.editing._search import Match, Search, Space, clipped, variance_of
 from panda_sklearn.feature_extractor import (
     GeneratorFeatureExtractor,
     check_latents,
@@ -28,7 +27,13 @@ from panda_sklearn.feature_extractor import (
 )
 from panda_sklearn.generators import sample_latents
 from panda_sklearn.generators._calls import Run
-from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor, promoted, randomness
+from panda_sklearn.utils.arrays import (
+    ArrayLike,
+    Origin,
+    as_tensor,
+    promoted,
+    randomness,
+)
 from panda_sklearn.utils.batches import Batches, users_level
 from panda_sklearn.utils.similarity import LEAST, needed
 from panda_sklearn.utils.undo import Undo
@@ -41,6 +46,7 @@ from panda_sklearn.utils.validation import (
     check_number,
     check_parameters,
     check_random_state,
+    check_single,
     check_value_range,
     check_values,
     check_verbose,
@@ -50,20 +56,17 @@ __all__ = ["Inversion", "invert"]
 
 # Latents drawn to know their distribution, and images among which starts are chosen.
 N_DRAWN, N_CANDIDATES = 10_000, 500
+# Numbers in the latents that are drawn, at most, if that many are not too few.
+MOST_NUMBERS = 2**26
 # The generator's own images that are inverted beside the others, as a yardstick.
 N_OWN = 2
 # An image is matched badly if its residual is above this, and above so many times that
 # of the generator's own.
 BAD, TIMES = 0.05, 3.0
-
-# Standard deviations of latents below this share of the largest are taken for it.
-LEAST_SPREAD = 1e-2
-# Images are compared at their size, halved, and so on while they have so many pixels.
-SMALLEST = 16
+# Images whose values are so many times those of the generator's are in other units.
+FAR = 3.0
 # Pixels on the longest side of the images by which starts are chosen.
 COARSE = 16
-# Weight of 1 - SSIM beside the squared error, as a share of the variance.
-SIMILARITY = 0.5
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Inversion:
 
     residuals : array of shape (n_images,)
         Squared error of the generated image as a share of the given one's variance over
-        its pixels (about each colour's mean): 0 is a match, 1 no better than one colour.
+        its pixels, about each colour's mean: 0 is a match, 1 no better than one colour.
 
     images : array of shape (n_images, \*image_shape)
         What the generator makes of the latents.
@@ -111,7 +114,7 @@ def invert(
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     prior: float = 0.005,
     n_steps: int = 300,
-    n_starts: int = 8,
+    n_starts: int = 4,
     learning_rate: float = 0.1,
     value_range: tuple[float, float] | None = None,
     random_state: Any = None,
@@ -155,7 +158,7 @@ def invert(
         Steps of the best start. In the first half of them the number of starts is
         halved several times.
 
-    n_starts : int, default=8
+    n_starts : int, default=4
         Half of them the samples whose images are most like the given one, the others
         at random. Inputs of mapping networks need several; with codes 1 is enough.
 
@@ -259,9 +262,9 @@ def invert(
         with tqdm(
             total=n_steps, desc="Inversion", disable=not verbose, mininterval=1
         ) as bar:
-            u = search.run(
-                space.coordinates(candidates[starts]), n_steps, learning_rate, bar.update
-            )
+            first = space.coordinates(candidates[starts.flatten()])
+            first = first.unflatten(0, starts.shape)
+            u = search.best(first, n_steps, learning_rate, bar.update)
         latents = space.latents(u)
         made = _images(run, latents, size)
     residuals = _residuals(made, targets, value_range)
@@ -276,140 +279,138 @@ def invert(
     )
 
 
-@dataclass(frozen=True)
-class Space:
-    """Latents as coordinates of mean 0 and covariance 1, by rows of their last axis.
-
-    Attributes
-    ----------
-    mean : Tensor of shape (n_rows, d)
-    spread, back : Tensor of shape (n_rows, d, d)
-        Coordinates to latents, about the mean, and back.
-    shape : tuple of int
-        Of one sample's latents.
-    """
-
-    mean: Tensor
-    spread: Tensor
-    back: Tensor
-    shape: tuple[int, ...]
-
-    @classmethod
-    def of(cls, drawn: Tensor) -> Space:
-        """By samples (N, *latent_shape)."""
-        rows = drawn.reshape(len(drawn), -1, drawn.shape[-1]).transpose(0, 1).cpu()
-        wide = rows.double()  # (n_rows, N, d)
-        mean = wide.mean(dim=1, keepdim=True)
-        about = wide - mean
-        covariance = about.mT @ about / len(drawn)
-        # Of few samples covariances are not known: towards those of single numbers.
-        d = wide.shape[-1]
-        single = torch.diag_embed(covariance.diagonal(dim1=1, dim2=2))
-        covariance = torch.lerp(covariance, single, d / (len(drawn) + d))
-        values, vectors = torch.linalg.eigh(covariance)
-        stds = values.clamp(min=0).sqrt()
-        least = LEAST_SPREAD * stds.amax(dim=1, keepdim=True)
-        stds = torch.where(stds > 0, torch.maximum(stds, least), least)
-        stds = torch.where(stds > 0, stds, 1.0)  # the latents are all alike
-        spread = stds[:, :, None] * vectors.mT
-        back = vectors / stds[:, None]
-        found = (x.to(drawn.device, torch.float32) for x in (mean[:, 0], spread, back))
-        return cls(*found, tuple(drawn.shape[1:]))
-
-    def latents(self, u: Tensor) -> Tensor:
-        """Latents (n, *latent_shape) at coordinates (n, n_rows, d)."""
-        moved = torch.einsum("nrd,rdk->nrk", u, self.spread)
-        return (self.mean + moved).reshape(len(u), *self.shape)
-
-    def coordinates(self, latents: Tensor) -> Tensor:
-        """Coordinates (n, n_rows, d) of latents (n, *latent_shape)."""
-        rows = latents.reshape(len(latents), *self.mean.shape).to(self.mean)
-        return torch.einsum("nrk,rkd->nrd", rows - self.mean, self.back)
+def _check_images(
+    images: ArrayLike, extractor: GeneratorFeatureExtractor
+) -> tuple[Tensor, Origin]:
+    """Images of the generator's shape as a tensor, and where they came from."""
+    shape = extractor.image_shape_
+    if shape is None:
+        raise ValueError("The network gives no tensor of images to be matched.")
+    expected = ", ".join(["(n_images", *map(str, shape)]) + ")"
+    values = check_values(images, "images", expected)
+    if tuple(values.shape[1:]) != tuple(shape):
+        advice = ""
+        if tuple(values.shape[-1:]) == tuple(shape[:1]):
+            advice = " Colours come before the pixels: numpy.moveaxis(images, -1, 1)."
+        raise ValueError(
+            f"images must be of shape {expected}, got {tuple(values.shape)}.{advice}"
+        )
+    check_fits(values, "images", torch.float32)
+    return promoted(as_tensor(values)), Origin.of(images)
 
 
-class Match:
-    """How unlike images are to their targets.
-
-    Parameters
-    ----------
-    targets : Tensor of shape (n_targets, *image_shape)
-
-    loss : callable or None
-
-    value_range : tuple of float or None
-    """
-
-    def __init__(
-        self,
-        targets: Tensor,
-        loss: Callable[[Tensor, Tensor], Tensor] | None,
-        value_range: tuple[float, float] | None,
-    ) -> None:
-        self.value_range = value_range
-        self.targets = _clipped(targets, value_range)
-        self.variance = _variance(self.targets)
-        self.loss = loss
-        low, high = value_range or torch.aminmax(targets)
-        self.width = float(high - low)
-        spatial = targets.shape[2:]
-        self.similar = len(spatial) in (2, 3) and min(spatial) >= LEAST
-
-    def losses(self, images: Tensor, of: Tensor) -> Tensor:
-        """Of images (n, ...) for the targets numbered ``of`` (n,)."""
-        images, targets = _clipped(images, self.value_range), self.targets[of]
-        if self.loss is None:
-            return self._default(images, targets, self.variance[of])
-        found = self.loss(images, targets)
-        if not isinstance(found, Tensor) or tuple(found.shape) != (len(images),):
-            what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else None
+def _drawn(
+    extractor: GeneratorFeatureExtractor, samples: Any, random_state: Any
+) -> Tensor:
+    """Latents of the generator's distribution, on the network's device."""
+    device = running_device(extractor)
+    if samples is not None:
+        checked, _ = check_latents(extractor, samples, "samples")
+        if len(checked) < 2:
             raise ValueError(
-                f"loss must give a tensor of shape ({len(images)},), one loss for each "
-                f"image, got {what or type(found).__name__}."
+                "samples must be two latents at least, some hundred for good results, "
+                f"got {len(checked)}."
             )
-        return found
-
-    def _default(self, images: Tensor, targets: Tensor, variance: Tensor) -> Tensor:
-        spatial = images.shape[2:]
-        total = (images - targets).square().flatten(1).mean(dim=1) / variance
-        if self.similar:
-            library = needed("torchmetrics.functional.image", "torchmetrics")
-            total = total + SIMILARITY * (
-                1
-                - library.structural_similarity_index_measure(
-                    images, targets, data_range=self.width, reduction="none"
-                )
-            )
-        if not 1 <= len(spatial) <= 3 or min(spatial) < 2 * SMALLEST:
-            return total
-        halve = getattr(functional, f"avg_pool{len(spatial)}d")
-        n = 1 + _n_halvings(min(spatial))
-        smaller = self._default(halve(images, 2), halve(targets, 2), variance)
-        return (total + (n - 1) * smaller) / n
-
-
-def _n_halvings(size: int) -> int:
-    """How often images of so many pixels are halved."""
-    return 0 if size < 2 * SMALLEST else 1 + _n_halvings(size // 2)
+        return as_tensor(checked).to(device)
+    forward, generator = extractor.forward, extractor.generator
+    latents, n = extractor.latent_shape_, N_DRAWN
+    n = max(N_CANDIDATES + N_OWN, min(n, MOST_NUMBERS // math.prod(latents)))
+    failure = ""
+    try:
+        drawn = sample_latents(generator, n, random_state, forward=forward)
+    except TypeError as error:
+        failure = str(error)
+    else:
+        if tuple(drawn.shape[1:]) == tuple(latents):
+            return drawn.to(device)
+        failure = (
+            f"sample_latents draws latents of shape {tuple(drawn.shape[1:])}, but the "
+            f"extractor was fitted on {tuple(latents)}."
+        )
+    raise ValueError(
+        f"It is not known how the latents are distributed: {failure} Give some hundred "
+        "as samples."
+    )
 
 
-@dataclass
-class Search:
-    """The search for coordinates.
+def _images(run: Run, latents: Tensor, batch_size: int) -> Tensor:
+    """Images of latents, batch by batch."""
+    batches = Batches(len(latents), batch_size)
+    found = [made for _, made in batches.map(lambda where: run(latents[where]))]
+    return promoted(torch.cat(found)).detach()
 
-    Attributes
-    ----------
-    run : callable
-        Latents -> images, of a network that is borrowed.
-    space : Space
-    match : Match
-    prior : float
-    batch_size : int
+
+def _starts(
+    run: Run,
+    candidates: Tensor,
+    targets: Tensor,
+    n_starts: int,
+    batch_size: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Which candidates each target starts from, (n_targets, n_starts).
+
+    The nearest ones, by small images, and some at random.
+
+    Raises
+    ------
+    ValueError
+        If the targets' values are of another order than those of the generator's.
     """
+    n_starts = min(n_starts, len(candidates))
+    goals, largest, found = _coarse(targets), 0.0, []
+    for _, images in Batches(len(candidates), batch_size).map(
+        lambda where: run(candidates[where])
+    ):
+        images = promoted(images)
+        largest = max(largest, float(images.abs().max()))
+        found.append(torch.cdist(goals, _coarse(images)))
+    most = float(targets.abs().max())
+    if most > FAR * largest:
+        raise ValueError(
+            f"images have values up to {most:.3g}, but {largest:.3g} is the largest of "
+            f"{len(candidates)} of the generator's own. Bring them to its units, such "
+            "as -1 for black and 1 for white."
+        )
+    distances = torch.cat(found, dim=1)
+    n_near = (n_starts + 1) // 2
+    order = distances.argsort(dim=1)
+    near, others = order[:, :n_near], order[:, n_near:]
+    chance = torch.rand(others.shape, generator=generator).to(others.device)
+    picked = chance.argsort(dim=1)[:, : n_starts - n_near]
+    return torch.cat([near, others.gather(1, picked)], dim=1)
 
-    run: Run
-    space: Space
-    match: Match
-    prior: float
-    batch_size: int
 
-    def run_stages(self) -> None: ...
+def _coarse(images: Tensor) -> Tensor:
+    """Small images as rows."""
+    n_axes = images.ndim - 2
+    if 1 <= n_axes <= 3:
+        pool = getattr(functional, f"adaptive_avg_pool{n_axes}d")
+        size = [min(COARSE, n) for n in images.shape[2:]]
+        images = pool(images, size[0] if n_axes == 1 else size)
+    return images.flatten(1)
+
+
+def _residuals(
+    made: Tensor, targets: Tensor, value_range: tuple[float, float] | None
+) -> Tensor:
+    """Squared errors as shares of the targets' variances."""
+    made, targets = (clipped(x, value_range) for x in (made, targets))
+    return (made - targets).square().flatten(1).mean(dim=1) / variance_of(targets)
+
+
+def _warn(residuals: Tensor, own: Tensor) -> None:
+    """Warn of images that are matched badly."""
+    bad = residuals > max(BAD, TIMES * float(own.max()))
+    if bool(bad.any()):
+        warnings.warn(
+            f"{int(bad.sum())} of {len(residuals)} images are matched badly: the "
+            f"differences are up to {float(residuals.max()):.2g} of their variance, "
+            f"those of the generator's own images {float(own.max()):.2g}. Is "
+            "everything where the generator has it (align_face), and what is in them "
+            "among what it was trained on? Codes of each layer as latents, "
+            "StyleGAN2(latent_space='w+'), match far more. More n_steps and n_starts "
+            "help, and a smaller prior, whose latents are edited less well.",
+            UserWarning,
+            stacklevel=users_level(),
+        )

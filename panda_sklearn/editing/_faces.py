@@ -1,0 +1,181 @@
+"""Photographs of faces, cropped as the face generator's images are.
+
+Floor 3: see :mod:`panda_sklearn.editing`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from panda_sklearn.utils.arrays import ArrayLike, as_tensor, promoted
+from panda_sklearn.utils.batches import users_level
+from panda_sklearn.utils.validation import as_numeric, check_count, check_finite, shown
+
+__all__ = ["PLACES", "align_face"]
+
+# Where the centres of both eyes and of the mouth lie in the generator's images, as
+# columns and rows of 64, from the upper left corner of the image.
+PLACES = ((22.0, 27.0), (42.0, 27.0), (32.0, 49.0))
+SIDE = 64
+
+LANDMARKS = "three points (column, row): both eyes and the mouth"
+IMAGE = "an image of shape (height, width) or (height, width, n_colors)"
+
+# Points in each direction of a pixel whose colours make up its own.
+FINER = 4
+
+
+def align_face(image, landmarks, *, size=SIDE):
+    r"""Crop a photograph as the face generator's images are.
+
+    Turns, scales and shifts it so that eyes and mouth come to lie where they do in the
+    images of :func:`~panda_sklearn.datasets.load_face_generator`, as near as that goes
+    without bending anything, by least squares. Without that :func:`invert` finds
+    somebody else.
+
+    Parameters
+    ----------
+    image : array of shape (height, width[, n_colors]) or PIL image
+        The photograph, of bytes or floats.
+
+    landmarks : array-like of shape (3, 2)
+        The centres of both eyes, in any order, and of the mouth, as columns and rows
+        of pixels from the upper left corner of the photograph. A face-mesh network
+        finds them, or an eye.
+
+    size : int, default=64
+        Pixels of a side of the crop.
+
+    Returns
+    -------
+    crop : array of shape (size, size[, n_colors])
+        Of the kind and type of ``image``; a PIL image becomes an array. As images of
+        the generator, from -1 to 1 with the colours first, that is for bytes
+        ``np.moveaxis(crop, -1, 0) / 127.5 - 1``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the image or the landmarks are something else, or the latter lie in one
+        place.
+
+    Warns
+    -----
+    UserWarning
+        If the crop reaches beyond the photograph, whose edge is repeated there.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from panda_sklearn.editing import align_face
+    >>> photograph = np.zeros((250, 250, 3), dtype=np.uint8)
+    >>> align_face(photograph, [(100, 110), (150, 112), (124, 170)]).shape
+    (64, 64, 3)
+    """
+    size = check_count("size", size)
+    pixels = _check_image(image)
+    turn, shift = _similarity(_check_landmarks(landmarks), size)
+    height, width = pixels.shape[:2]
+    corners = turn * size * np.array([0, 1, 1j, 1 + 1j]) + shift
+    outside = (corners.real < 0) | (corners.real > width)
+    outside |= (corners.imag < 0) | (corners.imag > height)
+    if outside.any():
+        warnings.warn(
+            "The crop reaches beyond the photograph, whose edge is repeated there. Use "
+            "a photograph with more around the face.",
+            UserWarning,
+            stacklevel=users_level(),
+        )
+    values = promoted(as_tensor(pixels, keep_type=True))
+    whole = values.reshape(height, width, -1).permute(2, 0, 1)[None]
+    crop = _resampled(whole, turn, shift, size)[0].permute(1, 2, 0)
+    crop = crop.reshape(size, size, *pixels.shape[2:])
+    return _typed(crop, pixels)
+
+
+def _check_image(image: Any) -> Any:
+    """An array with an axis of rows and one of columns."""
+    if hasattr(image, "getbands"):  # PIL's
+        if image.mode not in ("L", "RGB"):
+            image = image.convert("RGB")
+        image = np.asarray(image)
+    pixels = as_numeric(image, "image", IMAGE)
+    if pixels.ndim not in (2, 3) or 0 in pixels.shape:
+        raise ValueError(f"image must be {IMAGE}, got {shown(pixels)}.")
+    if pixels.ndim == 3 and pixels.shape[2] > 4 >= pixels.shape[0]:
+        raise ValueError(
+            f"image must be {IMAGE}, got shape {tuple(pixels.shape)}: its colours come "
+            "first. Move them: numpy.moveaxis(image, 0, -1)."
+        )
+    check_finite(pixels, "image")
+    return pixels
+
+
+def _check_landmarks(landmarks: Any) -> np.ndarray:
+    """Three points as complex numbers: left eye, right eye, mouth, as one sees them."""
+    points = as_numeric(landmarks, "landmarks", LANDMARKS)
+    if tuple(points.shape) != (3, 2):
+        raise ValueError(f"landmarks must be {LANDMARKS}, got {shown(points)}.")
+    check_finite(points, "landmarks")
+    rows = as_tensor(points).double().cpu().numpy()
+    one, other, mouth = rows[:, 0] + 1j * rows[:, 1]
+    across, down = other - one, mouth - (one + other) / 2
+    if abs(across) < 1 or abs(down) < 1:
+        raise ValueError(
+            "landmarks must be apart from each other by a pixel at least, both eyes, "
+            f"and the mouth from the point between them; got {rows.tolist()}."
+        )
+    # Rows count downwards: with the mouth below, the left eye is the one from which
+    # the way to the mouth is a turn to the right.
+    if (across.conjugate() * down).imag < 0:
+        one, other = other, one
+    return np.array([one, other, mouth])
+
+
+def _similarity(points: np.ndarray, size: int) -> tuple[complex, complex]:
+    """turn, shift with z -> turn z + shift from the crop to the photograph."""
+    places = np.array(PLACES) @ (1, 1j) * (size / SIDE)
+    away = places - places.mean()
+    turn = (away.conj() @ (points - points.mean())) / (away.conj() @ away)
+    return complex(turn), complex(points.mean() - turn * places.mean())
+
+
+def _resampled(whole: Tensor, turn: complex, shift: complex, size: int) -> Tensor:
+    """The crop (1, n_colors, size, size) of a photograph (1, n_colors, H, W)."""
+    # A photograph of many more pixels is reduced first, so that none is left out.
+    factor = max(1, int(abs(turn) / 2))
+    factor = min(factor, *whole.shape[2:])
+    if factor > 1:
+        whole = functional.avg_pool2d(whole, factor, ceil_mode=True)
+    along = (torch.arange(size * FINER, dtype=torch.float64) + 0.5) / FINER
+    down, across = torch.meshgrid(along, along, indexing="ij")
+    columns = (turn.real * across - turn.imag * down + shift.real) / factor
+    rows = (turn.imag * across + turn.real * down + shift.imag) / factor
+    grid = torch.stack(
+        [2 * columns / whole.shape[3] - 1, 2 * rows / whole.shape[2] - 1], dim=-1
+    )
+    fine = functional.grid_sample(
+        whole,
+        grid[None].to(whole),
+        mode="bicubic",
+        padding_mode="border",
+        align_corners=False,
+    )
+    return functional.avg_pool2d(fine, FINER)
+
+
+def _typed(crop: Tensor, like: ArrayLike) -> ArrayLike:
+    """The crop in the type of the photograph; integers rounded."""
+    if isinstance(like, Tensor):
+        if not like.is_floating_point():
+            crop = crop.round().clamp(0, torch.iinfo(like.dtype).max)
+        return crop.to(like.dtype)
+    if like.dtype.kind != "f":
+        crop = crop.round().clamp(0, np.iinfo(like.dtype).max)
+    return crop.cpu().numpy().astype(like.dtype)

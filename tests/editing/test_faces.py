@@ -1,0 +1,129 @@
+"""Photographs cropped as the face generator's images are."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from panda_sklearn.editing import align_face
+from panda_sklearn.editing._faces import PLACES
+
+
+def dots(shape, points, width):
+    """A dark photograph with a bright dot of a colour of its own at each point."""
+    rows, columns = (np.arange(n) + 0.5 for n in shape)
+    image = np.zeros((*shape, 3))
+    for color, (x, y) in enumerate(points):
+        distance = (columns - x) ** 2 + ((rows - y) ** 2)[:, None]
+        image[..., color] = np.exp(-distance / (2 * width**2))
+    return image
+
+
+def centres(crop):
+    """The centre of mass of each colour, as (column, row)."""
+    rows, columns = (np.arange(n) + 0.5 for n in crop.shape[:2])
+    weights = crop.sum(axis=(0, 1))
+    return np.stack(
+        [
+            (crop.sum(axis=0) * columns[:, None]).sum(axis=0) / weights,
+            (crop.sum(axis=1) * rows[:, None]).sum(axis=0) / weights,
+        ],
+        axis=1,
+    )
+
+
+@given(
+    scale=st.floats(0.7, 4.0),
+    degrees=st.floats(-60, 60),
+    size=st.sampled_from([32, 64, 100]),
+    swap=st.booleans(),
+)
+def test_landmarks_come_to_lie_where_the_generator_has_them(
+    scale, degrees, size, swap
+):
+    turn = scale * np.exp(1j * np.deg2rad(degrees))
+    at = np.array(PLACES) @ (1, 1j)
+    points = turn * (at - at.mean()) + 200 + 190j
+    points = np.stack([points.real, points.imag], axis=1)
+    image = dots((400, 420), points, width=3 * scale)
+    landmarks = points[[1, 0, 2]] if swap else points
+    crop = align_face(image, landmarks, size=size)
+    assert crop.shape == (size, size, 3)
+    # Dots near the edge of the crop lose a little.
+    np.testing.assert_allclose(
+        centres(crop), np.array(PLACES) * size / 64, atol=0.05 * size / 64
+    )
+
+
+def test_three_points_that_no_similarity_matches_are_met_on_average():
+    points = np.array([[80.0, 80], [120, 80], [104, 118]])
+    crop = align_face(dots((250, 250), points, 4), points)
+    away = centres(crop) - np.array(PLACES)
+    np.testing.assert_allclose(away.mean(axis=0), 0, atol=0.05)
+    assert np.abs(away).max() < 4
+
+
+def test_an_aligned_image_stays_as_it_is():
+    rows, columns = np.mgrid[:64, :64]
+    image = np.sin(rows / 9)[..., None] * np.cos(columns / 7)[..., None]
+    crop = align_face(image, PLACES)
+    np.testing.assert_allclose(crop, image, atol=0.02)
+
+
+def test_no_pixel_of_a_large_photograph_is_left_out():
+    """Of stripes finer than the crop's pixels the mean is left."""
+    image = np.zeros((1280, 1280), dtype=np.uint8)
+    image[:, ::2] = 200
+    crop = align_face(image, 20 * np.array(PLACES))
+    assert crop.shape == (64, 64) and crop.dtype == np.uint8
+    assert np.abs(crop.astype(int) - 100).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float32", "float64", "tensor", "PIL"])
+def test_the_kind_of_the_photograph_stays(kind):
+    plain = (255 * dots((100, 120), 1.4 * np.array(PLACES), 4)).round()
+    expected = align_face(plain, 1.4 * np.array(PLACES))
+    if kind == "tensor":
+        image = torch.from_numpy(plain).to(torch.uint8)
+    elif kind == "PIL":
+        image = Image.fromarray(plain.astype(np.uint8))
+    else:
+        image = plain.astype(kind)
+    crop = align_face(image, 1.4 * np.array(PLACES))
+    if kind == "tensor":
+        assert crop.dtype == torch.uint8
+        crop = crop.numpy()
+    elif kind != "PIL":
+        assert crop.dtype == kind
+    assert np.abs(crop.astype(float) - expected).max() <= 0.51
+
+
+def test_a_crop_beyond_the_photograph_is_said():
+    image = np.full((60, 60), 7.0)
+    with pytest.warns(UserWarning, match="beyond the photograph"):
+        crop = align_face(image, np.array(PLACES) * 1.2)
+    np.testing.assert_allclose(crop, 7.0, rtol=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        align_face(np.zeros((64, 64)), PLACES)
+
+
+@pytest.mark.parametrize(
+    ("image", "landmarks", "words"),
+    [
+        (np.zeros((3, 80, 80)), PLACES, "moveaxis"),
+        (np.zeros(80), PLACES, "image must be"),
+        (np.full((80, 80), np.nan), PLACES, "image"),
+        (np.zeros((80, 80)), PLACES[:2], "three points"),
+        (np.zeros((80, 80)), [(5, 5), (5, 5), (9, 9)], "apart"),
+        (np.zeros((80, 80)), [(5, 5), (15, 5), (10, 5)], "apart"),
+        (np.zeros((80, 80)), [(5, 5), (15, np.inf), (10, 5)], "landmarks"),
+    ],
+)
+def test_bad_input(image, landmarks, words):
+    with pytest.raises(ValueError, match=words):
+        align_face(image, landmarks)
