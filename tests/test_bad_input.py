@@ -52,6 +52,7 @@ PUBLIC_MODULES = [
 
 # Public names without a row, and why.
 NO_ROW = {
+    "Inversion": "a record that invert makes",
     "LayerInfo": "a record that list_layers makes",
     "PartsAppearanceDecomposition.load": "paths and files: test_saving.py",
     "PartsAppearanceDecomposition.save": "paths and files: test_saving.py",
@@ -383,6 +384,65 @@ def editor_rows(w):
             "strength": "fraction length",
             "verbose": FLAG,
         },
+    )
+
+
+def inversion_rows(w):
+    yield Row(
+        "LocalEditor.find_directions",
+        w.editor.find_directions,
+        {
+            "latents": w.z,
+            "part": 1,
+            "n_directions": 2,
+            "region": np.ones((8, 8)),
+            "naturalness": 0.1,
+            "derivatives": "auto",
+            "verbose": 0,
+        },
+        valid={
+            "latents": "short",
+            "region": "none",
+            "naturalness": "fraction",
+            "verbose": FLAG,
+        },
+    )
+    yield Row(
+        "invert",
+        editing.invert,
+        {
+            "extractor": w.extractor,
+            "images": w.images,
+            "samples": np.concatenate([w.z, w.z]),
+            "loss": lambda made, targets: (made - targets).square().flatten(1).mean(1),
+            "prior": 0.1,
+            "n_steps": 1,
+            "n_starts": 2,
+            "learning_rate": 0.1,
+            "value_range": (-1, 1),
+            "random_state": 0,
+            "verbose": 0,
+        },
+        valid={
+            "images": "short",
+            "samples": "none short",
+            "loss": "none",
+            "prior": "fraction",
+            "learning_rate": "fraction",
+            "value_range": "none",
+            "random_state": "none",
+            "verbose": FLAG,
+        },
+    )
+    yield Row(
+        "align_face",
+        editing.align_face,
+        {
+            "image": np.ones((70, 70, 3)),
+            "landmarks": [(22, 27), (42, 27), (32, 49)],
+            "size": 8,
+        },
+        valid={"image": "short flat length"},
     )
 
 
@@ -872,6 +932,7 @@ def rows():
         extractor_rows,
         decomposition_rows,
         editor_rows,
+        inversion_rows,
         edit_rows,
         generator_rows,
         data_rows,

@@ -16,9 +16,9 @@ for that. h is the largest that the sum before it can be for u of length 1.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -139,6 +139,7 @@ class Responses:
         return promoted(replace(self.tap, add, lambda: self.run(batch)))
 
     def _exact(self, latent: Tensor, vectors: Tensor) -> Tensor:
+        _load_forward_mode()
         with forward_mode.dual_level():
             moving = forward_mode.make_dual(torch.zeros_like(vectors), vectors)
             found = forward_mode.unpack_dual(self._images(latent, moving)).tangent
@@ -152,6 +153,15 @@ class Responses:
             self._images(latent, sign * self.step * vectors) for sign in (1, -1)
         )
         return (ahead - back) / (2 * self.step)
+
+
+@functools.cache
+def _load_forward_mode() -> None:
+    """Use it once: torch then compiles something, and warns that it does."""
+    with warnings.catch_warnings(), forward_mode.dual_level():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        one = torch.ones(1, device="cpu")
+        forward_mode.make_dual(one, one)
 
 
 def find_directions(
@@ -281,7 +291,7 @@ def _by_matrices(
         h = 1.0
     B = B + max(g, LEAST) * h * np.eye(len(B))
     _, U = scipy.linalg.eigh(A, B, subset_by_index=(len(A) - n, len(A) - 1))
-    return torch.from_numpy(np.ascontiguousarray(U.T[::-1]))
+    return torch.from_numpy(U.T[::-1].copy())
 
 
 def grams(
@@ -337,7 +347,9 @@ def _by_products(
             total += responses.back(latent, weights.square().to(J) * J)
         return (total @ W.T).T.double().cpu().numpy()
 
-    inside, outside = (partial(product, weights) for weights in (region, 1 - region))
+    inside, outside = (
+        functools.partial(product, weights) for weights in (region, 1 - region)
+    )
     x = np.eye(len(W))[:, :1]
     for _ in range(N_POWER):
         y = outside(x)
@@ -353,7 +365,7 @@ def _by_products(
             tol=TOL,
             maxiter=MAX_ITER,
         )
-    return torch.from_numpy(np.ascontiguousarray(U[:, :n].T))
+    return torch.from_numpy(U[:, :n].T.copy())
 
 
 def _operator(

@@ -51,7 +51,6 @@ from panda_sklearn.utils.validation import (
     check_is_fitted,
     check_kind,
     check_mask,
-    check_number,
     check_numbers_of,
     check_parameters,
     check_single,
@@ -795,7 +794,7 @@ class LocalEditor:
         n_directions = check_index("n_directions", n_directions, n_channels + 1)
         if n_directions < 1:
             raise ValueError(f"n_directions must be at least 1, got {n_directions}.")
-        naturalness = check_number("naturalness", naturalness, at_least=0)
+        naturalness = check_single("naturalness", naturalness, at_least=0)
         check_choice("derivatives", derivatives, DERIVATIVES)
         verbose = check_verbose(verbose)
         spatial = self._image_spatial()

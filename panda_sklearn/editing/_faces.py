@@ -15,7 +15,13 @@ from torch.nn import functional
 
 from panda_sklearn.utils.arrays import ArrayLike, as_tensor, promoted
 from panda_sklearn.utils.batches import users_level
-from panda_sklearn.utils.validation import as_numeric, check_count, check_finite, shown
+from panda_sklearn.utils.validation import (
+    as_numeric,
+    check_count,
+    check_finite,
+    check_fits,
+    shown,
+)
 
 __all__ = ["PLACES", "align_face"]
 
@@ -114,6 +120,7 @@ def _check_image(image: Any) -> Any:
             "first. Move them: numpy.moveaxis(image, 0, -1)."
         )
     check_finite(pixels, "image")
+    check_fits(pixels, "image", torch.float32)
     return pixels
 
 

@@ -27,6 +27,7 @@ from panda_sklearn.feature_extractor import (
 )
 from panda_sklearn.generators import sample_latents
 from panda_sklearn.generators._calls import Run
+from panda_sklearn.generators._latents import reads_classes
 from panda_sklearn.utils.arrays import (
     ArrayLike,
     Origin,
@@ -43,7 +44,6 @@ from panda_sklearn.utils.validation import (
     check_function,
     check_is_fitted,
     check_kind,
-    check_number,
     check_parameters,
     check_random_state,
     check_single,
@@ -62,7 +62,7 @@ MOST_NUMBERS = 2**26
 N_OWN = 2
 # An image is matched badly if its residual is above this, and above so many times that
 # of the generator's own.
-BAD, TIMES = 0.05, 3.0
+BAD, TIMES = 0.15, 3.0
 # Images whose values are so many times those of the generator's are in other units.
 FAR = 3.0
 # Pixels on the longest side of the images by which starts are chosen.
@@ -234,7 +234,7 @@ def invert(
         )
     given, origin = _check_images(images, extractor)
     check_function("loss", loss, "images, targets")
-    prior = check_number("prior", prior, at_least=0)
+    prior = check_single("prior", prior, at_least=0)
     n_steps, n_starts = (
         check_count(name, value)
         for name, value in (("n_steps", n_steps), ("n_starts", n_starts))
@@ -313,6 +313,12 @@ def _drawn(
             )
         return as_tensor(checked).to(device)
     forward, generator = extractor.forward, extractor.generator
+    if reads_classes(generator, forward):
+        raise ValueError(
+            "The latents have classes among them, between which there is no way: give "
+            "the extractor a forward with a label, the class of all images, such as "
+            "BigGAN(label=207)."
+        )
     latents, n = extractor.latent_shape_, N_DRAWN
     n = max(N_CANDIDATES + N_OWN, min(n, MOST_NUMBERS // math.prod(latents)))
     failure = ""

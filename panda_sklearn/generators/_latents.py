@@ -33,7 +33,7 @@ from panda_sklearn.utils.validation import (
     check_random_state,
 )
 
-__all__ = ["sample_latents"]
+__all__ = ["reads_classes", "sample_latents"]
 
 # Where BigGAN's latents are cut off (Brock et al., section 3.1).
 CUT_OFF = 2.0
@@ -123,6 +123,16 @@ def sample_latents(
     if isinstance(family, StyleFamily) and family.latent_space != "z":
         return codes_of(family, convention, generator, latents)
     return latents
+
+
+def reads_classes(generator: nn.Module, forward: Any) -> bool:
+    """Whether latents that ``sample_latents`` draws have classes among them."""
+    family = forward if isinstance(forward, Family) else _family_of(generator)
+    convention = matching_convention(family.conventions, generator)
+    if convention is None or family.label is not None:
+        return False
+    codes = isinstance(family, StyleFamily) and family.latent_space != "z"
+    return convention.n_classes(generator) > 0 and not codes
 
 
 def _family_of(generator: nn.Module) -> Family:

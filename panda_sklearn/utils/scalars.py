@@ -173,15 +173,17 @@ def check_number(
     return number
 
 
-def check_single(name: str, value: Any, *, above: float = -math.inf) -> float:
-    """A finite number that fits in single precision, above a bound.
+def check_single(
+    name: str, value: Any, *, above: float = -math.inf, at_least: float = -math.inf
+) -> float:
+    """A finite number that fits in single precision, within bounds.
 
     Raises
     ------
     TypeError, ValueError
         If it is something else.
     """
-    number = check_number(name, value, above=above)
+    number = check_number(name, value, above=above, at_least=at_least)
     if abs(number) > LARGEST:
         raise ValueError(f"{name} must fit in float32, got {value!r}.")
     return number

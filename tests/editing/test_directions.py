@@ -1,5 +1,6 @@
 """Directions of channels that change one region of the image and little else."""
 
+import itertools
 import warnings
 
 import numpy as np
@@ -32,7 +33,7 @@ def objective(editor, z, part, region, g):
         return generator.by_hand(latent, lambda features: features + add)[1]
 
     inside = outside = 0
-    for latent in z.split(1):
+    for latent in z.split(1):  # noqa: B007
         J = torch.autograd.functional.jacobian(image, torch.zeros(n_channels))[0]
         J = J.double()
         for_region, for_rest = (
@@ -97,10 +98,11 @@ def test_the_channel_that_shows_in_the_region_is_found():
     part[:, :3] = 1
     here = editor.find_directions(z[:4], part, 1, naturalness=1e-3)
     there = editor.find_directions(z[:4], part, 1, 1 - part, naturalness=1e-3)
-    assert here[0, 0] > 0.98 and there[0, 1] > 0.98
-    # Half of what channel 2 does is elsewhere, and 3 does nothing.
-    worse = editor.find_directions(z[:4], part, 3, naturalness=1e-3)[1:]
-    assert worse[:, 0].abs().max() < 0.2
+    for found, shown, hidden in ((here, 0, 1), (there, 1, 0)):
+        (v,) = found
+        # What channel 2 shows on the other side another channel can take away.
+        assert abs(v[hidden] + v[2]) < 0.02 * abs(v[shown] + v[2])
+        assert abs(v[shown] + v[2]) > 0.5
 
 
 class NoForwardMode(torch.autograd.Function):
@@ -195,8 +197,8 @@ def test_naturalness_trades_locality_for_what_varies(editor, z, region):
         lengths.append(
             float((along.square().sum() + beside / stds[-1] ** 2) / (v @ A @ v))
         )
-    assert all(a >= b * (1 - 1e-3) for a, b in zip(ratios, ratios[1:], strict=False))
-    assert all(a >= b * (1 - 1e-3) for a, b in zip(lengths, lengths[1:], strict=False))
+    assert all(a >= b * (1 - 1e-3) for a, b in itertools.pairwise(ratios))
+    assert all(a >= b * (1 - 1e-3) for a, b in itertools.pairwise(lengths))
     assert ratios[0] > 1.1 * ratios[-1] and lengths[0] > 1.1 * lengths[-1]
 
 
@@ -213,7 +215,7 @@ def test_parts_may_be_said_in_all_ways(editor, z):
     torch.testing.assert_close(by_index, by_list)
     # What varies at a mask is that of all parts it overlaps with.
     assert float((by_index * by_mask).sum()) > 0.5
-    with pytest.raises(ValueError, match="shape"):
+    with pytest.raises(ValueError, match="same for all samples"):
         editor.find_directions(z[:2], part.expand(2, 4, 4), 1)
     with pytest.raises(ValueError, match=r"region must be of the images' shape"):
         editor.find_directions(z[:2], 0, 1, torch.ones(4, 4))
@@ -262,5 +264,7 @@ def test_faces_change_less_elsewhere_than_by_the_best_variation():
         edited = editor.edit(unseen, edit, target_change=0.1)
         return roi_ratio(mask, images, edited)
 
-    variations = [ratio(Edit(None, part, s, variation=n)) for n in (0, 1) for s in (1, -1)]
+    variations = [
+        ratio(Edit(None, part, s, variation=n)) for n in (0, 1) for s in (1, -1)
+    ]
     assert ratio(Edit(direction, part, 1.0, "alpha")) < 0.9 * min(variations)
