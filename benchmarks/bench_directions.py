@@ -239,8 +239,11 @@ def draw(tables, path):
             )
         ax.set(xscale="log", yscale="log", title=title)
         ax.set(xlabel="distance from the data at the part", ylabel="ROIR")
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        for axis, edges in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
+            wide = edges[1] > 10 * edges[0]
+            axis.set_major_locator(
+                LogLocator(subs=(1, 3) if wide else (1, 1.5, 2, 3, 5, 7))
+            )
             axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
             axis.set_minor_formatter(NullFormatter())
         ax.margins(0.2)

@@ -13,7 +13,7 @@ folder ``panda_pictures``.
 # An editor whose latents are styles
 # ----------------------------------
 # Directions of editing are known for the styles of such generators rather than for
-# their latents. A ``forward`` function says how to run the generator on styles.
+# their latents. ``forward`` says how to run the generator on styles.
 
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from panda_sklearn import (
     PartsAppearanceDecomposition,
 )
 from panda_sklearn.datasets import load_face_generator, sample_latents
+from panda_sklearn.generators import StyleGAN2
 
 generator = load_face_generator()
 
@@ -41,7 +42,7 @@ def styles(n_samples, random_state):
 
 
 extractor = GeneratorFeatureExtractor(
-    generator, "block16", forward=lambda network, w: network.synthesize([w] * 5)
+    generator, "block16", forward=StyleGAN2(latent_space="w")
 )
 panda = PartsAppearanceDecomposition(n_parts=12, n_appearances=48, random_state=0)
 panda.fit(extractor.fit_transform(styles(1000, 0)))

@@ -1,0 +1,174 @@
+"""
+A photograph of one's own
+=========================
+
+A generator makes faces of its own. To edit somebody's photograph, find latents whose
+image matches it, and edit that.
+
+Run as a script, ``python examples/plot_inversion.py`` writes the pictures below to the
+folder ``panda_pictures``. Where scikit-learn has *Labelled Faces in the Wild* in its
+data folder, or with ``--download``, which fetches it, the photograph is one of those;
+else it is a generated face in a mirror, which no latent makes exactly.
+"""
+
+# %%
+# A photograph, aligned
+# ---------------------
+# The generator has eyes and mouth in the same place in all of its images, and
+# ``align_face`` turns, scales and shifts a photograph so that they lie there. Where
+# they are in the photograph is said as columns and rows.
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+from sklearn.datasets import fetch_lfw_people, get_data_home
+from sklearn.decomposition import PCA
+
+from panda_sklearn import Edit, GeneratorFeatureExtractor, LocalEditor
+from panda_sklearn.datasets import load_face_edits, sample_latents
+from panda_sklearn.editing import align_face, invert
+from panda_sklearn.generators import StyleGAN2
+from panda_sklearn.metrics import roi_ratio
+
+named_editor, edits = load_face_edits()
+generator, panda = named_editor.extractor.generator, named_editor.decomposition
+
+
+def photograph():
+    """A face as an image of the generator's kind, (1, 3, 64, 64) from -1 to 1."""
+    if "--download" in sys.argv:
+        fetch_lfw_people()
+    folder = Path(get_data_home()) / "lfw_home" / "lfw_funneled"
+    file = folder / "Cecilia_Bolocco" / "Cecilia_Bolocco_0002.jpg"
+    if not file.exists():
+        z = sample_latents(generator, 1, random_state=2)
+        return generator(z).clamp(-1, 1).flip(-1)
+    eyes_and_mouth = [(105, 113.5), (146, 112), (127, 157.5)]
+    crop = align_face(plt.imread(file), eyes_and_mouth)
+    return torch.from_numpy(np.moveaxis(crop, -1, 0) / 127.5 - 1).float()[None]
+
+
+face = photograph()
+
+# %%
+# Latents that make it
+# --------------------
+# Of a style-based generator a code for each layer, rather than the input of its mapping
+# network, matches photographs well. ``StyleGAN2`` says how to run it on these; the
+# layer, and so the decomposition, stay the same.
+
+codes = StyleGAN2(latent_space="w+")
+extractor = GeneratorFeatureExtractor(generator, panda.layer_, forward=codes)
+extractor.fit(sample_latents(generator, 2, random_state=0, forward=codes))
+found = invert(extractor, face, n_starts=1, value_range=(-1, 1), random_state=0)
+latents, residuals = found
+print(f"{float(residuals[0]):.1%} of the variance is not matched")
+
+
+def draw(columns, mean=0.0, size=1.5):
+    """Images side by side, with their names."""
+    figure, axes = plt.subplots(
+        1, len(columns), figsize=(size * len(columns), size + 0.4)
+    )
+    for ax, (name, images) in zip(axes, columns.items(), strict=True):
+        ax.imshow(((images[0] + 1) / 2).clamp(0, 1).permute(1, 2, 0))
+        ax.set_title(name, fontsize="small")
+        ax.set(xticks=[], yticks=[])
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+inversion_figure = draw(
+    {"photograph": face, "inverted": found.images, "difference": found.differences}
+)
+
+# %%
+# Named edits
+# -----------
+# The edits that the package brings are of this layer, and work on any latents of the
+# generator.
+
+editor = LocalEditor(extractor, panda)
+named_figure = draw(
+    {"inverted": found.images}
+    | {edit.name: editor.edit(latents, edit) for edit in edits}
+)
+
+# %%
+# Beside editing in latent space
+# ------------------------------
+# At an equal change of the mouth: a direction found for that region, the named edit,
+# and of ten directions of SeFa and of GANSpace those that change the rest least. ROIR
+# is the change outside of the region relative to inside.
+
+smile = next(edit for edit in edits if edit.name == "smile")
+mouth = torch.zeros(64, 64)
+mouth[42:56, 20:44] = 1
+plain = extractor.generate(latents)
+CHANGE = 0.15
+
+others = sample_latents(generator, 6, random_state=1, forward=codes)
+(direction,) = editor.find_directions(others, smile.part, 1, mouth)
+target = {"target_change": CHANGE, "region": mouth, "value_range": (-1, 1)}
+compared = {
+    "found": editor.edit(latents, Edit(direction, smile.part, 1.0, "alpha"), **target),
+    "smile": editor.edit(latents, smile, **target),
+}
+
+
+def moved(direction):
+    """The image with its codes moved so far that the mouth changes as much."""
+    strength = 1.0
+    for _ in range(8):
+        image = extractor.generate(latents + strength * direction).clamp(-1, 1)
+        change = ((image - plain.clamp(-1, 1)) * mouth).square().sum()
+        strength *= float(CHANGE / (change / (3 * mouth.sum())).sqrt())
+    return image
+
+
+samples = sample_latents(generator, 5000, random_state=2, forward=codes)[:, 0]
+weights = torch.cat(
+    [
+        layer.weight * layer.gain
+        for name, layer in generator.named_modules()
+        if name.endswith("style") and "rgb" not in name
+    ]
+)
+rivals = {
+    "SeFa": torch.linalg.svd(weights).Vh[:10],
+    "GANSpace": torch.from_numpy(PCA(10).fit(samples.numpy()).components_),
+}
+for name, directions in rivals.items():
+    images = [moved(sign * each) for each in directions for sign in (1, -1)]
+    compared[name] = min(images, key=lambda image: roi_ratio(mouth, plain, image))
+for name, image in compared.items():
+    print(f"{name:9} ROIR {roi_ratio(mouth, plain, image):.2f}")
+compared_figure = draw({"inverted": plain} | compared)
+change_figure = draw(
+    {
+        f"change, {name}": (image - plain)
+        .abs()
+        .mean(dim=1, keepdim=True)
+        .repeat(1, 3, 1, 1)
+        * 4
+        - 1
+        for name, image in compared.items()
+    }
+)
+
+# %%
+# When run as a script, keep the pictures.
+
+pictures = Path("panda_pictures")
+pictures.mkdir(exist_ok=True)
+for name, figure in {
+    "inversion": inversion_figure,
+    "inversion_edited": named_figure,
+    "inversion_compared": compared_figure,
+    "inversion_changes": change_figure,
+}.items():
+    figure.savefig(pictures / f"{name}.png", dpi=100)
+print(f"Pictures are in {pictures.resolve()}")
