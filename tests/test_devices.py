@@ -27,6 +27,8 @@ from panda_sklearn.datasets import (
 )
 from panda_sklearn.editing import (
     EditedGenerator,
+    _directions,
+    invert,
     load_edits,
     save_edits,
     split_part,
@@ -270,6 +272,42 @@ def test_all_ways_of_editing(cuda):
     del expected[7]  # the module runs where its buffers are
     for result, value in zip(run(editor, z, cuda), expected, strict=True):
         np.testing.assert_allclose(result, value, atol=5e-3)
+
+
+@pytest.mark.parametrize("formed", [True, False])
+def test_directions(cuda, monkeypatch, formed):
+    z = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
+    if not formed:
+        monkeypatch.setattr(_directions, "MOST_CHANNELS", 1)
+    found = []
+    for device in ("cpu", cuda):
+        generator = TinyGenerator().to(device)
+        latents = z.to(device)
+        extractor = GeneratorFeatureExtractor(generator, "block1", batch_size=4)
+        panda = PartsAppearanceDecomposition(2, 3, **STEADY)
+        editor = LocalEditor(extractor, panda.fit(extractor.fit_transform(latents)))
+        for kind in ("exact", "differences"):
+            each = editor.find_directions(latents[:2], 0, 2, derivatives=kind)
+            assert each.device == latents.device
+            found.append(each.cpu())
+    for each in found[1:]:
+        # By differences, over kinks; and where products stop.
+        torch.testing.assert_close(each, found[0], rtol=0, atol=0.1)
+
+
+def test_inversion(cuda):
+    z = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    found = []
+    for device in ("cpu", cuda):
+        generator = TinyGenerator().to(device)
+        latents = z.to(device)
+        extractor = GeneratorFeatureExtractor(generator, "block1").fit(latents)
+        images = extractor.generate(latents)
+        each = invert(extractor, images, n_steps=40, prior=0.0, random_state=0)
+        assert each.latents.device == each.differences.device == latents.device
+        found.append(each)
+        assert each.residuals.cpu().max() < 0.05
+    torch.testing.assert_close(found[1].images.cpu(), found[0].images, rtol=0, atol=0.3)
 
 
 def test_extractor_borrows_a_network_for_its_device(cuda):
