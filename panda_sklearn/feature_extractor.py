@@ -33,13 +33,14 @@ from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor, is_floating
 from panda_sklearn.utils.batches import Batches
 from panda_sklearn.utils.borrowing import hold
 from panda_sklearn.utils.hooks import (
-    Tap,
     can_be_stopped,
     capture,
     find_layer,
     replace,
+    watch,
 )
 from panda_sklearn.utils.layouts import FeatureLayout
+from panda_sklearn.utils.taps import Tap
 from panda_sklearn.utils.undo import Undo
 from panda_sklearn.utils.validation import (
     SAMPLES,
@@ -51,6 +52,7 @@ from panda_sklearn.utils.validation import (
     check_device,
     check_feature_names_in,
     check_fits,
+    check_indices,
     check_is_fitted,
     check_numbers,
     check_parameters,
@@ -72,9 +74,10 @@ __all__ = [
 
 # Latents of a batch of samples -> the activations that the network has there.
 Take = Callable[[ArrayLike], Tensor]
-# Which samples a batch has -> a function of its activations, that gives what to put in
-# their place. The first is called before the network runs, and may run it elsewhere.
-Change = Callable[[slice, Take], Callable[[Tensor], Tensor]]
+# Which samples a batch has -> a function of its activations and of which of the tapped
+# calls they are of, that gives what to put in their place. The first is called before
+# the network runs, and may run it elsewhere.
+Change = Callable[[slice, Take], Callable[[Tensor, int], Tensor]]
 
 
 class GeneratorFeatureExtractor(  # type: ignore[call-arg]
@@ -103,16 +106,35 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         ``forward(generator, latents)`` returns the images; ``None`` is
         ``generator(latents)``. Truncation, class labels and the like go here.
 
-    tap : {"output", "input"}, default="output"
-        Whether to take the layer's output or its first input. Where several layers
-        read one tensor, replacing it as an output changes what all of them see, as an
-        input what that layer sees.
+    tap : {"output", "input", "update"}, default="output"
+        Whether to take the layer's output; its first input; or what its output has more
+        than its input, which is what a residual block adds. Where several layers read
+        one tensor, replacing it as an output changes what all of them see, as an input
+        what that layer sees.
 
     select : int or str, default=None
-        Index or key, where the layer's output (or input) is a tuple, a list or a dict.
+        Index or key, where the layer's output (or input) is a tuple, a list or a dict
+        of several; or, with ``tap="input"``, the name of a keyword input, such as
+        "hidden_states". A tensor that a layer returns in several places is replaced in
+        all of them.
 
-    call : int, default=None
-        Which call of the layer, from 0, where it runs several times in a forward pass.
+    call : int, list of int, slice or "all", default=None
+        Which calls of the layer, from 0, where it runs several times in a forward pass,
+        as in the steps of a diffusion model.
+
+    calls_as : {"samples", "channels", "mean"}, default="samples"
+        What several calls become.
+
+        - "samples": each call of each sample is a row; the rows of a sample follow each
+          other. ``split_calls`` says which row is which.
+        - "channels": the calls' channels follow each other, so that parts are shared,
+          and appearances have a slice for each call.
+        - "mean": their mean.
+
+    guidance : {"first", "last"} or int, default=None
+        Which part of the layer's rows are the samples', where it sees a multiple of
+        them, as with classifier-free guidance; ``None`` if it sees the samples alone.
+        Replacing activations leaves the other parts.
 
     channel_axis : {1, -1}, default=1
         Where the channels are in the layer's activations. With -1, those of shape
@@ -155,6 +177,9 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
 
     latent_shape_ : tuple of int
         Shape of one sample's latents.
+
+    n_calls_ : int
+        How many calls of the layer are taken.
 
     n_features_in_ : int
         Size of the second axis of the latents.
@@ -205,9 +230,21 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         "generator": [nn.Module],
         "layer": [str],
         "forward": [callable, None],
-        "tap": [StrOptions({"output", "input"})],
+        "tap": [StrOptions({"output", "input", "update"})],
         "select": [Interval(Integral, None, None, closed="neither"), str, None],
-        "call": [Interval(Integral, 0, None, closed="left"), None],
+        "call": [
+            Interval(Integral, 0, None, closed="left"),
+            list,
+            slice,
+            StrOptions({"all"}),
+            None,
+        ],
+        "calls_as": [StrOptions({"samples", "channels", "mean"})],
+        "guidance": [
+            StrOptions({"first", "last"}),
+            Interval(Integral, 0, None, closed="left"),
+            None,
+        ],
         "channel_axis": [Options(Integral, {1, -1})],
         "n_prefix_tokens": [Interval(Integral, 0, None, closed="left")],
         "token_grid": [tuple, list, None],
@@ -231,6 +268,11 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     # Type of the activations that fit saw.
     _feature_dtype = torch.float32
 
+    # How often the layer ran in fit's pass; of extractors fitted before that was kept,
+    # which took one call.
+    n_calls_ = 1
+    _n_runs = 1
+
     # Where the accelerator's memory ran out: batch_size, device, and what it holds.
     _batch_that_fits: tuple[int, Any, int] | None = None
 
@@ -243,6 +285,8 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         tap="output",
         select=None,
         call=None,
+        calls_as="samples",
+        guidance=None,
         channel_axis=1,
         n_prefix_tokens=0,
         token_grid=None,
@@ -257,6 +301,8 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         self.tap = tap
         self.select = select
         self.call = call
+        self.calls_as = calls_as
+        self.guidance = guidance
         self.channel_axis = channel_axis
         self.n_prefix_tokens = n_prefix_tokens
         self.token_grid = token_grid
@@ -290,8 +336,21 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         TypeError
             If the network is scripted, or the layer gives no tensor.
         """
-        self._fit(self._tap(), self._check_new(X))
+        tap, latents = self._tap_for(X)
+        self._fit(tap, latents)
         return self
+
+    def _tap_for(self, X: ArrayLike) -> tuple[Tap, ArrayLike]:
+        """The tapped tensor and checked latents, for ``fit``."""
+        tap = self._tap(calls=None)
+        latents = self._check_new(X)
+        if self._takes_several():
+            runs = self._count_runs(tap, latents)
+            self._n_runs = runs
+            tap = self._tap(calls=self._calls(runs))
+        elif self.call is not None:
+            tap = self._tap(calls=(self.call,))
+        return tap, latents
 
     def _fit(self, tap: Tap, latents: ArrayLike) -> None:
         """Set the fitted attributes from a pass of at most two samples."""
@@ -302,6 +361,21 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
                 return self._learn(run, tap, latents[rows], latents.shape)
 
             next(Batches(min(2, len(latents)), 2).map(learn))
+
+    def _count_runs(self, tap: Tap, latents: ArrayLike) -> int:
+        """How often the layer runs in a pass, of one sample."""
+        n = 0
+
+        def count(output: Any, base: Any) -> None:
+            nonlocal n
+            n += 1
+
+        with Undo() as undo, undo:
+            run = self._running(undo)
+            watch(undo, Tap(tap.name, tap.layer), count)
+            with explained_failures(latents, self.forward):
+                run(latents[:1])
+        return n
 
     @fit_method
     def fit_transform(self, X, y=None):
@@ -328,8 +402,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         ValueError, TypeError
             As ``fit``.
         """
-        tap = self._tap()
-        latents = self._check_new(X)
+        tap, latents = self._tap_for(X)
         if self.stream:
             self._fit(tap, latents)
             return self._stream(latents)
@@ -434,6 +507,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             sample_shape=self.feature_shape_,
             dtype=self._feature_dtype,
             batch_size=self._length_of_batches(),
+            rows=self._n_rows(),
         )
 
     def _passing(self, latents: ArrayLike) -> Generator[ArrayLike, None, None]:
@@ -451,16 +525,18 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
 
         with Undo() as undo, undo:
             hold(undo, self.generator, self._destination())
-            for _, part in self._each(make, latents, "activations"):
+            rows = self._n_rows()
+            for _, part in self._each(make, latents, "activations", rows=rows):
                 yield origin.give(part)
 
     def _write(self, latents: ArrayLike, out: Any) -> Any:
         """Activations of checked latents, written to ``out``."""
         extract = self._extraction(self._tap(), latents)
-        shape = (len(latents), *self.feature_shape_)
+        shape = (self._n_rows() * len(latents), *self.feature_shape_)
         with Writer(out, shape, self._feature_dtype) as writer, Undo() as undo, undo:
             make = functools.partial(extract, self._running(undo))
-            for _, part in self._each(make, latents, "activations"):
+            rows = self._n_rows()
+            for _, part in self._each(make, latents, "activations", rows=rows):
                 writer.write(part)
         return out
 
@@ -474,6 +550,8 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     ) -> ArrayLike:
         """Activations, in one; ``learn`` from the first batch as ``fit`` does."""
         fitted = not learn
+        several = tap.calls_as == "samples" and tap.calls is not None
+        rows = tap.n_calls if several else 1
         extract = self._extraction(tap, latents)
 
         def make(run: Run, where: slice) -> Tensor:
@@ -484,7 +562,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             fitted = True
             return found
 
-        found = self._collect(make, latents, "activations", verbose)
+        found = self._collect(make, latents, "activations", verbose, rows)
         return Origin.of(latents).give(found)
 
     def _extraction(
@@ -495,7 +573,8 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
 
         def extract(run: Run, where: slice) -> Tensor:
             batch = latents[where]
-            found = capture(tap, lambda: run(batch), stop=stop).found()
+            seen = capture(tap, lambda: run(batch), n_samples=len(batch), stop=stop)
+            found = seen.found()
             self._check_shape(found)
             return found
 
@@ -506,15 +585,21 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     ) -> Tensor:
         """Set the fitted attributes from a whole pass; returns its activations."""
         with explained_failures(latents, self.forward):
-            seen = capture(tap, lambda: run(latents))
-        found, images = seen.found(), seen.result
-        if found.ndim < 2 or len(found) != len(latents):
+            seen = capture(tap, lambda: run(latents), n_samples=len(latents))
+        seen.check()
+        one, images = seen.tensors[0], seen.result
+        if one.ndim < 2 or len(one) != len(latents):
+            several = len(one) % len(latents) == 0 if one.ndim else False
+            advice = "Choose another layer, or check the shape of the latents."
+            if several and self.guidance is None:
+                advice += " If guidance multiplies the samples, set guidance."
             raise ValueError(
                 f"The {self.tap} of layer {self.layer!r} is of shape "
-                f"{tuple(found.shape)} for {len(latents)} samples: its first "
-                "axis is not the samples. Choose another layer, or check the shape of "
-                "the latents."
+                f"{tuple(one.shape)} for {len(latents)} samples: its first "
+                f"axis is not the samples. {advice}"
             )
+        found = seen.found()
+        self.n_calls_ = tap.n_calls
         self.feature_shape_ = tuple(found.shape[1:])
         self._feature_dtype = found.dtype
         self.latent_shape_ = tuple(shape[1:])
@@ -536,9 +621,10 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             Latents.
 
         features : array of shape (n_samples, n_channels, \*spatial), default=None
-            What to put in the place of the layer's activations. Or a callable:
-            it is given each batch's activations, a tensor on the network's device, and
-            returns their replacement. ``None`` leaves them.
+            What to put in the place of the layer's activations, shaped as ``transform``
+            gives them. Or a callable: it is given each batch's activations at each of
+            the calls, a tensor on the network's device, and returns their replacement.
+            ``None`` leaves them.
 
         Returns
         -------
@@ -555,11 +641,60 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         if features is None:
             change = None
         elif callable(features):
-            change = lambda where, take: lambda old: _own(features(old), old)  # noqa: E731
+            change = lambda where, take: lambda old, call: _own(features(old), old)  # noqa: E731
         else:
-            rows = self._check_features(features, len(latents))
-            change = lambda where, take: lambda old: _own(rows[where], old)  # noqa: E731
+            given = self._check_features(features, len(latents))
+            calls = self._by_calls(given, len(latents))
+            change = lambda where, take: lambda old, call: _own(calls[where, call], old)  # noqa: E731
         return origin.give(generate_changed(self, latents, change))
+
+    def split_calls(self, features):
+        r"""Arrange activations by the calls that they are of.
+
+        Parameters
+        ----------
+        features : array
+            As ``transform`` gives them, or anything else with its rows, such as what a
+            decomposition makes of them; with ``calls_as="channels"`` with its channels,
+            too.
+
+        Returns
+        -------
+        split : array of shape (n_samples, n_calls, ...)
+            A view. Without the axis of calls each entry is as if that call alone were
+            taken.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it has other rows or channels, or of means, which have no calls left.
+        """
+        check_is_fitted(self)
+        features = check_values(features, "features", "(n_rows, ...)")
+        n, how = self.n_calls_, self.calls_as
+        if how == "mean" and self._takes_several():
+            raise ValueError("calls_as='mean' leaves one row, which is of no one call.")
+        axis = 0 if how == "samples" else 1
+        if features.ndim <= axis or features.shape[axis] % n:
+            what = "rows" if axis == 0 else "slices of channels"
+            raise ValueError(
+                f"features must have {n} {what} for each sample, got an array of shape "
+                f"{tuple(features.shape)}."
+            )
+        if how == "samples":
+            return features.reshape(-1, n, *features.shape[1:])
+        return features.reshape(len(features), n, -1, *features.shape[2:])
+
+    def _by_calls(self, features: Tensor, n_samples: int) -> Tensor:
+        """Checked activations with an axis of calls after that of the samples."""
+        if self.calls_as == "mean" and self._takes_several():
+            raise ValueError(
+                "features are means of calls, from which those of each call are not "
+                "known: give a callable, which gets them call by call."
+            )
+        split = self.split_calls(features)
+        assert isinstance(split, Tensor) and len(split) == n_samples
+        return split
 
     def get_feature_names_out(self, input_features=None):
         """Name the channels.
@@ -602,9 +737,42 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             check_choice("transform", transform, ("default", "pandas", "polars"))
         return self
 
-    def _tap(self) -> Tap:
-        """The tapped tensor; raises if there is no such layer."""
+    def _takes_several(self) -> bool:
+        """Whether several calls are asked for, if need be of one."""
+        return isinstance(self.call, list | slice | str)
+
+    def _calls(self, n_runs: int) -> tuple[int, ...]:
+        """The calls that are asked for, of so many."""
+        if isinstance(self.call, list):
+            chosen = check_indices("call", self.call, n_runs)
+            if len(set(chosen)) < len(chosen):
+                raise ValueError(f"call must name each call once, got {self.call}.")
+            return tuple(sorted(chosen))
+        which = slice(None) if isinstance(self.call, str) else self.call
+        found = tuple(sorted(range(n_runs)[which]))
+        if not found:
+            raise ValueError(
+                f"call={self.call} leaves none of the {n_runs} times that layer "
+                f"{self.layer!r} runs in a forward pass."
+            )
+        return found
+
+    def _n_rows(self) -> int:
+        """Rows of activations for each sample."""
+        several = self.calls_as == "samples" and self._takes_several()
+        return self.n_calls_ if several else 1
+
+    def _tap(self, **known: Any) -> Tap:
+        """The tapped tensor; raises if there is no such layer.
+
+        ``calls`` are those of the layer, if they are not known from ``fit``.
+        """
         check_forward(self.forward)
+        if isinstance(self.call, list):
+            if not self.call:
+                raise ValueError("call is empty: name one call at least.")
+            for each in self.call:
+                check_count("each of call", each, at_least=0)
         grid = self.token_grid
         if grid is not None:
             if not 1 <= len(grid) <= 3:
@@ -615,7 +783,23 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         layout = FeatureLayout(self.channel_axis, self.n_prefix_tokens, grid)
         layout.check()
         layer = find_layer(self.generator, self.layer)
-        return Tap(self.layer, layer, self.tap, self.select, self.call, layout)
+        if "calls" in known:
+            calls = known["calls"]
+        elif self._takes_several():
+            calls = self._calls(self._n_runs)
+        else:
+            calls = None if self.call is None else (int(self.call),)
+        guidance = {"first": 0, "last": -1}.get(self.guidance, self.guidance)
+        return Tap(
+            self.layer,
+            layer,
+            self.tap,
+            self.select,
+            calls,
+            layout,
+            self.calls_as,
+            guidance,
+        )
 
     def _running(self, undo: Undo) -> Run:
         """Borrow the network; it is moved only if ``device`` says so."""
@@ -665,12 +849,12 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
 
     def _check_features(self, features: ArrayLike, n_samples: int) -> Tensor:
         """Replacement activations as a tensor."""
-        expected = (n_samples, *self.feature_shape_)
+        expected = (self._n_rows() * n_samples, *self.feature_shape_)
         features = check_values(features, "features", str(expected))
         if tuple(features.shape) != expected:
             raise ValueError(
-                f"features must be of shape {expected}, one entry for each of the "
-                f"latents, got {tuple(features.shape)}."
+                f"features must be of shape {expected}, {self._n_rows()} for each of "
+                f"the latents, got {tuple(features.shape)}."
             )
         check_fits(features, "features", dtype_of(self.generator, torch.float64))
         return as_tensor(features)
@@ -691,21 +875,22 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         latents: ArrayLike,
         what: str,
         verbose: int | None = None,
+        rows: int = 1,
     ) -> Tensor:
         """What ``make(run, where)`` gives for slices of the latents, as one.
 
-        It is where the latents are. Holds the result and one batch; borrows the network
-        meanwhile.
+        So many rows for each latent, where the latents are. Holds the result and one
+        batch; borrows the network meanwhile.
         """
         device = Origin.of(latents).device
         whole: Tensor | None = None
         with Undo() as undo, undo:
             make_one = functools.partial(make, self._running(undo))
-            for where, part in self._each(make_one, latents, what, verbose):
+            for where, part in self._each(make_one, latents, what, verbose, rows):
                 if whole is None:
-                    shape = (len(latents), *part.shape[1:])
+                    shape = (rows * len(latents), *part.shape[1:])
                     whole = torch.empty(shape, dtype=part.dtype, device=device)
-                whole[where].copy_(part)
+                whole[rows * where.start : rows * where.stop].copy_(part)
                 del part
         assert whole is not None  # there is a sample at least
         return whole
@@ -716,6 +901,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         latents: ArrayLike,
         what: str,
         verbose: int | None = None,
+        rows: int = 1,
     ) -> Generator[tuple[slice, Tensor], None, None]:
         """Slices of the latents and what ``make`` gives for each, which is not kept."""
         batches = Batches(len(latents), self._length_of_batches())
@@ -729,7 +915,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             def make_and_check(where: slice) -> Tensor:
                 part = make(where)
                 n = where.stop - where.start
-                if part.ndim == 0 or len(part) != n:
+                if part.ndim == 0 or len(part) != rows * n:
                     raise ValueError(
                         f"The network gave {what} of shape {tuple(part.shape)} for {n} "
                         "samples: their first axis must be the samples."
@@ -833,12 +1019,14 @@ def generate_changed(
 
     def make(run: Run, where: slice) -> Tensor:
         def take(others: ArrayLike) -> Tensor:
-            return capture(tap, lambda: run(others), stop=stop).found()
+            n = len(others)
+            return capture(tap, lambda: run(others), n_samples=n, stop=stop).found()
 
         if change is None:
             made = run(latents[where])
         else:
-            made = replace(tap, change(where, take), lambda: run(latents[where]))
+            apply, n = change(where, take), where.stop - where.start
+            made = replace(tap, apply, lambda: run(latents[where]), n_samples=n)
         if not isinstance(made, Tensor):
             raise TypeError(
                 f"The network returned a {type(made).__name__}, expected a tensor "

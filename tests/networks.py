@@ -132,3 +132,38 @@ class TinyTransformer(nn.Module):
             x = change(tokens)
             x = x + self.mix(x, x, x, need_weights=False)[0]
             return tokens, self.head(x[:, 0])
+
+
+class TinySteps(nn.Module):
+    """Latents (N, 3, 4, 4) -> images of that shape, in steps; guided if k is 2.
+
+    ``block`` is called once a step, with keywords, on k copies of the samples.
+    """
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 5, 3, padding=1)
+
+        def forward(self, hidden_states, shift):
+            return (torch.tanh(self.conv(hidden_states) + shift),)
+
+    def __init__(self, n_steps=4, k=1):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.block, self.out = self.Block(), nn.Conv2d(5, 3, 1)
+        self.n_steps, self.k = n_steps, k
+        self.n_runs = 0
+        self.eval()
+
+    def forward(self, x):
+        self.n_runs += 1
+        for step in range(self.n_steps):
+            rows = x.repeat(self.k, 1, 1, 1)
+            shift = torch.arange(float(self.k)).repeat_interleave(len(x))
+            shift = 0.3 * step + shift.reshape(-1, 1, 1, 1).to(x)
+            (hidden,) = self.block(hidden_states=rows, shift=shift)
+            update = self.out(hidden).unflatten(0, (self.k, -1))
+            x = x + 0.5 * (2 * update[-1] - update[0])
+        return x

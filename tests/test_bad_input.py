@@ -117,6 +117,8 @@ def extractor_rows(w):
             "tap": "output",
             "select": None,
             "call": None,
+            "calls_as": "samples",
+            "guidance": None,
             "channel_axis": 1,
             "n_prefix_tokens": 0,
             "token_grid": None,
@@ -127,6 +129,7 @@ def extractor_rows(w):
         },
         valid={
             **dict.fromkeys(("forward", "select", "call", "device"), "none"),
+            "guidance": "none",
             "channel_axis": "negative",
             "token_grid": "none",
             "verbose": FLAG,
@@ -162,6 +165,13 @@ def extractor_rows(w):
         w.extractor.generate,
         {"latents": w.z, "features": w.X},
         valid={"features": "none"},
+    )
+    yield Row(
+        "GeneratorFeatureExtractor.split_calls",
+        w.extractor.split_calls,
+        {"features": w.X},
+        # Whatever has rows can be arranged.
+        valid={"features": "short flat rank length all-huge"},
     )
     yield Row(
         "GeneratorFeatureExtractor.get_feature_names_out",

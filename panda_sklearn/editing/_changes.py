@@ -112,7 +112,7 @@ class Change:
         take: Take,
         alphas: Sequence[Tensor] | None = None,
         places: Sequence[Place] | None = None,
-    ) -> Callable[[Tensor], Tensor]:
+    ) -> Callable[[Tensor, int], Tensor]:
         """What changes the activations of the samples ``where``.
 
         Parameters
@@ -141,7 +141,7 @@ class Change:
         ]
 
         @in_full_precision
-        def apply(features: Tensor) -> Tensor:
+        def apply(features: Tensor, call: int = 0) -> Tensor:
             maps = promoted(self.layout.to_maps(features))
             its = self.places(features, where) if places is None else places
             total = maps.new_zeros(1, *maps.shape[1:])

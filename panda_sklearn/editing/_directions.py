@@ -40,7 +40,8 @@ from panda_sklearn.feature_extractor import (
 from panda_sklearn.utils.arithmetic import own_arithmetic
 from panda_sklearn.utils.arrays import MapLayout, as_tensor, promoted
 from panda_sklearn.utils.batches import Batches, is_out_of_memory, users_level
-from panda_sklearn.utils.hooks import Tap, replace
+from panda_sklearn.utils.hooks import replace
+from panda_sklearn.utils.taps import Tap
 from panda_sklearn.utils.undo import Undo
 
 __all__ = ["DERIVATIVES", "Responses", "find_directions", "grams"]
@@ -130,7 +131,7 @@ class Responses:
     def _images(self, latent: Tensor, vectors: Tensor) -> Tensor:
         """Images of a latent with a vector added to each."""
 
-        def add(features: Tensor) -> Tensor:
+        def add(features: Tensor, call: int) -> Tensor:
             maps = promoted(self.layout.to_maps(features))
             added = vectors.to(maps)[:, :, None] * self.mask.to(maps)
             return self.layout.from_maps(maps + added)

@@ -264,9 +264,9 @@ class EditedGenerator(nn.Module):
             run_eagerly(undo, self.generator)
             apply = change.applied(latents, slice(None), take)
 
-            def edit(features: Tensor) -> Tensor:
+            def edit(features: Tensor, call: int) -> Tensor:
                 check()
-                return apply(features)
+                return apply(features, call)
 
             return replace(self._tap, edit, lambda: run(latents))
 

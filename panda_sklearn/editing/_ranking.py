@@ -107,8 +107,8 @@ class Trials:
             torch.tensor(column, device="cpu") for column in zip(*trials, strict=True)
         )
 
-        def change(where: slice, take: Any) -> Callable[[Tensor], Tensor]:
-            def add(features: Tensor) -> Tensor:
+        def change(where: slice, take: Any) -> Callable[[Tensor, int], Tensor]:
+            def add(features: Tensor, call: int) -> Tensor:
                 maps = promoted(layout.to_maps(features))
                 vectors = self.vectors[rows[where]].to(maps)
                 vectors = vectors * strengths[where].to(maps)[:, None]

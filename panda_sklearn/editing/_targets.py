@@ -85,7 +85,7 @@ class TargetSearch:
     ) -> Tensor:
         """Images with the strengths multiplied."""
 
-        def change(where: slice, take: Take) -> Callable[[Tensor], Tensor]:
+        def change(where: slice, take: Take) -> Callable[[Tensor, int], Tensor]:
             alphas = [alpha.to(factors) for alpha in self.change.alphas(where)]
             return self.change.applied(
                 latents[where],
@@ -120,7 +120,7 @@ class TargetSearch:
                 for alpha in alphas
             ]
 
-            def change(part: slice, take: Take) -> Callable[[Tensor], Tensor]:
+            def change(part: slice, take: Take) -> Callable[[Tensor, int], Tensor]:
                 of = rows[part]
                 return self.change.applied(
                     latents[part],

@@ -21,7 +21,8 @@ from panda_sklearn.utils.borrowing import (
     preserve_random_state,
     seed_noise,
 )
-from panda_sklearn.utils.hooks import TapTypeError, check_hookable
+from panda_sklearn.utils.hooks import check_hookable
+from panda_sklearn.utils.taps import TapTypeError
 from panda_sklearn.utils.undo import Undo
 from panda_sklearn.utils.validation import check_function, check_kind
 

@@ -21,12 +21,8 @@ from panda_sklearn.generators._calls import (
     explained_failures,
     running,
 )
-from panda_sklearn.utils.hooks import (
-    Tap,
-    add_hook,
-    choices_of,
-    watch,
-)
+from panda_sklearn.utils.hooks import add_hook, watch
+from panda_sklearn.utils.taps import Tap, choices_of
 from panda_sklearn.utils.undo import Undo
 from panda_sklearn.utils.validation import (
     check_fits,
@@ -232,7 +228,7 @@ def list_layers(
             if not name or isinstance(layer, torch.jit.ScriptModule):
                 continue
 
-            def note(output, name=name):
+            def note(output, base, name=name):
                 calls[name] = calls.get(name, 0) + 1
                 for select, tensor in _tensors(output):
                     shapes[name, select] = tuple(tensor.shape)

@@ -23,7 +23,7 @@ class ExtractedBatches:
     Attributes
     ----------
     n_samples : int
-        Number of latents, and so of samples.
+        Number of samples: that of the latents, times that of the calls if each is one.
 
     sample_shape : tuple of int
         Shape of one sample's activations.
@@ -44,11 +44,12 @@ class ExtractedBatches:
         sample_shape: tuple[int, ...],
         dtype: torch.dtype,
         batch_size: int,
+        rows: int = 1,
     ) -> None:
         self._make, self._latents = make, latents
-        self.n_samples = len(latents)
+        self.n_samples = rows * len(latents)
         self.sample_shape, self.dtype = sample_shape, dtype
-        self.batch_size = batch_size
+        self.batch_size = rows * batch_size
 
     @property
     def origin(self) -> Origin:

@@ -1,13 +1,12 @@
 """Looking into a network while it runs.
 
-Floor 2: torch alone. A :class:`Tap` says which tensor of a network is meant, and how
-maps lie in it; :func:`capture` and :func:`replace` attach to it for the length of a
-forward pass, for the calling thread only.
+Floor 2: torch alone. A :class:`~panda_sklearn.utils.taps.Tap` says which tensor of a
+network is meant, and how maps lie in it; :func:`capture` and :func:`replace` attach to
+it for the length of a forward pass, for the calling thread only.
 """
 
 from __future__ import annotations
 
-import copy
 import difflib
 import threading
 from collections.abc import Callable
@@ -20,18 +19,15 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils.hooks import RemovableHandle
 
-from panda_sklearn.utils.layouts import CHANNELS_FIRST, FeatureLayout
+from panda_sklearn.utils.taps import Tap
 from panda_sklearn.utils.undo import Undo
 
 __all__ = [
     "StopForward",
-    "Tap",
-    "TapTypeError",
     "add_hook",
     "can_be_stopped",
     "capture",
     "check_hookable",
-    "choices_of",
     "find_layer",
     "replace",
     "watch",
@@ -52,131 +48,6 @@ class StopForward(BaseException):
     def __init__(self, seen: Seen) -> None:
         super().__init__()
         self.seen = seen
-
-
-class TapTypeError(TypeError):
-    """What a layer returned or was given holds no tensor to tap."""
-
-
-@dataclass(frozen=True)
-class Tap:
-    """One tensor of a network.
-
-    Attributes
-    ----------
-    name : str
-        The layer's dotted name, for messages.
-    layer : Module
-    where : {"output", "input"}
-        The layer's output, or its first positional input.
-    select : int, str or None
-        Index or key, where that is a tuple, a list or a dict.
-    call : int or None
-        Which of the layer's calls in one forward pass, from 0; ``None`` is the only
-        one.
-    layout : FeatureLayout
-        How the maps lie in that tensor.
-    """
-
-    name: str
-    layer: nn.Module
-    where: str = "output"
-    select: int | str | None = None
-    call: int | None = None
-    layout: FeatureLayout = CHANNELS_FIRST
-
-    def pick(self, value: Any) -> Tensor:
-        """The tensor in what the layer returned or was given."""
-        if isinstance(value, Tensor):
-            if self.select is not None:
-                raise ValueError(
-                    f"The {self.where} of layer {self.name!r} is a tensor: leave "
-                    f"select at None, got {self.select!r}."
-                )
-            return value
-        choices = choices_of(value)
-        if choices is None:
-            raise TapTypeError(
-                f"The {self.where} of layer {self.name!r} is of type "
-                f"{type(value).__name__}; expected a tensor, or a tuple, list or dict "
-                "of tensors. Choose another layer."
-            )
-        if self.select is None:
-            raise ValueError(
-                f"The {self.where} of layer {self.name!r} is a {type(value).__name__} "
-                f"of several: say which with select, one of {choices}."
-            )
-        if self.select not in choices:
-            raise ValueError(
-                f"select={self.select!r} is not in the {self.where} of layer "
-                f"{self.name!r}; choose one of {choices}."
-            )
-        picked = value[self.select]
-        if not isinstance(picked, Tensor):
-            raise TapTypeError(
-                f"select={self.select!r} of layer {self.name!r} is of type "
-                f"{type(picked).__name__}, expected a tensor."
-            )
-        return picked
-
-    def put(self, value: Any, tensor: Tensor) -> Any:
-        """``value`` with its picked tensor replaced, in a container of its type."""
-        if isinstance(value, Tensor):
-            return tensor
-        try:
-            return _with_item(value, self.select, tensor)
-        except Exception as error:
-            raise TapTypeError(
-                f"The {self.where} of layer {self.name!r} is of type "
-                f"{type(value).__name__}, of which no copy can be made to hold the "
-                f"replacement ({type(error).__name__}: {error}). Tap another layer."
-            ) from error
-
-
-def _with_item(container: Any, key: Any, item: Any) -> Any:
-    """A shallow copy of a container with one item replaced.
-
-    Constructors are the classes' own business, so none is called if that can be.
-    """
-    old = container[key]
-    if not isinstance(container, tuple):
-        changed = copy.copy(container)
-        changed[key] = item
-        return _with_attributes(changed, old, item)
-    items = list(container)
-    items[key] = item
-    cls = type(container)
-    try:
-        changed = tuple.__new__(cls, items)
-    except TypeError:  # a type of torch's, written in C
-        return cls(items)
-    if hasattr(container, "__dict__"):
-        vars(changed).update(vars(container))
-    return _with_attributes(changed, old, item)
-
-
-def _with_attributes(container: Any, old: Any, item: Any) -> Any:
-    """The container, with attributes that hold the old item holding the new one."""
-    slots = (getattr(cls, "__slots__", ()) for cls in type(container).__mro__)
-    names = [
-        name for some in slots for name in ([some] if isinstance(some, str) else some)
-    ]
-    for name in (*getattr(container, "__dict__", ()), *names):
-        if (
-            name not in ("__dict__", "__weakref__")
-            and getattr(container, name, None) is old
-        ):
-            object.__setattr__(container, name, item)
-    return container
-
-
-def choices_of(value: Any) -> list | None:
-    """Values that ``select`` can take."""
-    if isinstance(value, dict):
-        return list(value)
-    if isinstance(value, tuple | list):
-        return list(range(len(value)))
-    return None
 
 
 def check_hookable(model: nn.Module) -> None:
@@ -234,47 +105,73 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
 
 @dataclass
 class Seen:
-    """What :func:`capture` or :func:`replace` saw of its layer."""
+    """What :func:`capture` or :func:`replace` saw of its layer.
+
+    Attributes
+    ----------
+    tap : Tap
+    n_samples : int or None
+        In the forward pass; needed where ``tap.guidance`` is set.
+    n_calls : int
+        Of the layer so far, tapped or not.
+    tensors : list of Tensor
+        Maps of the tapped calls.
+    result : object
+        What the forward pass returned.
+    """
 
     tap: Tap
+    n_samples: int | None = None
     n_calls: int = 0
-    tensor: Tensor | None = field(default=None, repr=False)
+    tensors: list[Tensor] = field(default_factory=list, repr=False)
     result: Any = field(default=None, repr=False)
 
-    def is_at_tap(self) -> bool:
-        """Count a call of the layer; whether it is the tapped one."""
+    def position(self) -> int | None:
+        """Count a call of the layer; which of the tapped ones it is, from 0, if any."""
+        call, calls = self.n_calls, self.tap.calls
         self.n_calls += 1
-        return self.n_calls - 1 == (self.tap.call or 0)
+        if calls is None:
+            return 0 if call == 0 else None
+        return calls.index(call) if call in calls else None
+
+    def rows(self, maps: Tensor) -> slice:
+        """Those of maps that are the samples'."""
+        n = len(maps) if self.n_samples is None else self.n_samples
+        return self.tap.rows(len(maps), n)
 
     def check(self) -> None:
-        """Raise ValueError unless the tapped call happened and was unambiguous."""
-        name, call = self.tap.name, self.tap.call
+        """Raise ValueError unless the tapped calls happened and were unambiguous."""
+        name, calls = self.tap.name, self.tap.calls
         if self.n_calls == 0:
             raise ValueError(
                 f"Layer {name!r} never ran in the forward pass. It may be a mere "
                 "container, an unused head, or called other than as a module; choose "
                 "a layer that list_layers shows."
             )
-        if call is None and self.n_calls > 1:
+        if calls is None and self.n_calls > 1:
             raise ValueError(
                 f"Layer {name!r} ran {self.n_calls} times in one forward pass: say "
                 f"which with call, from 0 to {self.n_calls - 1}."
             )
-        if call is not None and call >= self.n_calls:
+        if calls is not None and calls[-1] >= self.n_calls:
             raise ValueError(
-                f"call={call}, but layer {name!r} ran {self.n_calls} times in one "
+                f"call={calls[-1]}, but layer {name!r} ran {self.n_calls} times in one "
                 f"forward pass: call must be from 0 to {self.n_calls - 1}."
             )
 
     def found(self) -> Tensor:
-        """The tensor, after :meth:`check`."""
+        """The maps of the tapped call, or of all in one, after :meth:`check`."""
         self.check()
-        assert self.tensor is not None
-        return self.tensor
+        return self.tap.joined(self.tensors)
 
 
 def capture(
-    tap: Tap, run: Callable[[], Any], *, stop: bool = False, detach: bool = True
+    tap: Tap,
+    run: Callable[[], Any],
+    *,
+    n_samples: int | None = None,
+    stop: bool = False,
+    detach: bool = True,
 ) -> Seen:
     """Keep the tapped maps of a forward pass.
 
@@ -286,30 +183,36 @@ def capture(
     run : callable
         Makes the forward pass.
 
+    n_samples : int, default=None
+        Samples in the pass; needed where ``tap.guidance`` is set.
+
     stop : bool, default=False
-        Whether to end the pass as soon as the tensor is known; see
-        :func:`can_be_stopped`.
+        Whether to end the pass as soon as all are known; see :func:`can_be_stopped`.
 
     detach : bool, default=True
-        Whether to detach it from the graph of gradients.
+        Whether to detach them from the graph of gradients.
 
     Returns
     -------
     seen : Seen
-        Its ``tensor`` is a copy, since later layers may write in place; with ``stop``,
-        when there are none, the maps themselves. Its ``result`` is what ``run``
+        Its ``tensors`` are copies, since later layers may write in place; with
+        ``stop``, the last are the maps themselves. Its ``result`` is what ``run``
         returned, if it did.
     """
-    seen = Seen(tap)
+    seen = Seen(tap, n_samples)
 
-    def look(value):
-        if seen.is_at_tap():
-            seen.tensor = tap.layout.take(tap.pick(value))
-            if detach:
-                seen.tensor = seen.tensor.detach()
-            if stop:
-                raise StopForward(seen)
-            seen.tensor = seen.tensor.clone()
+    def look(value: Any, base: Tensor | None) -> None:
+        position = seen.position()
+        if position is None:
+            return
+        maps = tap.maps(value, base)
+        maps = maps[seen.rows(maps)]
+        if detach:
+            maps = maps.detach()
+        ends = stop and position == tap.n_calls - 1
+        seen.tensors = tap.gathered(seen.tensors, maps if ends else maps.clone())
+        if ends:
+            raise StopForward(seen)
 
     try:
         with Undo() as undo, undo:
@@ -322,13 +225,18 @@ def capture(
 
 
 def replace(
-    tap: Tap, change: Callable[[Tensor], Tensor], run: Callable[[], Any]
+    tap: Tap,
+    change: Callable[[Tensor, int], Tensor],
+    run: Callable[[], Any],
+    *,
+    n_samples: int | None = None,
 ) -> Any:
-    """Make a forward pass with ``change(maps)`` in the place of the tapped maps.
+    """Make a forward pass with ``change(maps, call)`` in the place of the tapped maps.
 
-    The replacement is given the original's dtype, device and memory layout. Replacing
-    an output reaches every consumer of it; replacing an input the one layer alone.
-    Gradients flow through ``change`` where they are on.
+    ``call`` numbers the tapped calls from 0. The replacement is given the original's
+    dtype, device and memory layout. Replacing an output reaches every consumer of it;
+    replacing an input the one layer alone. Gradients flow through ``change`` where they
+    are on.
 
     Returns
     -------
@@ -340,14 +248,16 @@ def replace(
     TypeError, ValueError
         If ``change`` gives no tensor of the same shape, or as :meth:`Seen.check`.
     """
-    seen = Seen(tap)
+    seen = Seen(tap, n_samples)
 
-    def swap(value):
-        if not seen.is_at_tap():
+    def swap(value: Any, base: Tensor | None) -> Any:
+        position = seen.position()
+        if position is None:
             return None
-        original = tap.pick(value)
-        maps = tap.layout.take(original)
-        changed = change(maps)
+        every = tap.maps(value, base)
+        rows = seen.rows(every)
+        maps = every[rows]
+        changed = change(maps, position)
         if not isinstance(changed, Tensor):
             raise TypeError(
                 f"The replacement for layer {tap.name!r} must be a tensor of shape "
@@ -360,10 +270,10 @@ def replace(
                 f"The replacement for layer {tap.name!r} must be of shape "
                 f"{tuple(maps.shape)}, got {tuple(changed.shape)}."
             )
-        changed = tap.layout.put(original, changed.to(original))
-        if changed.stride() != original.stride():
-            changed = torch.empty_like(original).copy_(changed)
-        return tap.put(value, changed)
+        if len(maps) < len(every):
+            before, after = every[: rows.start], every[rows.stop :]
+            changed = torch.cat([before, changed.to(every), after])
+        return tap.put_maps(value, changed, base)
 
     with Undo() as undo, undo:
         watch(undo, tap, swap)
@@ -372,32 +282,46 @@ def replace(
     return result
 
 
-def watch(undo: Undo, tap: Tap, act: Callable[[Any], Any]) -> None:
-    """Call ``act`` with the output (or first input) of each call of the tapped layer.
+def watch(undo: Undo, tap: Tap, act: Callable[[Any, Tensor | None], Any]) -> None:
+    """Call ``act`` at each call of the tapped layer.
 
-    What it returns, if not ``None``, takes the place of that value. Calls made by
-    other threads pass by.
+    With its output, or the input that is meant, and, where the update is tapped, with
+    its output and input. What it returns, if not ``None``, takes the place of the
+    former. Calls made by other threads pass by.
     """
-    thread = threading.get_ident()
+    thread, layer = threading.get_ident(), tap.layer
+    inputs: list[Tensor] = []  # of the calls that are going on
 
     def on_output(layer, args, output):
-        return act(output) if threading.get_ident() == thread else None
-
-    def on_input(layer, args):
         if threading.get_ident() != thread:
             return None
-        if not args:
-            raise ValueError(
-                f"Layer {tap.name!r} is called without positional inputs; tap its "
-                "output, or another layer."
-            )
-        changed = act(args[0])
-        return None if changed is None else (changed, *args[1:])
+        return act(output, inputs.pop() if tap.where == "update" else None)
 
-    if tap.where == "output":
-        add_hook(undo, tap.layer._forward_hooks, on_output)
-    else:
-        add_hook(undo, tap.layer._forward_pre_hooks, on_input)
+    def on_input(layer, args, kwargs):
+        if threading.get_ident() != thread:
+            return None
+        name = tap.keyword(args, kwargs)
+        value = args[0] if name is None else kwargs[name]
+        if tap.where == "update":
+            inputs.append(tap.base(value))
+            return None
+        selected = name is not None and name == tap.select
+        changed = act({name: value} if selected else value, None)
+        if changed is None:
+            return None
+        if name is None:
+            return (changed, *args[1:]), kwargs
+        return args, {**kwargs, name: changed[name] if selected else changed}
+
+    if tap.where != "output":
+        add_hook(
+            undo,
+            layer._forward_pre_hooks,
+            on_input,
+            with_kwargs=layer._forward_pre_hooks_with_kwargs,
+        )
+    if tap.where != "input":
+        add_hook(undo, layer._forward_hooks, on_output)
 
 
 def add_hook(undo: Undo, hooks: Any, hook: Callable, **options: dict) -> None:

@@ -10,7 +10,8 @@ from torch import nn
 
 from panda_sklearn import GeneratorFeatureExtractor
 from panda_sklearn.generators import list_layers, sample_latents
-from panda_sklearn.utils.hooks import Tap, capture, find_layer, replace
+from panda_sklearn.utils.hooks import capture, find_layer, replace
+from panda_sklearn.utils.taps import Tap
 from tests.networks import Containers, TinyTransformer, borrowed
 
 CPU = torch.device("cpu")
@@ -38,9 +39,9 @@ def test_layers_are_found_under_every_name(network):
 
 def test_captures_outputs_and_inputs(network, z):
     seen = capture(tap(network, "block2"), lambda: network(z))
-    features = seen.tensor
+    features = seen.tensors[-1]
     seen = capture(tap(network, "to_rgb2", where="input"), lambda: network(z))
-    torch.testing.assert_close(seen.tensor, features.relu())
+    torch.testing.assert_close(seen.tensors[-1], features.relu())
     # The network overwrote block2's output in place after the hook saw it.
     assert features.min() < 0 and n_hooks(network) == 0
 
@@ -51,7 +52,7 @@ def test_stops_early(network, z):
 
     network.to_rgb1.register_forward_pre_hook(never)
     seen = capture(tap(network, "block1"), lambda: network(z), stop=True)
-    assert seen.tensor.shape == (4, 5, 4, 4)
+    assert seen.tensors[-1].shape == (4, 5, 4, 4)
     assert n_hooks(network) == 1  # its own
 
 
@@ -69,21 +70,21 @@ def test_early_stop_is_not_caught_by_the_network(network, z):
 
     careful = Careful()
     seen = capture(tap(careful, "inner.block1"), lambda: careful(z), stop=True)
-    assert seen.tensor is not None
+    assert seen.tensors[-1] is not None
 
 
 def test_calls_are_counted_and_told_apart(network, z):
     first, second = [], []
-    seen = capture(tap(network, "norm", call=0), lambda: network(z))
+    seen = capture(tap(network, "norm", calls=(0,)), lambda: network(z))
     assert seen.n_calls == 2
-    first = seen.tensor
-    seen = capture(tap(network, "norm", call=1), lambda: network(z))
-    second = seen.tensor
+    first = seen.tensors[-1]
+    seen = capture(tap(network, "norm", calls=(1,)), lambda: network(z))
+    second = seen.tensors[-1]
     assert first.shape == (4, 5, 2, 2) and second.shape == (4, 5, 4, 4)
     seen = capture(tap(network, "norm"), lambda: network(z))
     with pytest.raises(ValueError, match=r"ran 2 times .* say which with call"):
         seen.check()
-    seen = capture(tap(network, "norm", call=2), lambda: network(z))
+    seen = capture(tap(network, "norm", calls=(2,)), lambda: network(z))
     with pytest.raises(ValueError, match=r"call=2.* ran 2 times"):
         seen.check()
 
@@ -103,18 +104,20 @@ def test_no_hook_is_left_after_an_exception(network, z, error):
     with pytest.raises(error):
         capture(tap(network, "block1"), lambda: network(z))
     with pytest.raises(error):
-        replace(tap(network, "block1", where="input"), lambda x: x, lambda: network(z))
+        replace(
+            tap(network, "block1", where="input"), lambda x, call: x, lambda: network(z)
+        )
     handle.remove()
     assert n_hooks(network) == 0
 
 
 def test_replacing_an_output_reaches_every_consumer(network, z):
-    edited = replace(tap(network, "block1"), lambda x: 2 * x, lambda: network(z))
+    edited = replace(tap(network, "block1"), lambda x, call: 2 * x, lambda: network(z))
     expected = network.by_hand(z, lambda x: 2 * x)[1]
     torch.testing.assert_close(edited, expected)
     # The input of to_rgb1 alone leaves the path through block2 as it was.
     own_input = tap(network, "to_rgb1", where="input")
-    other = replace(own_input, lambda x: 2 * x, lambda: network(z))
+    other = replace(own_input, lambda x, call: 2 * x, lambda: network(z))
     assert not torch.allclose(other, expected)
     assert not torch.allclose(other, network(z))
 
@@ -122,7 +125,7 @@ def test_replacing_an_output_reaches_every_consumer(network, z):
 def test_replacement_takes_dtype_and_layout_of_the_original(network, z):
     seen = {}
 
-    def change(x):
+    def change(x, call):
         seen["strides"] = x.stride()
         return x.double().contiguous() + 1
 
@@ -136,7 +139,7 @@ def test_replacement_takes_dtype_and_layout_of_the_original(network, z):
 
 def test_replacement_of_another_shape(network, z):
     with pytest.raises(ValueError, match=r"\(4, 5, 4, 4\), got \(4, 5, 4, 3\)"):
-        replace(tap(network, "block1"), lambda x: x[..., 1:], lambda: network(z))
+        replace(tap(network, "block1"), lambda x, call: x[..., 1:], lambda: network(z))
     assert n_hooks(network) == 0
 
 
@@ -149,10 +152,10 @@ def test_containers(z):
         ("pieces", 0, 3 * x),
     ):
         seen = capture(tap(network, name, select=select), lambda: network(z))
-        torch.testing.assert_close(seen.tensor, expected)
+        torch.testing.assert_close(seen.tensors[-1], expected)
         plain = network(z)
         chosen = tap(network, name, select=select)
-        moved = replace(chosen, lambda x: x + 1, lambda: network(z))
+        moved = replace(chosen, lambda x, call: x + 1, lambda: network(z))
         assert (moved - plain).min() > 0.5  # the other entries still arrive
 
 
@@ -165,7 +168,6 @@ def test_containers(z):
         ("named", {"select": "name"}, TypeError, "of type str"),
         ("number", {}, TypeError, "of type int"),
         ("loner", {"select": 0}, ValueError, "leave select at None"),
-        ("loner", {"where": "input"}, ValueError, "without positional inputs"),
     ],
 )
 def test_unclear_taps(z, name, options, kind, match):
@@ -191,7 +193,7 @@ def test_threads_see_their_own_activations(network):
                 seen = capture(
                     tap(network, "block1"), lambda: network(latents[i]), stop=True
                 )
-            if not torch.allclose(seen.tensor, expected[i], atol=1e-4):
+            if not torch.allclose(seen.tensors[-1], expected[i], atol=1e-4):
                 wrong.append(i)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(len(latents))]
@@ -235,7 +237,7 @@ def test_compiled_networks_are_hooked(network, z, whole):
         compiled(z)
     with borrowed(compiled, CPU):
         seen = capture(tap(compiled, "block1"), lambda: compiled(z), stop=True)
-    torch.testing.assert_close(seen.tensor, expected)
+    torch.testing.assert_close(seen.tensors[-1], expected)
 
 
 def test_attention_gives_its_tokens_and_none():
@@ -243,8 +245,8 @@ def test_attention_gives_its_tokens_and_none():
     pictures = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
     tokens = tap(network, "mix", select=0)
     seen = capture(tokens, lambda: network(pictures))
-    assert seen.tensor.shape == (2, 8, 8)
-    same = replace(tokens, lambda x: x, lambda: network(pictures))
+    assert seen.tensors[-1].shape == (2, 8, 8)
+    same = replace(tokens, lambda x, call: x, lambda: network(pictures))
     torch.testing.assert_close(same, seen.result)
     with pytest.raises(TypeError, match="select=1 of layer 'mix' is of type NoneType"):
         capture(tap(network, "mix", select=1), lambda: network(pictures))
@@ -259,7 +261,7 @@ def test_a_named_tuple_stays_one():
 
     network = nn.Sequential(Named())
     second = tap(network, "0", select=1)
-    out = replace(second, lambda x: x + 1, lambda: network(torch.ones(1, 1)))
+    out = replace(second, lambda x, call: x + 1, lambda: network(torch.ones(1, 1)))
     assert isinstance(out, Pair) and out.second.item() == 3 and out.first.item() == 1
 
 
@@ -299,7 +301,7 @@ def test_other_people_s_hooks_stay_and_see_the_replacement(network, z):
         )
         return network(z)
 
-    replace(tap(network, "block1"), lambda x: 0 * x + 7, run)
+    replace(tap(network, "block1"), lambda x, call: 0 * x + 7, run)
     assert [name for name, _ in seen] == ["before", "after"]
     assert seen[0][1] != 7 and seen[1][1] == 7
     assert n_hooks(network) == 2
@@ -319,9 +321,11 @@ def test_spectral_norm_by_hooks_goes_on(z):
     with borrowed(network, CPU):
         seen = capture(inputs, lambda: network(z))
     expected = seen.result
-    assert torch.equal(seen.tensor, z)
+    assert torch.equal(seen.tensors[-1], z)
     with borrowed(network, CPU):
-        assert torch.equal(replace(inputs, lambda x: x, lambda: network(z)), expected)
+        assert torch.equal(
+            replace(inputs, lambda x, call: x, lambda: network(z)), expected
+        )
     assert torch.equal(normed.weight_u, u)  # no power iteration in evaluation mode
     assert dict(normed._forward_pre_hooks) == own and network.training
 
@@ -330,7 +334,7 @@ def test_what_is_captured_can_be_used_with_autograd(network, z):
     with borrowed(network, CPU):
         seen = capture(tap(network, "block1"), lambda: network(z), stop=True)
     weight = torch.ones(5, requires_grad=True)
-    (seen.tensor * weight[:, None, None]).sum().backward()
+    (seen.tensors[-1] * weight[:, None, None]).sum().backward()
     assert weight.grad.shape == (5,)
 
 
@@ -342,9 +346,9 @@ def test_reshaped_outputs_that_are_not_contiguous(z):
     network = nn.Sequential(Turned(), nn.Identity())
     seen = capture(tap(network, "0"), lambda: network(z))
     original = seen.result
-    assert not original.is_contiguous() and torch.equal(seen.tensor, original)
+    assert not original.is_contiguous() and torch.equal(seen.tensors[-1], original)
     edited = replace(
-        tap(network, "0"), lambda x: x.contiguous() + 1, lambda: network(z)
+        tap(network, "0"), lambda x, call: x.contiguous() + 1, lambda: network(z)
     )
     assert edited.stride() == original.stride()
     torch.testing.assert_close(edited, original + 1)
@@ -397,8 +401,8 @@ def test_containers_with_constructors_of_their_own(make, select, z):
     network = Network()
     chosen = tap(network, "layer", select=select)
     seen = capture(chosen, lambda: network(z))
-    changed = replace(chosen, lambda x: x + 1, lambda: network(z))
-    assert torch.equal(changed, seen.tensor + 1)
+    changed = replace(chosen, lambda x, call: x + 1, lambda: network(z))
+    assert torch.equal(changed, seen.tensors[-1] + 1)
     before, after = given
     assert type(after) is type(before) and len(after) == len(before)
     assert getattr(after, "note", "kept") == "kept"
@@ -417,11 +421,11 @@ def test_containers_that_cannot_be_copied(z):
 
     network = nn.Sequential(Layer())
     with pytest.raises(TypeError, match=r"of type Locked, of which no copy"):
-        replace(tap(network, "0", select="maps"), lambda x: x, lambda: network(z))
+        replace(tap(network, "0", select="maps"), lambda x, call: x, lambda: network(z))
 
 
 @pytest.mark.parametrize(
-    "change", [lambda x: None, lambda x: x.numpy(), lambda x: (x,)]
+    "change", [lambda x, call: None, lambda x, call: x.numpy(), lambda x, call: (x,)]
 )
 def test_replacements_that_are_no_tensors(network, z, change):
     network.requires_grad_(False)
