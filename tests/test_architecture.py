@@ -21,6 +21,7 @@ FLOORS = {
     "panda_sklearn.generators": 2,
     "panda_sklearn.sources": 2,
     "panda_sklearn.datasets": 4,
+    "panda_sklearn.datasets._face_diffusion": 2,
     "panda_sklearn.datasets._face_generator": 2,
     "panda_sklearn.datasets._faces": 2,
     "panda_sklearn.datasets._synthetic": 2,

@@ -36,7 +36,8 @@ from panda_sklearn.utils.arrays import (
     randomness,
 )
 from panda_sklearn.utils.batches import Batches, users_level
-from panda_sklearn.utils.similarity import LEAST, needed
+from panda_sklearn.utils.optional import needed
+from panda_sklearn.utils.similarity import LEAST
 from panda_sklearn.utils.undo import Undo
 from panda_sklearn.utils.validation import (
     check_count,

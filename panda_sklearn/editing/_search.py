@@ -21,7 +21,8 @@ from torch.nn import functional
 from panda_sklearn.generators._calls import Run
 from panda_sklearn.utils.arrays import promoted
 from panda_sklearn.utils.batches import Batches
-from panda_sklearn.utils.similarity import LEAST, needed
+from panda_sklearn.utils.optional import needed
+from panda_sklearn.utils.similarity import LEAST
 
 __all__ = ["Match", "Search", "Space", "clipped", "variance_of"]
 

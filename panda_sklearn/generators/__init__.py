@@ -5,6 +5,7 @@ Floor 2: torch, numpy, scipy and :mod:`panda_sklearn.utils`. Which file to open:
 - ``_families``, ``_styles``: ``ProGAN``, ``BigGAN``, ``StyleGAN``, ``StyleGAN2``,
   ``StyleGAN3``, the settings of a call; each is a ``forward`` of
   ``GeneratorFeatureExtractor``
+- ``_diffusion``: ``Diffusion``, a diffusion model as a generator
 - ``_conventions``: what implementations of these want to be called with
 - ``_labels``: classes, in columns beside the latents or the same for all
 - ``_latents``: ``sample_latents``
@@ -13,6 +14,7 @@ Floor 2: torch, numpy, scipy and :mod:`panda_sklearn.utils`. Which file to open:
 ``fingerprint`` is in :mod:`panda_sklearn.utils.hashing`, beside the other hashes.
 """
 
+from panda_sklearn.generators._diffusion import Diffusion
 from panda_sklearn.generators._families import BigGAN, ProGAN
 from panda_sklearn.generators._latents import sample_latents
 from panda_sklearn.generators._layers import LayerInfo, LayerTable, list_layers
@@ -21,6 +23,7 @@ from panda_sklearn.utils.hashing import fingerprint
 
 __all__ = [
     "BigGAN",
+    "Diffusion",
     "LayerInfo",
     "LayerTable",
     "ProGAN",

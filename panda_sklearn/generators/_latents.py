@@ -19,6 +19,7 @@ from panda_sklearn.generators._conventions import (
     PLAIN_SIZES,
     matching_convention,
 )
+from panda_sklearn.generators._diffusion import Diffusion
 from panda_sklearn.generators._families import (
     BigGAN,
     Family,
@@ -72,10 +73,11 @@ def sample_latents(
     -------
     latents : Tensor of shape (n_samples, ...)
         Float32, on the generator's device; rows, also for generators that take them
-        with more axes. Standard normal numbers; for BigGAN those between -2 and 2, not
-        multiplied by the truncation. For generators with classes the last column is the
-        index of the class. With ``latent_space="w"`` or "w+" what the generator's
-        mapping network makes of such numbers.
+        with more axes, but noise of the images' shape for ``Diffusion``. Standard
+        normal numbers; for BigGAN those between -2 and 2, not multiplied by the
+        truncation. For generators with classes the last column is the index of the
+        class. With ``latent_space="w"`` or "w+" what the generator's mapping network
+        makes of such numbers.
 
     Raises
     ------
@@ -96,6 +98,14 @@ def sample_latents(
     check_network("generator", generator)
     check_forward(forward)
     n_samples = check_count("n_samples", n_samples)
+    if isinstance(generator, Diffusion) and forward is None:
+        if classes is not None:
+            raise ValueError(
+                "classes is for generators with classes: leave it at None."
+            )
+        shape = (n_samples, *generator.latent_shape)
+        noise = check_random_state(random_state).standard_normal(shape)
+        return torch.from_numpy(noise).to(device_of(generator), torch.float32)
     family = forward if isinstance(forward, Family) else _family_of(generator)
     convention = convention_of(family, generator)
     size = convention.latent_size(generator)

@@ -18,8 +18,8 @@ from panda_sklearn.generators._calls import device_of, dtype_of
 from panda_sklearn.utils import similarity
 from panda_sklearn.utils.arrays import ArrayLike, as_tensor
 from panda_sklearn.utils.borrowing import borrow
+from panda_sklearn.utils.optional import needed
 from panda_sklearn.utils.regions import masked_norms, ratios
-from panda_sklearn.utils.similarity import needed
 from panda_sklearn.utils.undo import Undo
 from panda_sklearn.utils.validation import (
     check_count,

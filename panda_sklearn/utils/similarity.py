@@ -5,12 +5,11 @@ Floor 2: torch; torchmetrics, the extra "metrics", is imported only where it is 
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
 from torch import Tensor
 
-__all__ = ["check_similarity", "needed", "outside_psnr", "outside_ssim"]
+from panda_sklearn.utils.optional import needed
+
+__all__ = ["LEAST", "check_similarity", "outside_psnr", "outside_ssim"]
 
 
 # Pixels that the windows of SSIM need on each axis: more than half of their eleven.
@@ -85,19 +84,3 @@ def outside_psnr(
         reduction="none",
         dim=tuple(range(1, images.ndim)),
     )
-
-
-def needed(module: str, package: str) -> Any:
-    """An optional module.
-
-    Raises
-    ------
-    ImportError
-        If it is not installed; the message says how to.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"This measure needs {package}. Install it with: pip install {package}"
-        ) from error

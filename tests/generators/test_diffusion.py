@@ -1,0 +1,218 @@
+"""Diffusion models as generators, against the pipelines of diffusers."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from panda_sklearn import GeneratorFeatureExtractor, PartsAppearanceDecomposition
+from panda_sklearn.datasets import load_face_diffusion, sample_latents
+from panda_sklearn.generators import Diffusion, list_layers
+
+diffusers = pytest.importorskip("diffusers")
+
+
+def tiny_unet(seed=0):
+    """As small as diffusers' own tests build it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        unet = diffusers.UNet2DModel(
+            sample_size=8,
+            in_channels=3,
+            out_channels=3,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=4,
+        )
+    return unet.eval()
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return tiny_unet()
+
+
+@pytest.fixture
+def z():
+    return torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+SCHEDULERS = {
+    "ddim": lambda: diffusers.DDIMScheduler(clip_sample=True),
+    "v": lambda: diffusers.DDIMScheduler(
+        prediction_type="v_prediction", timestep_spacing="trailing"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("n_steps", [1, 5])
+def test_images_are_the_pipelines(unet, name, n_steps):
+    pipeline = diffusers.DDIMPipeline(unet, SCHEDULERS[name]())
+    pipeline.set_progress_bar_config(disable=True)
+    seeded = torch.Generator().manual_seed(1)
+    expected = pipeline(
+        3, generator=seeded, num_inference_steps=n_steps, output_type="np"
+    ).images
+    noise = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    model = Diffusion(pipeline, n_steps=n_steps)
+    with torch.no_grad():
+        images = model(noise)
+    found = (images / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    own = Diffusion(unet, SCHEDULERS[name](), n_steps=n_steps)
+    with torch.no_grad():
+        assert torch.equal(own(noise), images)
+
+
+def test_ddpm_is_run_by_ddim(unet, z):
+    ddpm = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    model = Diffusion(diffusers.DDPMPipeline(unet, ddpm), n_steps=3)
+    assert isinstance(model.scheduler, diffusers.DDIMScheduler)
+    assert model.scheduler.config.beta_schedule == "squaredcos_cap_v2"
+    with torch.no_grad():
+        assert torch.equal(model(z), model(z))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_other_samplers(unet, z):
+    """Whatever scales its inputs and its noise, and calls the network more often."""
+    for kind in (diffusers.EulerDiscreteScheduler, diffusers.HeunDiscreteScheduler):
+        scheduler = kind()
+        with torch.no_grad():
+            images = Diffusion(unet, scheduler, n_steps=3)(z)
+        scheduler.set_timesteps(3)
+        x = z * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            with torch.no_grad():
+                predicted = unet(scheduler.scale_model_input(x, t), t).sample
+            x = scheduler.step(predicted, t, x).prev_sample
+        torch.testing.assert_close(images, x)
+
+
+def test_layers_are_hooked_by_name(unet, z):
+    model = Diffusion(unet, SCHEDULERS["ddim"](), n_steps=4)
+    for layer, shape in (
+        ("unet.mid_block", (16, 4, 4)),
+        ("unet.up_blocks.0", (16, 8, 8)),
+    ):
+        extractor = GeneratorFeatureExtractor(model, layer, call="all").fit(z)
+        assert extractor.feature_shape_ == shape and extractor.n_calls_ == 4
+    residuals = GeneratorFeatureExtractor(
+        model, "unet.down_blocks.1", select=0, call=[0, 2]
+    ).fit(z)
+    assert residuals.transform(z).shape == (6, 16, 4, 4)
+    inputs = GeneratorFeatureExtractor(
+        model, "unet.down_blocks.0", tap="input", select="hidden_states", call=1
+    )
+    assert inputs.fit_transform(z).shape == (3, 8, 8, 8)
+
+
+def test_an_edit_of_a_down_block_reaches_its_skip(unet, z):
+    """Else the up block would see the unedited tensor."""
+    model = Diffusion(unet, SCHEDULERS["ddim"](), n_steps=1)
+    extractor = GeneratorFeatureExtractor(model, "unet.down_blocks.1", select=0).fit(z)
+    seen = []
+
+    def look(block, args):
+        _, skips, *_ = args
+        seen.append(skips[-1])
+
+    with unet.up_blocks[0].register_forward_pre_hook(look):
+        extractor.generate(z, lambda maps: 0 * maps)
+    assert not seen[0].any()
+
+
+def test_gradients_pass(z):
+    model = Diffusion(tiny_unet(), SCHEDULERS["ddim"](), n_steps=2)
+    noise = z.clone().requires_grad_()
+    model(noise).square().mean().backward()
+    assert noise.grad.abs().sum() > 0
+
+
+def test_a_pass_leaves_the_scheduler_as_it_was(unet, z):
+    scheduler = SCHEDULERS["ddim"]()
+    model = Diffusion(unet, scheduler, n_steps=2)
+    before = scheduler.timesteps.clone()
+    with torch.no_grad():
+        model(z)
+    assert torch.equal(scheduler.timesteps, before)
+
+
+class TestWhatCannotBe:
+    def test_arguments(self, unet, z):
+        scheduler = SCHEDULERS["ddim"]()
+        with pytest.raises(TypeError, match="pipeline must be"):
+            Diffusion("a pipeline", scheduler)
+        with pytest.raises(ValueError, match="no scheduler"):
+            Diffusion(unet)
+        with pytest.raises(TypeError, match="scheduler must be"):
+            Diffusion(unet, nn.Identity())
+        with pytest.raises(ValueError, match="n_steps"):
+            Diffusion(unet, scheduler, n_steps=0)
+        model = Diffusion(unet, scheduler)
+        with pytest.raises(
+            ValueError, match=r"latents must be of shape \(n_samples, 3"
+        ):
+            model(z[..., 1:])
+        with pytest.raises(TypeError, match="latents"):
+            model(z.numpy())
+        with pytest.raises(ValueError, match="classes"):
+            sample_latents(model, 2, classes=1)
+
+    def test_caches(self, z):
+        unet = tiny_unet()
+        unet.is_cache_enabled = True
+        with pytest.raises(ValueError, match="disable_cache"):
+            Diffusion(unet, SCHEDULERS["ddim"]())(z)
+
+    def test_without_diffusers(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "diffusers", None)
+        with pytest.raises(ImportError, match="pip install diffusers"):
+            load_face_diffusion()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_face_diffusion(n_steps=4)
+
+
+class TestFaces:
+    def test_is_a_quiet_guest(self):
+        state = torch.get_rng_state()
+        model = load_face_diffusion()
+        assert torch.equal(state, torch.get_rng_state())
+        assert not model.training and model.n_steps == 12
+        assert not any(p.requires_grad for p in model.parameters())
+        n_parameters = sum(p.numel() for p in model.parameters())
+        assert n_parameters < 2_000_000
+
+    def test_noise_is_drawn_in_its_shape(self, model):
+        noise = sample_latents(model, 5, random_state=0)
+        assert noise.shape == (5, 3, 64, 64)
+        assert torch.equal(noise, sample_latents(model, 5, random_state=0))
+        assert abs(float(noise.std()) - 1) < 0.02
+
+    def test_images_are_faces(self, model):
+        """Alike from left to right, and of the photographs' mean, as noise is not."""
+        with torch.no_grad():
+            images = model(sample_latents(model, 8, random_state=0)).clamp(-1, 1)
+        mean = images.mean(dim=0)
+        mirrored = np.corrcoef(mean.flatten(), mean.flip(-1).flatten())[0, 1]
+        assert mirrored > 0.8
+        middle = images[:, :, 20:50, 20:44].mean()
+        assert middle > images[:, :, :, [0, 1, 62, 63]].mean() + 0.1
+
+    def test_parts_of_a_step(self, model):
+        noise = sample_latents(model, 6, random_state=0)
+        extractor = GeneratorFeatureExtractor(model, "unet.up_blocks.0", call=[1, 3])
+        features = extractor.fit_transform(noise)
+        assert features.shape == (12, 96, 16, 16)
+        panda = PartsAppearanceDecomposition(4, 8, max_iter=3, tol=0, random_state=0)
+        assert panda.fit(features).parts_.shape == (4, 16, 16)
+        assert len(list_layers(model, noise[:1])) > 50
