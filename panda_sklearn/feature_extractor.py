@@ -66,6 +66,7 @@ __all__ = [
     "check_latents",
     "extract",
     "generate_changed",
+    "length_of_batches",
     "run_of",
     "running_device",
     "takes_floats",
@@ -983,6 +984,11 @@ def extract(
 ) -> ArrayLike:
     """Activations of checked latents, of which no memory is asked."""
     return extractor._extract(extractor._tap(), latents, learn=False, verbose=verbose)
+
+
+def length_of_batches(extractor: GeneratorFeatureExtractor) -> int:
+    """Number of samples in a forward pass, as far as is known."""
+    return extractor._length_of_batches()
 
 
 def running_device(extractor: GeneratorFeatureExtractor) -> torch.device:

@@ -17,15 +17,17 @@ for that. h is the largest that the sum before it can be for u of length 1.
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import scipy.linalg
 import scipy.sparse.linalg
 import torch
 import torch.autograd.forward_ad as forward_mode
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 from tqdm import tqdm
 
@@ -34,10 +36,13 @@ from panda_sklearn.decomposition import PartsAppearanceDecomposition, layout_of
 from panda_sklearn.feature_extractor import (
     GeneratorFeatureExtractor,
     extract,
+    generate_changed,
+    length_of_batches,
     run_of,
+    running_device,
     tap_of,
 )
-from panda_sklearn.utils.arithmetic import own_arithmetic
+from panda_sklearn.utils.arithmetic import in_full_precision, own_arithmetic
 from panda_sklearn.utils.arrays import MapLayout, as_tensor, promoted
 from panda_sklearn.utils.batches import Batches, is_out_of_memory, users_level
 from panda_sklearn.utils.hooks import replace
@@ -57,14 +62,25 @@ MAX_ITER, TOL, N_POWER = 10, 1e-3, 8
 # Directions that are sought beside those that are wanted, which converge the sooner.
 EXTRA = 3
 
-# g at least: directions that change nothing have no ratio.
-LEAST = 1e-4
+# A direction is not found if this share of its two sides remains between them.
+ROUGH = 0.1
 
+# g at least: directions that change nothing have no ratio.
+LEAST_NATURALNESS = 1e-4
+
+# Changes below this share of others are rounding.
+TINY = 1e-10
 # A variation whose deviation is below this share of the first one's is rounding.
 FLOOR = 1e-4
 
-# Step of finite differences, as a share of the activations' root mean square.
-STEP = 0.02
+# Step of finite differences, as a share of the activations' root mean square, is this
+# times the cube root of the activations' precision: where rounding and curvature count
+# alike.
+STEP = 2.0
+
+# Two images of the same latents differ by more than rounding, as a share of the largest
+# value.
+NOISE = 1e-2
 
 # Pixels whose products are summed at a time in double precision.
 AT_ONCE = 2**16
@@ -89,7 +105,8 @@ class Responses:
     batch_size : int
 
     step : float, default=None
-        Of central differences; ``None`` takes exact derivatives.
+        Of central differences along vectors of length 1; ``None`` takes exact
+        derivatives.
     """
 
     def __init__(
@@ -125,6 +142,7 @@ class Responses:
         batches = Batches(n, self.batch_size)
         found = torch.cat([made for _, made in batches.map(make)])
         if batches.shrank:
+            batches.warn()
             self.batch_size = batches.size
         return found
 
@@ -141,7 +159,7 @@ class Responses:
 
     def _exact(self, latent: Tensor, vectors: Tensor) -> Tensor:
         _load_forward_mode()
-        with forward_mode.dual_level():
+        with _one_at_a_time, forward_mode.dual_level():
             moving = forward_mode.make_dual(torch.zeros_like(vectors), vectors)
             found = forward_mode.unpack_dual(self._images(latent, moving)).tangent
         if found is None:
@@ -150,10 +168,14 @@ class Responses:
 
     def _differences(self, latent: Tensor, vectors: Tensor) -> Tensor:
         assert self.step is not None
-        ahead, back = (
-            self._images(latent, sign * self.step * vectors) for sign in (1, -1)
-        )
-        return (ahead - back) / (2 * self.step)
+        tiny = torch.finfo(vectors.dtype).tiny
+        steps = self.step / vectors.norm(dim=1, keepdim=True).clamp(min=tiny)
+        ahead, back = (self._images(latent, s * steps * vectors) for s in (1, -1))
+        return (ahead - back) / (2 * steps.reshape(-1, *[1] * (ahead.ndim - 1)))
+
+
+# Torch's forward mode belongs to the process, and cannot be entered twice.
+_one_at_a_time = threading.RLock()
 
 
 @functools.cache
@@ -200,10 +222,44 @@ def find_directions(
     Raises
     ------
     ValueError
-        If exact derivatives are asked for, and the network has none.
+        If exact derivatives are asked for, and the network has none; if nothing is
+        known to vary at the part, or it does not reach the region.
     """
-    W = _spread(decomposition, weights).to(latents.device, torch.float32)
-    layout, colors = layout_of(decomposition), (extractor.image_shape_ or (1,))[0]
+    with torch.inference_mode(False):  # of which nothing can be differentiated
+        latents, mask, region = (x.clone() for x in (latents, mask, region))
+        return _find(
+            extractor,
+            decomposition,
+            latents,
+            mask,
+            _spread(decomposition, weights),
+            region,
+            n_directions,
+            naturalness,
+            derivatives,
+            verbose,
+        )
+
+
+def _find(
+    extractor: GeneratorFeatureExtractor,
+    decomposition: PartsAppearanceDecomposition,
+    latents: Tensor,
+    mask: Tensor,
+    W: Tensor,
+    region: Tensor,
+    n_directions: int,
+    naturalness: float,
+    derivatives: str,
+    verbose: int,
+) -> Tensor:
+    """The same, with W."""
+    device = running_device(extractor)
+    W, region = W.to(device, torch.float32), region.to(device)
+    layout, colors = layout_of(decomposition), cast(tuple, extractor.image_shape_)[0]
+    size = length_of_batches(extractor)
+    if _draws_noise(extractor, latents):
+        size = 1  # else each row of J would be of an image with other noise
     few = len(W) <= MOST_CHANNELS
     few = few and 4 * len(W) * colors * region.numel() <= MOST_BYTES
 
@@ -220,10 +276,9 @@ def find_directions(
             undo,
         ):
             run, tap = run_of(extractor, undo), tap_of(extractor)
-            size = extractor.batch_size
             responses = Responses(tap, run, layout, mask, size, step)
             solve = _by_matrices if few or step is not None else _by_products
-            parts = (responses, latents.split(1), region.to(latents.device), W)
+            parts = (responses, latents.split(1), region, W)
             return solve(*parts, n_directions, naturalness, bar.update)
 
     if derivatives != "differences":
@@ -234,21 +289,31 @@ def find_directions(
                 raise
             if derivatives == "exact":
                 raise ValueError(
-                    "The network has no exact derivatives in forward mode "
-                    f"({type(error).__name__}: {error}). Use "
-                    "derivatives='differences'."
+                    "The network has no exact derivatives in forward mode, or in "
+                    f"backward mode where that is needed ({type(error).__name__}: "
+                    f"{error}). Use derivatives='differences'."
                 ) from error
             failure = f"{type(error).__name__}: {error}"
+        # An error of the network itself is raised here.
+        generate_changed(extractor, latents[:1], None, verbose=0)
         warnings.warn(
             "Directions are found by finite differences, since the network has no "
-            f"exact derivatives in forward mode ({failure}). "
+            f"exact derivatives in forward or backward mode ({failure}). "
             "derivatives='differences' says so beforehand.",
             UserWarning,
             stacklevel=users_level(),
         )
-    features = promoted(as_tensor(extract(extractor, latents, verbose=0)))
-    size = float(features.double().square().mean().sqrt())
-    return _as_directions(solved(STEP * size or STEP), W)
+    features = as_tensor(extract(extractor, latents, verbose=0), keep_type=True)
+    share = STEP * torch.finfo(features.dtype).eps ** (1 / 3)
+    rms = float(features.double().square().mean().sqrt())
+    return _as_directions(solved(share * rms or share), W)
+
+
+def _draws_noise(extractor: GeneratorFeatureExtractor, latents: Tensor) -> bool:
+    """Whether an image depends on where in its batch it is."""
+    twice = latents[:1].expand(2, *latents.shape[1:])
+    one, other = promoted(generate_changed(extractor, twice, None, verbose=0))
+    return bool((one - other).abs().max() > NOISE * one.abs().max())
 
 
 def _spread(decomposition: PartsAppearanceDecomposition, weights: Tensor) -> Tensor:
@@ -258,6 +323,11 @@ def _spread(decomposition: PartsAppearanceDecomposition, weights: Tensor) -> Ten
     they are taken to vary as the appearances' least variation.
     """
     vectors, stds = variations_of(decomposition, weights, None)
+    if not stds[0] > 0:
+        raise ValueError(
+            "part does not vary in the training data: what is natural there is not "
+            "known. Fit the decomposition to more samples, or choose another part."
+        )
     varying = stds > FLOOR * stds[0]
     vectors, stds = vectors[varying], stds[varying]
     every = torch.linalg.qr(vectors.T, mode="complete").Q.T
@@ -287,12 +357,23 @@ def _by_matrices(
     """Rows u (n, C), by the two matrices of the objective."""
     inside, outside = grams(responses, latents, region, W, done)
     A, B = inside.numpy(), outside.numpy()
-    h = np.linalg.eigvalsh(B)[-1]
-    if h <= 0:  # the region is all of the image
-        h = 1.0
-    B = B + max(g, LEAST) * h * np.eye(len(B))
-    _, U = scipy.linalg.eigh(A, B, subset_by_index=(len(A) - n, len(A) - 1))
+    change, h = float(np.trace(A)), float(np.linalg.eigvalsh(B)[-1])
+    _check_reached(change, h)
+    h = h if h > TINY * change else change  # of a region that is all of the image
+    B = B + max(g, LEAST_NATURALNESS) * h * np.eye(len(B))
+    # In units of h: what is small is so as a share of it.
+    ends = (len(A) - n, len(A) - 1)
+    _, U = scipy.linalg.eigh(A / h, B / h, subset_by_index=ends)
     return torch.from_numpy(U.T[::-1].copy())
+
+
+def _check_reached(inside: float, h: float) -> None:
+    """Raise ValueError if what is added at the part does not change the region."""
+    if not np.isfinite(inside) or inside <= TINY * h:
+        raise ValueError(
+            "What is added at part does not change the region: give a region that it "
+            "reaches, or a later layer."
+        )
 
 
 def grams(
@@ -337,41 +418,57 @@ def _by_products(
     done: Callable[[int], Any],
 ) -> Tensor:
     """The same, by products with the two matrices alone (LOBPCG)."""
+    multiply = in_full_precision(torch.matmul)
 
     def product(weights: Tensor, X: np.ndarray) -> np.ndarray:
         """One of the matrices times X (C, b)."""
         done(X.size // len(W))
-        vectors = torch.from_numpy(X.reshape(len(W), -1).T).to(W) @ W
+        vectors = multiply(torch.from_numpy(X.reshape(len(W), -1).T.copy()).to(W), W)
         total = torch.zeros_like(vectors)
         for latent in latents:
             J = responses.forward(latent, vectors)
             total += responses.back(latent, weights.square().to(J) * J)
-        return (total @ W.T).T.double().cpu().numpy()
+        return multiply(total, W.T).T.double().cpu().numpy()
 
     inside, outside = (
         functools.partial(product, weights) for weights in (region, 1 - region)
     )
-    x = np.eye(len(W))[:, :1]
+    first = np.eye(len(W))[:, : n + EXTRA]
+    change = float(np.trace(first.T @ inside(first)))
+    x, h = first[:, :1], 0.0
     for _ in range(N_POWER):
         y = outside(x)
-        h = float(np.linalg.norm(y)) or 1.0  # 0: the region is all of the image
-        x = y / h
-    ridge = max(g, LEAST) * h
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that more iterations would be needed
-        _, U = scipy.sparse.linalg.lobpcg(
-            _operator(inside, len(W)),
-            np.eye(len(W))[:, : n + EXTRA],
-            B=_operator(lambda X: outside(X) + ridge * X, len(W)),
-            tol=TOL,
-            maxiter=MAX_ITER,
+        h = float(np.linalg.norm(y))
+        x = y / h if h > 0 else x
+    _check_reached(change, h)
+    h = h if h > TINY * change else change  # of a region that is all of the image
+    ridge = max(g, LEAST_NATURALNESS)
+
+    def left(X: np.ndarray) -> np.ndarray:
+        return inside(X) / h
+
+    def right(X: np.ndarray) -> np.ndarray:
+        return outside(X) / h + ridge * X
+
+    def operator(function: Callable) -> scipy.sparse.linalg.LinearOperator:
+        return scipy.sparse.linalg.LinearOperator(
+            (len(W), len(W)), matvec=function, matmat=function, dtype=np.float64
         )
-    return torch.from_numpy(U[:, :n].T.copy())
 
-
-def _operator(
-    product: Callable[[np.ndarray], np.ndarray], size: int
-) -> scipy.sparse.linalg.LinearOperator:
-    return scipy.sparse.linalg.LinearOperator(
-        (size, size), matvec=product, matmat=product, dtype=np.float64
-    )
+    with warnings.catch_warnings():
+        # Said below; and that it solves small problems otherwise.
+        warnings.filterwarnings("ignore", "Exited|The problem size", UserWarning)
+        values, U = scipy.sparse.linalg.lobpcg(
+            operator(left), first, B=operator(right), tol=TOL, maxiter=MAX_ITER
+        )
+    values, U = values[:n], U[:, :n]
+    images = left(U)
+    remains = np.linalg.norm(images - values * right(U), axis=0)
+    if (remains > ROUGH * np.linalg.norm(images, axis=0)).any():
+        warnings.warn(
+            f"After {MAX_ITER} iterations not all directions are the best there are. "
+            "More naturalness makes them easier to find.",
+            ConvergenceWarning,
+            stacklevel=users_level(),
+        )
+    return torch.from_numpy(U.T.copy())

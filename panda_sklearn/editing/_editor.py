@@ -45,6 +45,7 @@ from panda_sklearn.utils.thresholds import check_threshold
 from panda_sklearn.utils.validation import (
     as_numeric,
     check_choice,
+    check_count,
     check_flag,
     check_index,
     check_indices,
@@ -744,7 +745,7 @@ class LocalEditor:
         naturalness : float, default=0.003
             :math:`\gamma`, at least 0. At 0 directions are as local as can be, but may
             lead where no image is; at 1 they keep to what varies most in the training
-            data.
+            data. Below 0.0001 it is that, since there must be some.
 
         derivatives : {"auto", "exact", "differences"}, default="auto"
             Whether to take exact derivatives in forward mode (Jacobian-vector
@@ -764,12 +765,16 @@ class LocalEditor:
         ------
         TypeError, ValueError
             If an argument is something else, an index is out of range, a part is
-            constant, or exact derivatives are asked for and the network has none.
+            constant or does not vary in the training data, what is added there does not
+            reach the region, or exact derivatives are asked for and the network has
+            none.
 
         Warns
         -----
         UserWarning
             If "auto" takes differences.
+        ConvergenceWarning
+            If directions of many channels are not the best there are.
 
         See Also
         --------
@@ -780,6 +785,8 @@ class LocalEditor:
         The derivative is formed, a pass of the network for each channel of each sample;
         with more than 512 channels, or where one sample's takes more than 1 GiB, it is
         only multiplied with, forwards and backwards, and directions are approximate.
+        Differences are always formed, in whatever memory that takes. Where the network
+        draws noise they are of one image at a time, so that all have the same.
 
         References
         ----------
@@ -791,9 +798,12 @@ class LocalEditor:
         """
         latents, origin = self._door(latents)
         n_channels = self.decomposition.map_shape_[0]
-        n_directions = check_index("n_directions", n_directions, n_channels + 1)
-        if n_directions < 1:
-            raise ValueError(f"n_directions must be at least 1, got {n_directions}.")
+        n_directions = check_count("n_directions", n_directions)
+        if n_directions > n_channels:
+            raise ValueError(
+                f"n_directions must be at most {n_channels}, the number of channels, "
+                f"got {n_directions}."
+            )
         naturalness = check_single("naturalness", naturalness, at_least=0)
         check_choice("derivatives", derivatives, DERIVATIVES)
         verbose = check_verbose(verbose)

@@ -89,8 +89,9 @@ def align_face(image, landmarks, *, size=SIDE):
     turn, shift = _similarity(_check_landmarks(landmarks), size)
     height, width = pixels.shape[:2]
     corners = turn * size * np.array([0, 1, 1j, 1 + 1j]) + shift
-    outside = (corners.real < 0) | (corners.real > width)
-    outside |= (corners.imag < 0) | (corners.imag > height)
+    edge = 1e-6 * max(width, height)  # what rounding may add
+    outside = (corners.real < -edge) | (corners.real > width + edge)
+    outside |= (corners.imag < -edge) | (corners.imag > height + edge)
     if outside.any():
         warnings.warn(
             "The crop reaches beyond the photograph, whose edge is repeated there. Use "
@@ -100,7 +101,8 @@ def align_face(image, landmarks, *, size=SIDE):
         )
     values = promoted(as_tensor(pixels, keep_type=True))
     whole = values.reshape(height, width, -1).permute(2, 0, 1)[None]
-    crop = _resampled(whole, turn, shift, size)[0].permute(1, 2, 0)
+    crop = _resampled(whole, turn, shift, size).clamp(*torch.aminmax(whole))
+    crop = crop[0].permute(1, 2, 0)
     crop = crop.reshape(size, size, *pixels.shape[2:])
     return _typed(crop, pixels)
 
@@ -108,7 +110,7 @@ def align_face(image, landmarks, *, size=SIDE):
 def _check_image(image: Any) -> Any:
     """An array with an axis of rows and one of columns."""
     if hasattr(image, "getbands"):  # PIL's
-        if image.mode not in ("L", "RGB"):
+        if image.mode in ("P", "PA", "LA", "RGBA", "CMYK", "YCbCr", "1"):
             image = image.convert("RGB")
         image = np.asarray(image)
     pixels = as_numeric(image, "image", IMAGE)
@@ -119,6 +121,8 @@ def _check_image(image: Any) -> Any:
             f"image must be {IMAGE}, got shape {tuple(pixels.shape)}: its colours come "
             "first. Move them: numpy.moveaxis(image, 0, -1)."
         )
+    if pixels.dtype in (bool, torch.bool):
+        raise ValueError("image must be of numbers, got booleans.")
     check_finite(pixels, "image")
     check_fits(pixels, "image", torch.float32)
     return pixels
@@ -160,7 +164,8 @@ def _resampled(whole: Tensor, turn: complex, shift: complex, size: int) -> Tenso
     factor = min(factor, *whole.shape[2:])
     if factor > 1:
         whole = functional.avg_pool2d(whole, factor, ceil_mode=True)
-    along = (torch.arange(size * FINER, dtype=torch.float64) + 0.5) / FINER
+    along = torch.arange(size * FINER, dtype=torch.float64, device="cpu") + 0.5
+    along = along / FINER
     down, across = torch.meshgrid(along, along, indexing="ij")
     columns = (turn.real * across - turn.imag * down + shift.real) / factor
     rows = (turn.imag * across + turn.real * down + shift.imag) / factor
@@ -180,9 +185,7 @@ def _resampled(whole: Tensor, turn: complex, shift: complex, size: int) -> Tenso
 def _typed(crop: Tensor, like: ArrayLike) -> ArrayLike:
     """The crop in the type of the photograph; integers rounded."""
     if isinstance(like, Tensor):
-        if not like.is_floating_point():
-            crop = crop.round().clamp(0, torch.iinfo(like.dtype).max)
+        crop = crop if like.is_floating_point() else crop.round()
         return crop.to(like.dtype)
-    if like.dtype.kind != "f":
-        crop = crop.round().clamp(0, np.iinfo(like.dtype).max)
+    crop = crop if like.dtype.kind == "f" else crop.round()
     return crop.cpu().numpy().astype(like.dtype)

@@ -21,6 +21,7 @@ from panda_sklearn.editing._search import Match, Search, Space, clipped, varianc
 from panda_sklearn.feature_extractor import (
     GeneratorFeatureExtractor,
     check_latents,
+    length_of_batches,
     run_of,
     running_device,
     takes_floats,
@@ -61,16 +62,16 @@ N_DRAWN, N_CANDIDATES = 10_000, 500
 MOST_NUMBERS = 2**26
 # The generator's own images that are inverted beside the others, as a yardstick.
 N_OWN = 2
-# An image is matched badly if its residual is above this, and above so many times that
-# of the generator's own.
-BAD, TIMES = 0.15, 3.0
+# An image is matched badly if its residual is above the first of these, and above so
+# many times that of the generator's own; above the last it is in any case.
+BAD, TIMES, WORST = 0.15, 3.0, 0.5
 # Images whose values are so many times those of the generator's are in other units.
 FAR = 3.0
 # Pixels on the longest side of the images by which starts are chosen.
 COARSE = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Inversion:
     r"""Latents that were found for images, and how far off their images are.
 
@@ -138,9 +139,9 @@ def invert(
         in them where the generator has it: see :func:`align_face`.
 
     samples : array of shape (n_samples, \*latent_shape), default=None
-        Latents of the distribution that the generator was trained on, some hundred at
-        least: starts are taken from them, and what is found is kept near them.
-        ``None`` draws them with ``sample_latents``.
+        Latents of the distribution that the generator was trained on, three at least
+        and better some hundred: starts are taken from them, and what is found is kept
+        near them. ``None`` draws them with ``sample_latents``.
 
     loss : callable, default=None
         ``loss(images, targets)`` gives the losses, (n,), of generated images, a tensor
@@ -164,8 +165,8 @@ def invert(
         at random. Inputs of mapping networks need several; with codes 1 is enough.
 
     learning_rate : float, default=0.1
-        Length of the first steps, in standard deviations of the latents; it falls to 0
-        in the second half.
+        Length of the steps, in standard deviations of the latents, after ten that are
+        shorter; it falls to 0 in the second half.
 
     value_range : tuple of float, default=None
         Values of black and white that images are clipped to, as pictures are, before
@@ -187,8 +188,8 @@ def invert(
     ------
     TypeError, ValueError
         If an argument is something else, images are of another shape than the
-        generator's or of values of another order, latents are integers or have classes
-        in them, or the network cannot be differentiated.
+        generator's or of far larger values, latents are integers or have classes in
+        them, or the loss cannot be differentiated by the latents.
     ImportError
         If the loss is not given and torchmetrics is not installed.
 
@@ -196,7 +197,8 @@ def invert(
     -----
     UserWarning
         If an image is matched much worse than two of the generator's own, which are
-        inverted beside it; it says what to try.
+        inverted beside it, or if half of its variance is not matched; it says what to
+        try.
 
     See Also
     --------
@@ -248,16 +250,48 @@ def invert(
     if loss is None and similar:
         needed("torchmetrics", "torchmetrics")
     random_state = check_random_state(random_state)
-    drawn = _drawn(extractor, samples, random_state)
-    generator = randomness(random_state)
-    picked = torch.randperm(len(drawn), generator=generator)[: N_CANDIDATES + N_OWN]
+    with torch.inference_mode(False):  # of which nothing can be differentiated
+        drawn = _drawn(extractor, samples, random_state).clone()
+        return _found(
+            extractor,
+            given.clone(),
+            origin,
+            drawn,
+            loss,
+            prior,
+            n_steps,
+            n_starts,
+            learning_rate,
+            value_range,
+            randomness(random_state),
+            verbose,
+        )
+
+
+def _found(
+    extractor: GeneratorFeatureExtractor,
+    given: Tensor,
+    origin: Origin,
+    drawn: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor] | None,
+    prior: float,
+    n_steps: int,
+    n_starts: int,
+    learning_rate: float,
+    value_range: tuple[float, float] | None,
+    generator: torch.Generator,
+    verbose: int,
+) -> Inversion:
+    """The inversion of checked images, with latents drawn."""
+    picked = torch.randperm(len(drawn), generator=generator, device="cpu")
+    picked = picked[: N_CANDIDATES + N_OWN].to(drawn.device)
     own, candidates = drawn[picked[:N_OWN]], drawn[picked[N_OWN:]]
     space = Space.of(drawn)
-    device = running_device(extractor)
     with Undo() as undo, undo:
         run = run_of(extractor, undo)
-        size = extractor.batch_size
-        targets = torch.cat([given.to(device), _images(run, own, size)])
+        size = length_of_batches(extractor)
+        made = _images(run, own, size)
+        targets = torch.cat([given.to(made), made])
         starts = _starts(run, candidates, targets, n_starts, size, generator)
         search = Search(run, space, Match(targets, loss, value_range), prior, size)
         with tqdm(
@@ -265,12 +299,12 @@ def invert(
         ) as bar:
             first = space.coordinates(candidates[starts.flatten()])
             first = first.unflatten(0, starts.shape)
-            u = search.best(first, n_steps, learning_rate, bar.update)
+            u, fine = search.best(first, n_steps, learning_rate, bar.update)
         latents = space.latents(u)
         made = _images(run, latents, size)
     residuals = _residuals(made, targets, value_range)
     n = len(given)
-    _warn(residuals[:n], residuals[n:])
+    _warn(residuals[:n], residuals[n:], ~fine[:n])
     return Inversion(
         origin.give(latents[:n]),
         origin.give(residuals[:n]),
@@ -305,14 +339,6 @@ def _drawn(
 ) -> Tensor:
     """Latents of the generator's distribution, on the network's device."""
     device = running_device(extractor)
-    if samples is not None:
-        checked, _ = check_latents(extractor, samples, "samples")
-        if len(checked) < 2:
-            raise ValueError(
-                "samples must be two latents at least, some hundred for good results, "
-                f"got {len(checked)}."
-            )
-        return as_tensor(checked).to(device)
     forward, generator = extractor.forward, extractor.generator
     if reads_classes(generator, forward):
         raise ValueError(
@@ -320,6 +346,14 @@ def _drawn(
             "the extractor a forward with a label, the class of all images, such as "
             "BigGAN(label=207)."
         )
+    if samples is not None:
+        checked, _ = check_latents(extractor, samples, "samples")
+        if len(checked) <= N_OWN:
+            raise ValueError(
+                f"samples must be {N_OWN + 1} latents at least, and some hundred for "
+                f"good results, got {len(checked)}."
+            )
+        return as_tensor(checked).to(device)
     latents, n = extractor.latent_shape_, N_DRAWN
     n = max(N_CANDIDATES + N_OWN, min(n, MOST_NUMBERS // math.prod(latents)))
     failure = ""
@@ -383,7 +417,8 @@ def _starts(
     n_near = (n_starts + 1) // 2
     order = distances.argsort(dim=1)
     near, others = order[:, :n_near], order[:, n_near:]
-    chance = torch.rand(others.shape, generator=generator).to(others.device)
+    chance = torch.rand(others.shape, generator=generator, device="cpu")
+    chance = chance.to(others.device)
     picked = chance.argsort(dim=1)[:, : n_starts - n_near]
     return torch.cat([near, others.gather(1, picked)], dim=1)
 
@@ -406,14 +441,15 @@ def _residuals(
     return (made - targets).square().flatten(1).mean(dim=1) / variance_of(targets)
 
 
-def _warn(residuals: Tensor, own: Tensor) -> None:
-    """Warn of images that are matched badly."""
-    bad = residuals > max(BAD, TIMES * float(own.max()))
+def _warn(residuals: Tensor, own: Tensor, lost: Tensor) -> None:
+    """Warn of images that are matched badly, ``lost`` ones in any case."""
+    usual = float(own.max().nan_to_num(torch.inf))
+    bad = lost | ~(residuals <= min(max(BAD, TIMES * usual), WORST))  # NaN is
     if bool(bad.any()):
         warnings.warn(
             f"{int(bad.sum())} of {len(residuals)} images are matched badly: the "
-            f"differences are up to {float(residuals.max()):.2g} of their variance, "
-            f"those of the generator's own images {float(own.max()):.2g}. Is "
+            f"differences are up to {float(residuals[bad].max()):.2g} of their "
+            f"variance, those of the generator's own {float(own.max()):.2g}. Is "
             "everything where the generator has it (align_face), and what is in them "
             "among what it was trained on? Codes of each layer as latents, "
             "StyleGAN2(latent_space='w+'), match far more. More n_steps and n_starts "

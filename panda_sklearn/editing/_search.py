@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from panda_sklearn.generators._calls import Run
+from panda_sklearn.utils.arithmetic import in_full_precision
 from panda_sklearn.utils.arrays import promoted
 from panda_sklearn.utils.batches import Batches
 from panda_sklearn.utils.optional import needed
@@ -79,11 +80,13 @@ class Space:
         )
         return cls(mean, spread, back, tuple(drawn.shape[1:]))
 
+    @in_full_precision
     def latents(self, u: Tensor) -> Tensor:
         """Latents (n, *latent_shape) at coordinates (n, n_rows, d)."""
         moved = torch.einsum("nrd,rdk->nrk", u, self.spread)
         return (self.mean + moved).reshape(len(u), *self.shape)
 
+    @in_full_precision
     def coordinates(self, latents: Tensor) -> Tensor:
         """Coordinates (n, n_rows, d) of latents (n, *latent_shape)."""
         rows = latents.reshape(len(latents), *self.mean.shape).to(self.mean)
@@ -113,7 +116,7 @@ class Match:
         self.variance = variance_of(self.targets)
         self.loss = loss
         low, high = value_range or torch.aminmax(targets)
-        self.width = float(high - low)
+        self.width = float(high - low) or 1.0
         spatial = targets.shape[2:]
         self.similar = len(spatial) in (2, 3) and min(spatial) >= LEAST
 
@@ -131,6 +134,7 @@ class Match:
             )
         return found
 
+    @in_full_precision
     def _default(self, images: Tensor, targets: Tensor, variance: Tensor) -> Tensor:
         spatial = images.shape[2:]
         total = (images - targets).square().flatten(1).mean(dim=1) / variance
@@ -177,11 +181,12 @@ class Search:
 
     def best(
         self, u: Tensor, n_steps: int, rate: float, done: Callable[[int], Any]
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """The best coordinates (n_targets, n_rows, d) from starts (n_targets, k, ...).
 
-        By Adam. Starts are halved, those of the lowest loss going on, at even distances
-        in the first half of the steps.
+        With whether their losses are finite, (n_targets,). By Adam. Starts are halved,
+        those of the lowest loss going on, at even distances in the first half of the
+        steps.
         """
         n_targets, k = u.shape[:2]
         of = torch.arange(n_targets, device=u.device).repeat_interleave(k)
@@ -198,10 +203,10 @@ class Search:
             mean = BETAS[0] * mean + (1 - BETAS[0]) * slope
             square = BETAS[1] * square + (1 - BETAS[1]) * slope.square()
             m, s = mean / (1 - BETAS[0] ** step), square / (1 - BETAS[1] ** step)
-            way = min(1.0, 2 * (1 - step / n_steps), step / WARM_UP)
+            way = min(1.0, 2 * (1 - (step - 1) / n_steps), step / WARM_UP)
             u = u - rate * way * m / (s.sqrt() + EPS)
             done(1)
-        return u
+        return u, losses.isfinite()
 
     def _slopes(self, u: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
         """Losses (n,) of coordinates (n, n_rows, d), and their derivatives."""
@@ -213,21 +218,30 @@ class Search:
                 some = u[where].detach().requires_grad_()
                 images = promoted(self.run(self.space.latents(some)))
                 each = self.match.losses(images, of[where])
-                each = each + self.prior * some.square().flatten(1).mean(dim=1)
-                if not images.requires_grad:
-                    raise ValueError(
-                        "The network's images do not depend on its latents in a way "
-                        "that can be differentiated, so that none can be found. Is "
-                        "there a torch.no_grad() or detach() in it, or in forward?"
+                # Half precision has no derivatives as small as those of a pixel.
+                size = images[0].numel()
+                slope = None
+                if each.requires_grad:
+                    (slope,) = torch.autograd.grad(
+                        size * each.sum(), some, allow_unused=True
                     )
-                (slope,) = torch.autograd.grad(each.sum(), some)
-            losses[where] = each.detach()
-            return slope
+            if slope is None:
+                raise ValueError(
+                    "The loss does not depend on the latents in a way that can be "
+                    "differentiated, so that none can be found. Is there a "
+                    "torch.no_grad() or detach() in the network, in forward or in "
+                    "loss?"
+                )
+            unlikely = some.detach()
+            prior = self.prior * unlikely.square().flatten(1).mean(dim=1)
+            losses[where] = each.detach() + prior
+            return slope / size + 2 * self.prior / unlikely[0].numel() * unlikely
 
         batches = Batches(len(u), self.batch_size)
         for where, slope in batches.map(make):
             slopes[where] = slope
         if batches.shrank:
+            batches.warn()
             self.batch_size = batches.size
         fine = losses.isfinite() & slopes.flatten(1).isfinite().all(dim=1)
         losses[~fine], slopes[~fine] = torch.inf, 0

@@ -289,7 +289,7 @@ class Rosinality(Styled):
 class Shipped(Styled):
     """``load_face_generator``: ``G.styles(z)``, ``G.synthesize(list of codes)``."""
 
-    marks = ("styles", "synthesize", "style_mean", "n_styles")
+    marks = ("styles", "synthesize", "style_mean", "n_styles", "truncation")
 
     def latent_size(self, generator):
         return int(generator.latent_size)
@@ -304,7 +304,9 @@ class Shipped(Styled):
         return int(generator.n_styles)
 
     def map(self, generator, z, labels):
-        return self.spread(generator, generator.styles(z))
+        codes = generator.styles(z)
+        mean = generator.style_mean.to(codes)
+        return self.spread(generator, mean.lerp(codes, generator.truncation))
 
     def mean_code(self, generator):
         return generator.style_mean

@@ -137,7 +137,9 @@ def sample_latents(
 
 def reads_classes(generator: nn.Module, forward: Any) -> bool:
     """Whether latents that ``sample_latents`` draws have classes among them."""
-    family = forward if isinstance(forward, Family) else _family_of(generator)
+    if forward is not None and not isinstance(forward, Family):
+        return False  # it is not known what that reads
+    family = _family_of(generator) if forward is None else forward
     convention = matching_convention(family.conventions, generator)
     if convention is None or family.label is not None:
         return False

@@ -2,10 +2,12 @@
 
 import itertools
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 from torch.nn import functional as F
 
@@ -161,28 +163,168 @@ class TestDerivatives:
         with pytest.raises(ValueError, match="no exact derivatives"):
             editor.find_directions(z[:2], 0, 2, derivatives="exact")
 
-    def test_an_error_of_the_network_is_its_own(self, z):
+    @pytest.mark.parametrize("kind", [KeyError, RuntimeError])
+    def test_an_error_of_the_network_is_its_own(self, z, kind):
         class Broken(TinyGenerator):
             broken = False
 
             def forward(self, z):
                 if self.broken:
-                    raise KeyError("of the network")
+                    raise kind("of the network")
                 return super().forward(z)
 
         editor = editor_of(Broken(), z)
         editor.extractor.generator.broken = True
-        with pytest.raises(KeyError, match="of the network"):
+        state = torch.get_rng_state()
+        with pytest.raises(kind, match="of the network"):
             editor.find_directions(z[:2], 0, 2)
+        assert torch.is_grad_enabled() and torch.equal(state, torch.get_rng_state())
+        modules = list(editor.extractor.generator.modules())
+        assert not any(module._forward_hooks for module in modules)
 
-    def test_noise_is_no_derivative(self, z, region):
-        quiet, noisy = (editor_of(TinyGenerator(noise=n), z) for n in (0.0, 1e-3))
-        for kind in ("exact", "differences"):
-            found = [
-                each.find_directions(z[:3], 0, 1, region, derivatives=kind)
-                for each in (quiet, noisy)
-            ]
-            assert float((found[0] * found[1]).sum()) > 0.9
+    def test_noise_is_the_same_in_all_columns(self, z, region, monkeypatch):
+        editor = editor_of(TinyGenerator(noise=1.0), z)
+        found = editor.find_directions(z[:3], 0, 1, region)
+        one = editor_of(TinyGenerator(noise=1.0), z)
+        one.extractor.batch_size = 1
+        alone = one.find_directions(z[:3], 0, 1, region)
+        torch.testing.assert_close(found, alone, rtol=0, atol=1e-3)
+
+
+class Wide(nn.Module):
+    """Latents -> 60 channels at 4 x 4 -> images, each channel at a place of its own."""
+
+    latent_size = 8
+
+    def __init__(self, scale=1.0, loud=1.0):
+        super().__init__()
+        random = torch.Generator().manual_seed(0)
+        self.dense = nn.Linear(8, 60 * 16)
+        self.maps, self.to_image = nn.Identity(), nn.Conv2d(60, 3, 3, padding=1)
+        with torch.no_grad():
+            for p in self.parameters():
+                p.copy_(torch.randn(p.shape, generator=random) / p[0].numel() ** 0.5)
+            self.dense.weight *= loud
+            self.dense.bias *= loud
+            self.to_image.weight /= loud
+        self.scale = scale
+        self.eval().requires_grad_(False)
+
+    def forward(self, z):
+        x = self.maps(torch.tanh(self.dense(z)).reshape(-1, 60, 4, 4) + 0)
+        return self.scale * torch.tanh(self.to_image(F.interpolate(x, scale_factor=2)))
+
+
+def wide_editor(generator, z):
+    extractor = GeneratorFeatureExtractor(generator, "maps", batch_size=16)
+    panda = PartsAppearanceDecomposition(3, 60, max_iter=10, tol=0, random_state=0)
+    return LocalEditor(extractor, panda.fit(extractor.fit_transform(z)))
+
+
+@pytest.fixture(scope="module")
+def wide_z():
+    return torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+
+
+def cosines(one, other):
+    return (one.double() * other.double()).sum(dim=1).abs()
+
+
+class TestManyChannels:
+    @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e3])
+    def test_products_find_what_the_matrix_does(self, wide_z, monkeypatch, scale):
+        editor = wide_editor(Wide(scale), wide_z)
+        formed = editor.find_directions(wide_z[:3], 0, 3)
+        monkeypatch.setattr(_directions, "MOST_CHANNELS", 1)
+        products = editor.find_directions(wide_z[:3], 0, 3)
+        assert cosines(formed, products).min() > 0.98
+
+    def test_what_is_not_the_best_is_said(self, wide_z, monkeypatch):
+        monkeypatch.setattr(_directions, "MOST_CHANNELS", 1)
+        monkeypatch.setattr(_directions, "MAX_ITER", 1)
+        monkeypatch.setattr(_directions, "ROUGH", 1e-6)
+        editor = wide_editor(Wide(), wide_z)
+        with pytest.warns(ConvergenceWarning, match="naturalness"):
+            editor.find_directions(wide_z[:2], 0, 3, naturalness=0.0)
+
+    def test_batches_are_no_larger_than_asked_for(self, wide_z):
+        editor = wide_editor(Wide(), wide_z)
+        sizes = []
+        with editor.extractor.generator.maps.register_forward_hook(
+            lambda layer, args, output: sizes.append(len(output))
+        ):
+            editor.find_directions(wide_z[:2], 0, 1)
+        assert max(sizes) == 16
+
+    def test_several_threads(self, wide_z):
+        editor = wide_editor(Wide(), wide_z)
+        expected = editor.find_directions(wide_z[:2], 0, 1)
+        with ThreadPoolExecutor(4) as pool:
+            found = list(
+                pool.map(
+                    lambda _: editor.find_directions(
+                        wide_z[:2], 0, 1, derivatives="exact"
+                    ),
+                    range(8),
+                )
+            )
+        for each in found:
+            torch.testing.assert_close(each, expected, rtol=0, atol=1e-4)
+
+    def test_in_inference_mode(self, wide_z, monkeypatch):
+        editor = wide_editor(Wide(), wide_z)
+        expected = editor.find_directions(wide_z[:2], 0, 1)
+        with torch.inference_mode():
+            found = editor.find_directions(
+                wide_z[:2].clone(), 0, 1, derivatives="exact"
+            )
+            monkeypatch.setattr(_directions, "MOST_CHANNELS", 1)
+            products = editor.find_directions(wide_z[:2].clone(), 0, 1)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+        assert cosines(products, expected).min() > 0.98
+
+
+class TestDifferences:
+    @pytest.mark.parametrize("loud", [0.01, 1.0, 100.0])
+    def test_whatever_the_activations_units(self, wide_z, loud):
+        editor = wide_editor(Wide(loud=loud), wide_z)
+        exact, small = (
+            editor.find_directions(wide_z[:3], 0, 2, derivatives=kind)
+            for kind in ("exact", "differences")
+        )
+        assert cosines(exact, small).min() > 0.95
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_in_half_precision(self, wide_z, dtype):
+        whole = wide_editor(Wide(), wide_z).find_directions(wide_z[:3], 0, 1)
+        half = wide_editor(Wide().to(dtype), wide_z)
+        for kind, least in (("exact", 0.9), ("differences", 0.8)):
+            found = half.find_directions(wide_z[:3], 0, 1, derivatives=kind)
+            assert cosines(found, whole).min() > least
+
+
+class TestWhatCannotBe:
+    def test_a_part_at_which_nothing_varies(self, z):
+        extractor = GeneratorFeatureExtractor(TinyGenerator(), "block1").fit(z)
+        panda = PartsAppearanceDecomposition(2, 3, max_iter=3, tol=0, random_state=0)
+        alike = extractor.transform(z[:1].expand(5, -1))
+        editor = LocalEditor(extractor, panda.fit(alike))
+        with pytest.raises(ValueError, match="part does not vary"):
+            editor.find_directions(z[:2], 0, 1, torch.ones(8, 8))
+
+    def test_a_region_out_of_reach(self):
+        z = torch.randn(50, 4 * 36, generator=torch.Generator().manual_seed(0))
+        extractor = GeneratorFeatureExtractor(Moved(), "maps")
+        panda = PartsAppearanceDecomposition(2, 4, max_iter=5, tol=0, random_state=0)
+        editor = LocalEditor(extractor, panda.fit(extractor.fit_transform(z)))
+        part, region = torch.zeros(6, 6), torch.zeros(6, 6)
+        part[0, 0] = region[5, 1] = 1
+        with pytest.raises(ValueError, match="does not change the region"):
+            editor.find_directions(z[:2], part, 1, region)
+
+    def test_more_directions_than_channels(self, editor, z):
+        with pytest.raises(ValueError, match="at most 5"):
+            editor.find_directions(z[:2], 0, 6)
 
 
 def test_naturalness_trades_locality_for_what_varies(editor, z, region):

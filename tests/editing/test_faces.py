@@ -73,12 +73,42 @@ def test_an_aligned_image_stays_as_it_is():
 
 
 def test_no_pixel_of_a_large_photograph_is_left_out():
-    """Of stripes finer than the crop's pixels the mean is left."""
-    image = np.zeros((1280, 1280), dtype=np.uint8)
-    image[:, ::2] = 200
-    crop = align_face(image, 20 * np.array(PLACES))
-    assert crop.shape == (64, 64) and crop.dtype == np.uint8
-    assert np.abs(crop.astype(int) - 100).max() <= 1
+    """Single bright columns, wherever they lie, are seen with their mean."""
+    for column in (637, 640, 643, 651):
+        image = np.zeros((1280, 1280), dtype=np.float32)
+        image[:, column] = 255
+        crop = align_face(image, 20 * np.array(PLACES))
+        np.testing.assert_allclose(crop.sum(axis=1), 255 / 20, rtol=0.05)
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.float32])
+def test_values_stay_among_those_of_the_photograph(kind):
+    image = np.where(np.random.default_rng(0).random((90, 90)) < 0.5, -500, 300)
+    crop = align_face(image.astype(kind), np.array(PLACES) * 1.2 + 4)
+    assert crop.dtype == kind and crop.min() >= -500 and crop.max() <= 300
+    assert crop.min() < -300
+
+
+@pytest.mark.parametrize("scale", [1.1, 1.37, 2.3, 3.9])
+def test_a_crop_that_fits_exactly_is_not_beyond(scale):
+    side = round(64 * scale, 6)
+    image = np.zeros((int(np.ceil(side)),) * 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        align_face(image, np.array(PLACES) * len(image) / 64)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "L", "I;16", "F"])
+def test_modes_of_pil(mode):
+    plain = 255 * dots((100, 120), 1.4 * np.array(PLACES) + 5, 4)[..., 0]
+    picture = Image.fromarray(plain.astype(np.uint8))
+    if mode == "I;16":
+        picture = Image.fromarray((plain * 100).astype(np.uint16))
+    elif mode != "L":
+        picture = picture.convert(mode if mode != "P" else "RGB").convert(mode)
+    crop = align_face(picture, 1.4 * np.array(PLACES) + 5)
+    assert crop.ndim == (2 if mode in ("L", "I;16", "F") else 3)
+    assert crop.max() > (20_000 if mode == "I;16" else 200)
 
 
 @pytest.mark.parametrize("kind", ["uint8", "float32", "float64", "tensor", "PIL"])
@@ -116,6 +146,7 @@ def test_a_crop_beyond_the_photograph_is_said():
     [
         (np.zeros((3, 80, 80)), PLACES, "moveaxis"),
         (np.zeros(80), PLACES, "image must be"),
+        (np.zeros((80, 80), dtype=bool), PLACES, "booleans"),
         (np.full((80, 80), np.nan), PLACES, "image"),
         (np.zeros((80, 80)), PLACES[:2], "three points"),
         (np.zeros((80, 80)), [(5, 5), (5, 5), (9, 9)], "apart"),

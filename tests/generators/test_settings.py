@@ -13,6 +13,7 @@ from panda_sklearn import (
     LocalEditor,
     PartsAppearanceDecomposition,
 )
+from panda_sklearn.datasets import load_face_generator
 from panda_sklearn.editing import EditedGenerator
 from panda_sklearn.generators import (
     BigGAN,
@@ -351,3 +352,17 @@ def test_half_precision_is_left_to_cuda():
         made = extractor.fit(latents).generate(latents)
         assert made.device.type == "cuda" and made.shape == images.shape
     assert on_device.synthesis.b8.forced[-1] is False
+
+
+@pytest.mark.parametrize("truncation", [1.0, 0.6])
+def test_the_shipped_generator_is_a_stylegan2(truncation):
+    """In all three spaces, and with the truncation that it was loaded with."""
+    generator = load_face_generator(truncation)
+    z = sample_latents(generator, 3, random_state=0)
+    expected = generator(z)
+    for space in ("z", "w", "w+"):
+        family = StyleGAN2(latent_space=space)
+        latents = sample_latents(generator, 3, random_state=0, forward=family)
+        torch.testing.assert_close(family(generator, latents), expected)
+    mean = StyleGAN2(truncation_psi=0.0)(generator, z)
+    torch.testing.assert_close(mean, generator(z, truncation=0.0))
