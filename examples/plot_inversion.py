@@ -28,13 +28,18 @@ from sklearn.datasets import fetch_lfw_people, get_data_home
 from sklearn.decomposition import PCA
 
 from panda_sklearn import Edit, GeneratorFeatureExtractor, LocalEditor
-from panda_sklearn.datasets import load_face_edits, sample_latents
+from panda_sklearn.datasets import (
+    load_face_edits,
+    load_face_generator,
+    sample_latents,
+)
 from panda_sklearn.editing import align_face, invert
 from panda_sklearn.generators import StyleGAN2
 from panda_sklearn.metrics import roi_ratio
 
+generator = load_face_generator()
 named_editor, edits = load_face_edits()
-generator, panda = named_editor.extractor.generator, named_editor.decomposition
+panda = named_editor.decomposition
 
 
 def photograph():
@@ -45,7 +50,7 @@ def photograph():
     file = folder / "Cecilia_Bolocco" / "Cecilia_Bolocco_0002.jpg"
     if not file.exists():
         z = sample_latents(generator, 1, random_state=2)
-        return generator(z).clamp(-1, 1).flip(-1)
+        return generator(z, truncation=0.7).clamp(-1, 1).flip(-1)
     eyes_and_mouth = [(105, 113.5), (146, 112), (127, 157.5)]
     crop = align_face(plt.imread(file), eyes_and_mouth)
     return torch.from_numpy(np.moveaxis(crop, -1, 0) / 127.5 - 1).float()[None]
@@ -68,15 +73,21 @@ latents, residuals = found
 print(f"{float(residuals[0]):.1%} of the variance is not matched")
 
 
-def draw(columns, mean=0.0, size=1.5):
-    """Images side by side, with their names."""
+def draw(*rows, size=1.5):
+    """Rows of images with names of their own; the first place of later rows is free."""
+    n = len(rows[0])
     figure, axes = plt.subplots(
-        1, len(columns), figsize=(size * len(columns), size + 0.4)
+        len(rows), n, figsize=(size * n, (size + 0.3) * len(rows)), squeeze=False
     )
-    for ax, (name, images) in zip(axes, columns.items(), strict=True):
-        ax.imshow(((images[0] + 1) / 2).clamp(0, 1).permute(1, 2, 0))
-        ax.set_title(name, fontsize="small")
-        ax.set(xticks=[], yticks=[])
+    for ax in axes.flat:
+        ax.axis("off")
+    for row, columns in zip(axes, rows, strict=True):
+        for ax, (name, images) in zip(
+            row[n - len(columns) :], columns.items(), strict=True
+        ):
+            image = ((images[0] + 1) / 2).clamp(0, 1).expand(3, -1, -1)
+            ax.imshow(image.permute(1, 2, 0))
+            ax.set_title(name, fontsize="small")
     figure.tight_layout(pad=0.3)
     return figure
 
@@ -146,17 +157,12 @@ for name, directions in rivals.items():
     compared[name] = min(images, key=lambda image: roi_ratio(mouth, plain, image))
 for name, image in compared.items():
     print(f"{name:9} ROIR {roi_ratio(mouth, plain, image):.2f}")
-compared_figure = draw({"inverted": plain} | compared)
-change_figure = draw(
+compared_figure = draw(
+    {"inverted": plain} | compared,
     {
-        f"change, {name}": (image - plain)
-        .abs()
-        .mean(dim=1, keepdim=True)
-        .repeat(1, 3, 1, 1)
-        * 4
-        - 1
+        f"change, {name}": 4 * (image - plain).abs().mean(dim=1, keepdim=True) - 1
         for name, image in compared.items()
-    }
+    },
 )
 
 # %%
@@ -168,7 +174,6 @@ for name, figure in {
     "inversion": inversion_figure,
     "inversion_edited": named_figure,
     "inversion_compared": compared_figure,
-    "inversion_changes": change_figure,
 }.items():
     figure.savefig(pictures / f"{name}.png", dpi=100)
 print(f"Pictures are in {pictures.resolve()}")
