@@ -7,6 +7,7 @@ nothing of the decomposition.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable, Generator
 from numbers import Integral
@@ -33,6 +34,7 @@ from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor, is_floating
 from panda_sklearn.utils.batches import Batches
 from panda_sklearn.utils.borrowing import hold
 from panda_sklearn.utils.hooks import (
+    Moment,
     can_be_stopped,
     capture,
     find_layer,
@@ -69,16 +71,17 @@ __all__ = [
     "length_of_batches",
     "run_of",
     "running_device",
+    "steps_of",
     "takes_floats",
     "tap_of",
 ]
 
 # Latents of a batch of samples -> the activations that the network has there.
 Take = Callable[[ArrayLike], Tensor]
-# Which samples a batch has -> a function of its activations and of which of the tapped
-# calls they are of, that gives what to put in their place. The first is called before
-# the network runs, and may run it elsewhere.
-Change = Callable[[slice, Take], Callable[[Tensor, int], Tensor]]
+# Which samples a batch has -> a function of its activations and of when they are made,
+# that gives what to put in their place. The first is called before the network runs,
+# and may run it elsewhere.
+Change = Callable[[slice, Take], Callable[[Tensor, Moment], Tensor]]
 
 
 class GeneratorFeatureExtractor(  # type: ignore[call-arg]
@@ -346,9 +349,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         tap = self._tap(calls=None)
         latents = self._check_new(X)
         if self._takes_several():
-            runs = self._count_runs(tap, latents)
-            self._n_runs = runs
-            tap = self._tap(calls=self._calls(runs))
+            tap = self._tap(calls=self._calls(self._count_runs(tap, latents)))
         elif self.call is not None:
             tap = self._tap(calls=(self.call,))
         return tap, latents
@@ -600,7 +601,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
                 f"axis is not the samples. {advice}"
             )
         found = seen.found()
-        self.n_calls_ = tap.n_calls
+        self.n_calls_, self._n_runs = tap.n_calls, seen.n_calls
         self.feature_shape_ = tuple(found.shape[1:])
         self._feature_dtype = found.dtype
         self.latent_shape_ = tuple(shape[1:])
@@ -640,14 +641,23 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         """
         latents, origin = self._check_latents(latents)
         if features is None:
-            change = None
-        elif callable(features):
-            change = lambda where, take: lambda old, call: _own(features(old), old)  # noqa: E731
-        else:
-            given = self._check_features(features, len(latents))
-            calls = self._by_calls(given, len(latents))
-            change = lambda where, take: lambda old, call: _own(calls[where, call], old)  # noqa: E731
+            return origin.give(generate_changed(self, latents, None))
+        replacement = self._replacement(features, len(latents))
+
+        def change(where: slice, take: Take) -> Callable[[Tensor, Moment], Tensor]:
+            return lambda old, moment: _own(replacement(where, old, moment), old)
+
         return origin.give(generate_changed(self, latents, change))
+
+    def _replacement(
+        self, features: Any, n_samples: int
+    ) -> Callable[[slice, Tensor, Moment], Any]:
+        """What takes the place of activations, by samples and call."""
+        if callable(features):
+            return lambda where, old, moment: features(old)
+        given = self._check_features(features, n_samples)
+        split, calls = self._by_calls(given, n_samples), self._tap().calls or (0,)
+        return lambda where, old, moment: split[where, calls.index(moment.call)]
 
     def split_calls(self, features):
         r"""Arrange activations by the calls that they are of.
@@ -998,6 +1008,14 @@ def running_device(extractor: GeneratorFeatureExtractor) -> torch.device:
     return check_device(extractor.device)
 
 
+def steps_of(
+    extractor: GeneratorFeatureExtractor,
+) -> tuple[tuple[int, ...] | None, str, int]:
+    """The calls that are taken, what they become, and how often the layer runs."""
+    tap = extractor._tap()
+    return tap.calls, tap.calls_as, extractor._n_runs
+
+
 def run_of(extractor: GeneratorFeatureExtractor, undo: Undo) -> Run:
     """Borrow the network: ``run(latents)`` makes a forward pass of checked latents.
 
@@ -1017,10 +1035,17 @@ def generate_changed(
     latents: ArrayLike,
     change: Change | None,
     *,
+    calls: tuple[int, ...] | None = None,
+    others: bool = False,
     verbose: int | None = None,
 ) -> Tensor:
-    """Images of checked latents, on their device, with activations changed."""
+    """Images of checked latents, on their device, with activations changed.
+
+    At the calls that the extractor takes, or at others; in the samples' own part of
+    batches that guidance multiplies, or in the others, too.
+    """
     tap = extractor._tap()
+    changed = tap if calls is None else dataclasses.replace(tap, calls=calls)
     stop = can_be_stopped(extractor.generator)
 
     def make(run: Run, where: slice) -> Tensor:
@@ -1032,7 +1057,9 @@ def generate_changed(
             made = run(latents[where])
         else:
             apply, n = change(where, take), where.stop - where.start
-            made = replace(tap, apply, lambda: run(latents[where]), n_samples=n)
+            made = replace(
+                changed, apply, lambda: run(latents[where]), n_samples=n, others=others
+            )
         if not isinstance(made, Tensor):
             raise TypeError(
                 f"The network returned a {type(made).__name__}, expected a tensor "

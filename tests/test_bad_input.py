@@ -18,6 +18,7 @@ import torch
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
+from torch import nn
 
 from panda_sklearn import (
     Edit,
@@ -30,6 +31,7 @@ from panda_sklearn import (
     metrics,
 )
 from panda_sklearn.datasets import (
+    load_face_diffusion,
     load_face_edits,
     load_face_generator,
     make_parts_appearances,
@@ -472,6 +474,8 @@ def edit_rows(w):
             "coefficients": None,
             "features": None,
             "given": None,
+            "calls": None,
+            "branches": "own",
             "name": "smile",
         },
         valid={
@@ -480,6 +484,7 @@ def edit_rows(w):
             **dict.fromkeys(("variation", "latent", "coefficients"), "none"),
             "features": "none",
             "given": "none",
+            "calls": "none",
             "name": "none str",
             "part": "length negative",
             "strength": f"{NUMBER} length",
@@ -530,6 +535,19 @@ def edit_rows(w):
     )
 
 
+def tiny_denoiser():
+    """A network that takes no noise away, and a scheduler for it."""
+    diffusers = pytest.importorskip("diffusers")
+
+    class Nothing(nn.Module):
+        config = SimpleNamespace(sample_size=8, in_channels=3)
+
+        def forward(self, x, t):
+            return 0 * x
+
+    return Nothing(), diffusers.DDIMScheduler()
+
+
 def generator_rows(w):
     yield Row(
         "sample_latents",
@@ -557,6 +575,18 @@ def generator_rows(w):
         generators.LayerTable,
         {"layers": generators.list_layers(w.generator, w.z)},
         valid={"layers": "empty"},
+    )
+    unet, scheduler = tiny_denoiser()
+    yield Row(
+        "Diffusion",
+        generators.Diffusion,
+        {"pipeline": unet, "scheduler": scheduler, "n_steps": 2},
+    )
+    yield Row(
+        "Diffusion.forward",
+        generators.Diffusion(unet, scheduler, n_steps=1).forward,
+        {"latents": torch.zeros(2, 3, 8, 8)},
+        valid={"latents": "short no-samples tensor-nan"},  # as of any module
     )
     styled = {
         "convention": "nvidia",
@@ -614,6 +644,7 @@ def data_rows(w):
         {"truncation": 0.7},
         valid={"truncation": "fraction"},
     )
+    yield Row("load_face_diffusion", load_face_diffusion, {"n_steps": 2})
     yield Row(
         "make_parts_appearances",
         make_parts_appearances,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,7 @@ from panda_sklearn.feature_extractor import Take
 from panda_sklearn.solvers import refine_parts
 from panda_sklearn.utils.arithmetic import in_full_precision, own_arithmetic
 from panda_sklearn.utils.arrays import MapLayout, promoted
+from panda_sklearn.utils.hooks import Moment
 from panda_sklearn.utils.validation import check_flag, check_kind, shown
 
 __all__ = ["Change", "change_of", "check_edits"]
@@ -71,6 +73,9 @@ class Change:
     refine : callable, default=None
         Parts (n, R_S, S) refined to maps (n, C, S); terms that are made of parts then
         use those.
+
+    sizes : Sizes, default=None
+        What is known of the layer's calls; ``None`` if it runs once.
     """
 
     def __init__(
@@ -78,10 +83,27 @@ class Change:
         terms: Sequence[Term],
         layout: MapLayout,
         refine: Callable[[Tensor], Tensor] | None = None,
+        sizes: Sizes | None = None,
     ) -> None:
         self.terms = list(terms)
         self.layout = layout
         self.refine = refine
+        self.sizes = Sizes() if sizes is None else sizes
+        n = self.sizes.n_slices
+        channels, *spatial = layout.map_shape
+        self.of_call = replace(layout, map_shape=(channels // n, *spatial))
+
+    def moments(self) -> dict[str, Any]:
+        """At which calls and in what parts of batches, as ``generate_changed`` asks."""
+        said = [term.calls for term in self.terms if term.calls is not None]
+        calls = self.sizes.calls
+        if said:
+            every = set().union(*said)
+            if any(term.calls is None for term in self.terms):
+                every |= set(calls or (0,))
+            calls = tuple(sorted(every))
+        others = any(term.branches != "own" for term in self.terms)
+        return {"calls": calls, "others": others}
 
     def has_effect(self) -> bool:
         """Whether a strength is not 0."""
@@ -99,7 +121,7 @@ class Change:
         places = [term.place(where) for term in self.terms]
         if self.refine is None or features is None:
             return places
-        refined = self.refine(promoted(self.layout.to_maps(features))).detach()
+        refined = self.refine(promoted(self.of_call.to_maps(features))).detach()
         return [
             _refined_place(refined[:, list(term.parts)]) if term.parts else place
             for term, place in zip(self.terms, places, strict=True)
@@ -112,7 +134,7 @@ class Change:
         take: Take,
         alphas: Sequence[Tensor] | None = None,
         places: Sequence[Place] | None = None,
-    ) -> Callable[[Tensor, int], Tensor]:
+    ) -> Callable[[Tensor, Moment], Tensor]:
         """What changes the activations of the samples ``where``.
 
         Parameters
@@ -140,17 +162,31 @@ class Change:
             for term, alpha in zip(self.terms, alphas, strict=True)
         ]
 
+        sizes = self.sizes
+        taken = sizes.calls or (0,)
+
         @in_full_precision
-        def apply(features: Tensor, call: int = 0) -> Tensor:
-            maps = promoted(self.layout.to_maps(features))
+        def apply(features: Tensor, moment: Moment = Moment()) -> Tensor:  # noqa: B008
+            maps = promoted(self.of_call.to_maps(features))
             its = self.places(features, where) if places is None else places
             total = maps.new_zeros(1, *maps.shape[1:])
-            for term, *rest in zip(self.terms, its, alphas, prepared, strict=True):
-                total = total + term.added(maps, *rest)
+            for term, place, alpha, given in zip(
+                self.terms, its, alphas, prepared, strict=True
+            ):
+                factor = term.factor(moment, sizes.calls)
+                if factor == 0:
+                    continue
+                if moment.call in taken:
+                    position = taken.index(moment.call)
+                    if sizes.n_slices > 1:
+                        term = term.sliced(position, len(taken))
+                    if sizes.n_rows > 1 and term.is_of_rows():
+                        given = given[position :: len(taken)]
+                total = total + term.added(maps, place, factor * alpha, given)
             changed = maps + total
             if not torch.is_grad_enabled():  # adding zeros would turn -0.0 into 0.0
                 changed = torch.where(total != 0, changed, maps)
-            return self.layout.from_maps(changed)
+            return self.of_call.from_maps(changed)
 
         return apply
 
@@ -188,13 +224,18 @@ def change_of(
     terms = [term_of(edit, decomposition, sizes, known) for edit in edits]
     layout = layout_of(decomposition)
     if not refine:
-        return Change(terms, layout)
+        return Change(terms, layout, sizes=sizes)
+    if sizes.n_slices > 1:
+        raise ValueError(
+            "refine=True refines parts to a sample's activations, of which with "
+            "calls_as='channels' only one call's are known at a time. Leave it False."
+        )
     if not any(term.parts for term in terms):
         raise ValueError(
             "refine=True refines learnt parts, but no edit is at one: masks are "
             "used as they are. Leave refine at False, or give indices of parts."
         )
-    return Change(terms, layout, partial(_refined, decomposition))
+    return Change(terms, layout, partial(_refined, decomposition), sizes)
 
 
 @own_arithmetic

@@ -20,6 +20,7 @@ import functools
 import threading
 import warnings
 from collections.abc import Callable
+from dataclasses import replace as replace_fields
 from typing import Any, cast
 
 import numpy as np
@@ -45,7 +46,7 @@ from panda_sklearn.feature_extractor import (
 from panda_sklearn.utils.arithmetic import in_full_precision, own_arithmetic
 from panda_sklearn.utils.arrays import MapLayout, as_tensor, promoted
 from panda_sklearn.utils.batches import Batches, is_out_of_memory, users_level
-from panda_sklearn.utils.hooks import replace
+from panda_sklearn.utils.hooks import Moment, replace
 from panda_sklearn.utils.taps import Tap
 from panda_sklearn.utils.undo import Undo
 
@@ -118,8 +119,13 @@ class Responses:
         batch_size: int,
         step: float | None = None,
     ) -> None:
-        self.tap, self.run, self.layout, self.mask = tap, run, layout, mask
+        self.tap, self.run, self.mask = tap, run, mask
         self.batch_size, self.step = batch_size, step
+        self.n_channels = layout.n_channels
+        stacked = tap.calls_as == "channels" and tap.calls is not None
+        self.n_slices = tap.n_calls if stacked else 1
+        shape = (self.n_channels // self.n_slices, *layout.spatial)
+        self.layout = replace_fields(layout, map_shape=shape)  # of one call
 
     def forward(self, latent: Tensor, vectors: Tensor) -> Tensor:
         """J v of a latent (1, ...) for some v (n, C): (n, colours, *image_spatial)."""
@@ -132,7 +138,7 @@ class Responses:
         def make(rows: slice) -> Tensor:
             some = weights[rows]
             with torch.enable_grad():
-                v = some.new_zeros(len(some), self.layout.n_channels).requires_grad_()
+                v = some.new_zeros(len(some), self.n_channels).requires_grad_()
                 (found,) = torch.autograd.grad(self._images(latent, v), v, some)
             return found
 
@@ -149,13 +155,16 @@ class Responses:
     def _images(self, latent: Tensor, vectors: Tensor) -> Tensor:
         """Images of a latent with a vector added to each."""
 
-        def add(features: Tensor, call: int) -> Tensor:
+        def add(features: Tensor, moment: Moment) -> Tensor:
             maps = promoted(self.layout.to_maps(features))
-            added = vectors.to(maps)[:, :, None] * self.mask.to(maps)
+            slices = vectors.to(maps).unflatten(1, (self.n_slices, -1))
+            which = calls.index(moment.call) if self.n_slices > 1 else 0
+            added = slices[:, which, :, None] * self.mask.to(maps)
             return self.layout.from_maps(maps + added)
 
-        batch = latent.expand(len(vectors), *latent.shape[1:])
-        return promoted(replace(self.tap, add, lambda: self.run(batch)))
+        calls, n = self.tap.calls or (0,), len(vectors)
+        batch = latent.expand(n, *latent.shape[1:])
+        return promoted(replace(self.tap, add, lambda: self.run(batch), n_samples=n))
 
     def _exact(self, latent: Tensor, vectors: Tensor) -> Tensor:
         _load_forward_mode()

@@ -64,7 +64,16 @@ def transfer_change(
     edit = _moving(kind, torch.zeros(shape, device="cpu"), part, amount)
     sizes = Sizes.of(extractor, n_samples)
     change = change_of([edit], decomposition, sizes, refine=refine)
-    if mix and not mean and len(donors) > 1:  # taken batch by batch
+    apart = sizes.n_rows > 1
+    if apart and (mean or not mix):
+        raise ValueError(
+            "The extractor takes several calls as samples, each of which has "
+            "coefficients and a mean of its own: use mix=True with mean=False, which "
+            "moves the activations of each call."
+        )
+    if apart:
+        donors = donors.expand(n_samples, *donors.shape[1:])
+    if mix and not mean and (len(donors) > 1 or apart):  # taken batch by batch
         (term,) = change.terms
         assert isinstance(term, FeatureTerm)
         values = {field.name: getattr(term, field.name) for field in fields(term)}

@@ -14,14 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from panda_sklearn.editing._terms import BRANCHES
 from panda_sklearn.utils.arrays import ArrayLike
 from panda_sklearn.utils.parts import as_part, check_given
 from panda_sklearn.utils.validation import (
     as_numeric,
     check_array_like,
     check_choice,
+    check_count,
     check_finite,
     check_fits,
+    check_items,
     check_kind,
     check_single,
     is_bool,
@@ -34,6 +37,7 @@ __all__ = ["UNITS", "Edit", "check_strength"]
 # What the fields may be, for messages.
 APPEARANCE = "an int or a vector of shape (n_channels,)"
 STRENGTH = "a number or an array of shape (n_samples,)"
+CALLS = "an int, a sequence of ints, or a dict of ints and numbers"
 # Arrays that say what an edit does, and how many axes each has at least.
 ARRAYS = {
     "latent": ("an array of the shape of one sample's latents, or of n_samples", 1),
@@ -118,6 +122,16 @@ class Edit:
     given : "others", default=None
         With ``variation``, which ones; as for ``variations``.
 
+    calls : int, sequence of int, or dict of int to float, default=None
+        Where the layer runs many times in a forward pass, as in the steps of a
+        diffusion model, at which of its calls, from 0; of a dict the strength is
+        multiplied with the numbers. ``None`` is all those that the extractor takes.
+
+    branches : {"own", "both", "opposite"}, default="own"
+        Where guidance multiplies the batch, whether to edit the samples' own part of
+        it alone (``guidance`` of the extractor), the others as well, or these with the
+        opposite sign, which guidance makes stronger.
+
     name : str, default=None
         What to call it, for those who keep it; it changes nothing.
 
@@ -155,6 +169,10 @@ class Edit:
     coefficients: ArrayLike | None = field(default=None, kw_only=True)
     features: ArrayLike | None = field(default=None, kw_only=True)
     given: str | None = field(default=None, kw_only=True)
+    calls: int | Sequence[int] | dict[int, float] | None = field(
+        default=None, kw_only=True
+    )
+    branches: str = field(default="own", kw_only=True)
     name: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self):
@@ -173,6 +191,9 @@ class Edit:
                 f"given={shown(self.given)} goes with a variation, but {kind} is given."
             )
         check_given(self.given)
+        if self.calls is not None:
+            self._set("calls", _as_calls(self.calls))
+        check_choice("branches", self.branches, tuple(BRANCHES))
         if self.name is not None:
             check_kind("name", self.name, str)
         if kind == "appearance":
@@ -209,7 +230,27 @@ def _plain(value: Any) -> Any:
     """An array as shape and values; anything else as it is."""
     if isinstance(value, np.ndarray | Tensor):
         return tuple(value.shape), tuple(value.ravel().tolist())
-    return value
+    return tuple(value.items()) if isinstance(value, dict) else value
+
+
+def _as_calls(calls: Any) -> dict[int, float]:
+    """Calls and what strengths are multiplied with at each, by rising call."""
+    if isinstance(calls, dict):
+        given = calls
+    else:
+        one = isinstance(calls, Integral) and not is_bool(calls)
+        several = [calls] if one else check_items("calls", calls, CALLS)
+        for call in several:
+            check_count("each of calls", call, at_least=0)
+        given = dict.fromkeys(several, 1.0)
+        if len(given) < len(several):
+            raise ValueError(f"calls must name each call once, got {shown(calls)}.")
+    if not given:
+        raise ValueError(f"calls must be {CALLS}, got none.")
+    for call, factor in given.items():
+        check_count("each of calls", call, at_least=0)
+        check_single("each of calls' factors", factor)
+    return {int(call): float(given[call]) for call in sorted(given)}
 
 
 def check_strength(strength: Any, name: str = "strength") -> None:

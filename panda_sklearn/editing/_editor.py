@@ -877,6 +877,7 @@ class LocalEditor:
             self.extractor,
             latents,
             lambda where, take: change.applied(latents[where], where, take),
+            **change.moments(),
         )
 
     def _search(
@@ -891,6 +892,11 @@ class LocalEditor:
         if value_range is not None:
             value_range = check_value_range(value_range)
         target = check_single("target_change", target, above=0)
+        if change.refine is not None and change.sizes.n_rows > 1:
+            raise ValueError(
+                "target_change with refine=True needs one part for each sample, but "
+                "the extractor takes several calls as samples."
+            )
         if not all(bool(term.strength.all()) for term in change.terms):
             raise ValueError(
                 "target_change multiplies the strengths: none of them may be 0."
@@ -912,6 +918,11 @@ class LocalEditor:
         self, latents: ArrayLike, appearance: Any, threshold: Any, **options: Any
     ) -> ArrayLike:
         """``localize`` on the activations of checked latents, batch by batch."""
+        if Sizes.of(self.extractor, None).n_rows > 1:
+            raise ValueError(
+                "The extractor takes several calls as samples, at each of which an "
+                "appearance is somewhere else: take one call, or calls_as='mean'."
+            )
         size = self.extractor.batch_size
         masks = []
         for start in range(0, len(latents), size):

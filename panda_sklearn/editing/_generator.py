@@ -26,7 +26,7 @@ from panda_sklearn.editing._terms import (
 from panda_sklearn.feature_extractor import running_device, tap_of
 from panda_sklearn.utils.arrays import as_tensor, promoted
 from panda_sklearn.utils.borrowing import run_eagerly
-from panda_sklearn.utils.hooks import can_be_stopped, capture, replace
+from panda_sklearn.utils.hooks import Moment, can_be_stopped, capture, replace
 from panda_sklearn.utils.undo import Undo
 from panda_sklearn.utils.validation import (
     check_array_like,
@@ -257,18 +257,25 @@ class EditedGenerator(nn.Module):
             on = [others.device] if others.is_cuda else []
             with torch.random.fork_rng(on):
                 return capture(
-                    self._tap, lambda: run(others), stop=stop, detach=False
+                    self._tap,
+                    lambda: run(others),
+                    n_samples=len(others),
+                    stop=stop,
+                    detach=False,
                 ).found()
 
         with Undo() as undo, undo:
             run_eagerly(undo, self.generator)
             apply = change.applied(latents, slice(None), take)
 
-            def edit(features: Tensor, call: int) -> Tensor:
+            def edit(features: Tensor, moment: Moment) -> Tensor:
                 check()
-                return apply(features, call)
+                return apply(features, moment)
 
-            return replace(self._tap, edit, lambda: run(latents))
+            calls, others = change.moments().values()
+            tap = dataclasses.replace(self._tap, calls=calls)
+            n = len(latents)
+            return replace(tap, edit, lambda: run(latents), n_samples=n, others=others)
 
     def _current(self) -> Change:
         """The edits, with the parameters and targets as they are now."""
@@ -284,7 +291,8 @@ class EditedGenerator(nn.Module):
             for name in _constants(term):
                 changes[name] = getattr(self, f"{name}{n}")
             terms.append(dataclasses.replace(term, **changes))
-        return Change(terms, self._change.layout, self._change.refine)
+        known = self._change
+        return Change(terms, known.layout, known.refine, known.sizes)
 
 
 def _constants(term: Term) -> tuple[str, ...]:

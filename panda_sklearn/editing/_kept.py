@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,8 +33,9 @@ __all__ = ["load_edits", "save_edits"]
 
 # What the file says that it holds, and the version of that.
 KIND = "LocalEdits"
-# What is new in version 2: edits by latents, coefficients and activations.
-FORMAT_VERSION = 2
+# What is new in version 2: edits by latents, coefficients and activations; in 3:
+# edits at calls.
+FORMAT_VERSION = 3
 
 # What a file knows of the decomposition that its edits are of.
 OF = ("factors", "layer", "map_shape", "network")
@@ -144,7 +145,7 @@ def load_edits(
         _check_same(of, _identity(decomposition))
     with reading(path):
         kept = parts["edits"]["edits"]
-        edits = [Edit(**each["said"]) for each in kept]
+        edits = [_as_said(each["said"]) for each in kept]
     if decomposition is not None:
         return edits
     for edit in edits:
@@ -183,6 +184,8 @@ def _kept(
     term = term_of(edit, decomposition, sizes, known)
     mask = part if is_mask(part) else term.mask.reshape(spatial)
     said = {field.name: _host(getattr(edit, field.name)) for field in fields(Edit)}
+    if edit.calls is not None:  # keys of files are strings
+        said["calls"] = [list(pair) for pair in cast(dict, edit.calls).items()]
     vector = None
     if isinstance(term, VectorTerm):
         # In double precision, which a unit of small deviations needs.
@@ -190,11 +193,25 @@ def _kept(
     return {"said": said, "vector": vector, "mask": _host(mask)}
 
 
+def _as_said(said: dict[str, Any]) -> Edit:
+    """An edit of what :func:`_kept` says of it."""
+    calls = said.get("calls")
+    return Edit(**{**said, "calls": None if calls is None else dict(calls)})
+
+
 def _alone(edit: Edit, kept: dict[str, Any]) -> Edit:
     """An edit of :func:`_kept` that needs no factors."""
     if kept["vector"] is None:
         return replace(edit, part=kept["mask"])
-    return Edit(kept["vector"], kept["mask"], edit.strength, "alpha", name=edit.name)
+    return Edit(
+        kept["vector"],
+        kept["mask"],
+        edit.strength,
+        "alpha",
+        calls=edit.calls,
+        branches=edit.branches,
+        name=edit.name,
+    )
 
 
 def _identity(decomposition: PartsAppearanceDecomposition) -> dict[str, Any]:

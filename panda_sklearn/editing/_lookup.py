@@ -24,7 +24,11 @@ from panda_sklearn.editing._terms import (
     Term,
     VectorTerm,
 )
-from panda_sklearn.feature_extractor import GeneratorFeatureExtractor, takes_floats
+from panda_sklearn.feature_extractor import (
+    GeneratorFeatureExtractor,
+    steps_of,
+    takes_floats,
+)
 from panda_sklearn.utils.arrays import ArrayLike, as_tensor
 from panda_sklearn.utils.parts import indices_of, is_mask
 from panda_sklearn.utils.resizing import resize
@@ -53,19 +57,41 @@ class Sizes:
         Of one sample; ``None`` if it is not known.
     floating : bool
         Whether latents are floating, rather than classes or numbers of tokens.
+    calls : tuple of int or None
+        Of the layer, those that are taken; ``None`` if it runs once.
+    calls_as : str
+        What they become, as of the extractor.
+    n_runs : int or None
+        How often the layer runs; ``None`` if that is not known.
     """
 
     n_samples: int | None = None
     image_spatial: tuple[int, ...] = ()
     latent_shape: tuple[int, ...] | None = None
     floating: bool = True
+    calls: tuple[int, ...] | None = None
+    calls_as: str = "samples"
+    n_runs: int | None = None
+
+    @property
+    def n_slices(self) -> int:
+        """Calls that are stacked along the channels."""
+        stacked = self.calls is not None and self.calls_as == "channels"
+        return len(self.calls) if stacked and self.calls else 1
+
+    @property
+    def n_rows(self) -> int:
+        """Calls of which each is a sample of its own."""
+        apart = self.calls is not None and self.calls_as == "samples"
+        return len(self.calls) if apart and self.calls else 1
 
     @classmethod
     def of(cls, extractor: GeneratorFeatureExtractor, n_samples: int | None) -> Sizes:
         """Those of a fitted extractor's samples."""
         images = tuple((extractor.image_shape_ or ())[1:])
         shape = tuple(extractor.latent_shape_)
-        return cls(n_samples, images, shape, takes_floats(extractor))
+        floating = takes_floats(extractor)
+        return cls(n_samples, images, shape, floating, *steps_of(extractor))
 
 
 def term_of(
@@ -82,7 +108,9 @@ def term_of(
         If an index is out of range, a part is constant, or an array does not fit.
     """
     n_samples = sizes.n_samples
+    _check_calls(edit, sizes)
     where = _where(edit.part, decomposition, sizes)
+    where["calls"], where["branches"] = edit.calls, edit.branches
     if isinstance(edit.strength, Real):
         strength = as_tensor(np.array(float(edit.strength)))
     else:
@@ -133,6 +161,32 @@ def term_of(
         least=least.to(appearances),
         every=every,
     )
+
+
+def _check_calls(edit: Edit, sizes: Sizes) -> None:
+    """Raise ValueError unless what an edit does is known at the calls it is at."""
+    calls = cast(dict, edit.calls or {})
+    last = max(calls, default=0)
+    if sizes.n_runs is not None and last >= sizes.n_runs:
+        raise ValueError(
+            f"calls has {last}, but the layer runs {sizes.n_runs} times in a forward "
+            f"pass: they must be from 0 to {sizes.n_runs - 1}."
+        )
+    taken = sizes.calls or (0,)
+    vector = edit.kind in ("appearance", "variation")
+    if sizes.n_slices > 1 and not vector:
+        raise ValueError(
+            f"With calls_as='channels' edits add vectors. What {edit.kind} does at a "
+            "call depends on calls that are still to come."
+        )
+    # These are known at the calls that the extractor takes.
+    if edit.kind == "latent" or sizes.n_slices > 1:
+        unknown = [call for call in calls if call not in taken]
+        if unknown:
+            raise ValueError(
+                f"calls has {unknown[0]}, at which nothing is known of this edit: the "
+                f"extractor takes the calls {list(taken)}."
+            )
 
 
 def _fitting(

@@ -20,6 +20,7 @@ from panda_sklearn.decomposition import (
     layout_of,
 )
 from panda_sklearn.editing._edit import Edit
+from panda_sklearn.editing._lookup import Sizes
 from panda_sklearn.feature_extractor import (
     GeneratorFeatureExtractor,
     extract,
@@ -27,6 +28,7 @@ from panda_sklearn.feature_extractor import (
 )
 from panda_sklearn.utils.arithmetic import in_full_precision
 from panda_sklearn.utils.arrays import as_tensor, promoted
+from panda_sklearn.utils.hooks import Moment
 from panda_sklearn.utils.regions import change_inside, masked_norms, ratios
 from panda_sklearn.utils.resizing import resize
 from panda_sklearn.utils.similarity import outside_psnr, outside_ssim
@@ -102,15 +104,21 @@ class Trials:
 
     def edited(self, latents: Tensor, trials: Sequence[Trial]) -> Tensor:
         """Images of latents (n, ...), with a trial each."""
-        layout = layout_of(self.decomposition)
+        layout, sizes = layout_of(self.decomposition), Sizes.of(self.extractor, None)
+        n, taken = sizes.n_slices, sizes.calls or (0,)
+        channels, *spatial = layout.map_shape
+        layout = replace(layout, map_shape=(channels // n, *spatial))
         rows, parts, strengths = (
             torch.tensor(column, device="cpu") for column in zip(*trials, strict=True)
         )
 
-        def change(where: slice, take: Any) -> Callable[[Tensor, int], Tensor]:
-            def add(features: Tensor, call: int) -> Tensor:
+        def change(where: slice, take: Any) -> Callable[[Tensor, Moment], Tensor]:
+            def add(features: Tensor, moment: Moment) -> Tensor:
                 maps = promoted(layout.to_maps(features))
                 vectors = self.vectors[rows[where]].to(maps)
+                if n > 1:
+                    position = taken.index(moment.call)
+                    vectors = vectors.unflatten(1, (n, -1))[:, position]
                 vectors = vectors * strengths[where].to(maps)[:, None]
                 masks = self.masks[parts[where]].to(maps)
                 added = vectors[:, :, None] * masks[:, None]
@@ -144,10 +152,11 @@ class Trials:
         P = as_tensor(panda.parts_).flatten(1).cpu().double()
         steps = self.vectors.cpu().double() @ A.T  # (n_vectors, R_C)
         widths = (self.masks.cpu().double() * P).sum(dim=1)
-        total = np.zeros(len(trials))
+        total, n_rows = np.zeros(len(trials)), 0
         of_parts = {k: part_distances(panda, k) for k in {t.part for t in trials}}
         for some in latents.split(size):
             L = self._encoded(as_tensor(extract(self.extractor, some, verbose=0)))
+            n_rows += len(L)
             for k, distances in of_parts.items():
                 its = [n for n, trial in enumerate(trials) if trial.part == k]
                 for group in _groups(its, size):
@@ -156,7 +165,7 @@ class Trials:
                     moved = strengths[:, None] * steps[[t.row for t in of]] * widths[k]
                     each = distances(L[:, :, k] + moved[:, None])
                     total[group] += each.sum(dim=1).numpy()
-        return total / len(latents)
+        return total / n_rows
 
     @in_full_precision
     def _encoded(self, features: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from panda_sklearn.feature_extractor import (
     generate_changed,
 )
 from panda_sklearn.utils.arrays import as_tensor, promoted
+from panda_sklearn.utils.hooks import Moment
 from panda_sklearn.utils.regions import change_inside
 
 __all__ = ["TargetSearch"]
@@ -85,7 +86,7 @@ class TargetSearch:
     ) -> Tensor:
         """Images with the strengths multiplied."""
 
-        def change(where: slice, take: Take) -> Callable[[Tensor, int], Tensor]:
+        def change(where: slice, take: Take) -> Callable[[Tensor, Moment], Tensor]:
             alphas = [alpha.to(factors) for alpha in self.change.alphas(where)]
             return self.change.applied(
                 latents[where],
@@ -95,7 +96,9 @@ class TargetSearch:
                 [place.some(where) for place in places],
             )
 
-        return generate_changed(self.extractor, latents, change)
+        return generate_changed(
+            self.extractor, latents, change, **self.change.moments()
+        )
 
     def _solve(self, batch: Tensor, where: slice) -> tuple[Tensor, Tensor, list[Place]]:
         """Factors of a batch, the changes that they make, and the terms' places."""
@@ -120,7 +123,7 @@ class TargetSearch:
                 for alpha in alphas
             ]
 
-            def change(part: slice, take: Take) -> Callable[[Tensor, int], Tensor]:
+            def change(part: slice, take: Take) -> Callable[[Tensor, Moment], Tensor]:
                 of = rows[part]
                 return self.change.applied(
                     latents[part],
@@ -130,7 +133,9 @@ class TargetSearch:
                     [place.some(of) for place in places],
                 )
 
-            edited = generate_changed(self.extractor, latents, change, verbose=0)
+            edited = generate_changed(
+                self.extractor, latents, change, **self.change.moments(), verbose=0
+            )
             some_region = region if len(region) == 1 else region[rows]
             difference = self._measured(edited) - plain[rows]
             return change_inside(some_region, difference).cpu()

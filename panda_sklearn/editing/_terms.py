@@ -10,16 +10,18 @@ masks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from panda_sklearn.feature_extractor import Take
+from panda_sklearn.utils.hooks import Moment
 from panda_sklearn.utils.resizing import resize
 
 __all__ = [
+    "BRANCHES",
     "CoefficientTerm",
     "DonorTerm",
     "FeatureTerm",
@@ -29,6 +31,11 @@ __all__ = [
     "TowardsTerm",
     "VectorTerm",
 ]
+
+
+# What an edit does in parts of a batch that are not the samples' own, as a multiple of
+# what it does in those.
+BRANCHES = {"own": 0.0, "both": 1.0, "opposite": -1.0}
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,11 @@ class Term:
         These parts.
     drawn : Tensor of shape ([N,] *image_spatial) or None
         A drawn mask of the images' size, as it was given.
+    calls : dict of int to float, or None
+        At which calls of the layer, and what the strength is multiplied with at each;
+        ``None`` is those that the extractor takes.
+    branches : {"own", "both", "opposite"}
+        In which parts of a batch that guidance multiplies.
     """
 
     strength: Tensor
@@ -80,6 +92,23 @@ class Term:
     parts: tuple[int, ...]
     learnt: Tensor
     drawn: Tensor | None
+    calls: dict[int, float] | None = field(default=None, kw_only=True)
+    branches: str = field(default="own", kw_only=True)
+
+    def factor(self, moment: Moment, taken: tuple[int, ...] | None) -> float:
+        """What the strength is multiplied with, 0 where the term does nothing."""
+        sign = 1.0 if moment.own else BRANCHES[self.branches]
+        if self.calls is not None:
+            return sign * self.calls.get(moment.call, 0.0)
+        return sign if taken is None or moment.call in taken else 0.0
+
+    def is_of_rows(self) -> bool:
+        """Whether what is prepared has a row for each call of each sample."""
+        return False
+
+    def sliced(self, position: int, n_calls: int) -> Term:
+        """The term at one of so many calls that are stacked along the channels."""
+        raise NotImplementedError
 
     def has_effect(self) -> bool:
         """Whether a strength is not 0."""
@@ -132,6 +161,11 @@ class VectorTerm(Term):
     """alpha v m', with a vector v of shape (C,)."""
 
     vector: Tensor
+
+    def sliced(self, position: int, n_calls: int) -> VectorTerm:
+        """As of :class:`Term`."""
+        vector = self.vector.unflatten(0, (n_calls, -1))[position]
+        return replace(self, vector=vector)
 
     def added(self, Z: Tensor, place: Place, alpha: Tensor, prepared: Any) -> Tensor:
         """As of :class:`Term`."""
@@ -216,6 +250,10 @@ class DonorTerm(FeatureTerm):
 
     maps: Callable[[Tensor], Tensor]
 
+    def is_of_rows(self) -> bool:
+        """As of :class:`Term`."""
+        return True
+
     def prepared(self, latents: Any, where: Any, alpha: Tensor, take: Take) -> Tensor:
         """The activations at the donors' latents."""
         return self.maps(take(self.target[where]))
@@ -240,6 +278,10 @@ class LatentTerm(Term):
     direction: Tensor
     each: bool
     maps: Callable[[Tensor], Tensor]
+
+    def is_of_rows(self) -> bool:
+        """As of :class:`Term`."""
+        return True
 
     def prepared(self, latents: Any, where: Any, alpha: Tensor, take: Take) -> Tensor:
         """The activations at the moved latents."""

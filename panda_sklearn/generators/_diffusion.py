@@ -123,6 +123,8 @@ class Diffusion(nn.Module):
             If the latents are something else, or a cache that skips blocks is on.
         """
         check_kind("latents", latents, Tensor)
+        if not latents.is_floating_point():
+            raise TypeError(f"latents must be floating, got {latents.dtype}.")
         if tuple(latents.shape[1:]) != self.latent_shape:
             raise ValueError(
                 f"latents must be of shape (n_samples, "

@@ -11,7 +11,7 @@ import difflib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.fx
@@ -23,6 +23,7 @@ from panda_sklearn.utils.taps import Tap
 from panda_sklearn.utils.undo import Undo
 
 __all__ = [
+    "Moment",
     "StopForward",
     "add_hook",
     "can_be_stopped",
@@ -101,6 +102,22 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
             "Use the Python module it was made from."
         )
     return layer
+
+
+class Moment(NamedTuple):
+    """When in a forward pass maps are changed.
+
+    Attributes
+    ----------
+    call : int
+        Of the layer, from 0, tapped or not.
+    own : bool
+        Whether the maps are the samples' own, or those of another part of a batch that
+        guidance multiplies.
+    """
+
+    call: int = 0
+    own: bool = True
 
 
 @dataclass
@@ -226,17 +243,33 @@ def capture(
 
 def replace(
     tap: Tap,
-    change: Callable[[Tensor, int], Tensor],
+    change: Callable[[Tensor, Moment], Tensor],
     run: Callable[[], Any],
     *,
     n_samples: int | None = None,
+    others: bool = False,
 ) -> Any:
-    """Make a forward pass with ``change(maps, call)`` in the place of the tapped maps.
+    """Make a forward pass with ``change(maps, moment)`` in the tapped maps' place.
 
-    ``call`` numbers the tapped calls from 0. The replacement is given the original's
-    dtype, device and memory layout. Replacing an output reaches every consumer of it;
-    replacing an input the one layer alone. Gradients flow through ``change`` where they
-    are on.
+    The replacement is given the original's dtype, device and memory layout. Replacing
+    an output reaches every consumer of it; replacing an input the one layer alone.
+    Gradients flow through ``change`` where they are on.
+
+    Parameters
+    ----------
+    tap : Tap
+
+    change : callable
+
+    run : callable
+        Makes the forward pass.
+
+    n_samples : int, default=None
+        Samples in the pass; needed where ``tap.guidance`` is set.
+
+    others : bool, default=False
+        Whether ``change`` is given the other parts of a batch that guidance multiplies,
+        too, each by itself.
 
     Returns
     -------
@@ -251,13 +284,26 @@ def replace(
     seen = Seen(tap, n_samples)
 
     def swap(value: Any, base: Tensor | None) -> Any:
-        position = seen.position()
-        if position is None:
+        call = seen.n_calls
+        if seen.position() is None:
             return None
         every = tap.maps(value, base)
         rows = seen.rows(every)
-        maps = every[rows]
-        changed = change(maps, position)
+        size = rows.stop - rows.start
+        # Of a batch that guidance does not multiply there is nothing to cut: shapes of
+        # traces would be fixed by that.
+        parts = every.split(size) if size < len(every) else (every,)
+        parts = tuple(
+            changed_part(part, Moment(call, n * size == rows.start))
+            if others or n * size == rows.start
+            else part
+            for n, part in enumerate(parts)
+        )
+        changed = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return tap.put_maps(value, changed, base)
+
+    def changed_part(maps: Tensor, moment: Moment) -> Tensor:
+        changed = change(maps, moment)
         if not isinstance(changed, Tensor):
             raise TypeError(
                 f"The replacement for layer {tap.name!r} must be a tensor of shape "
@@ -270,10 +316,7 @@ def replace(
                 f"The replacement for layer {tap.name!r} must be of shape "
                 f"{tuple(maps.shape)}, got {tuple(changed.shape)}."
             )
-        if len(maps) < len(every):
-            before, after = every[: rows.start], every[rows.stop :]
-            changed = torch.cat([before, changed.to(every), after])
-        return tap.put_maps(value, changed, base)
+        return changed.to(maps)
 
     with Undo() as undo, undo:
         watch(undo, tap, swap)

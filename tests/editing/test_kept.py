@@ -126,7 +126,7 @@ def test_what_cannot_be_saved(editor, tmp_path):
     "change, match",
     [
         ({"kind": "PartsAppearanceDecomposition"}, "LocalEdits"),
-        ({"format_version": "3"}, "format version '3'"),
+        ({"format_version": "4"}, "format version '4'"),
         ({"edits": '{"edits": [{"said": {}}]}'}, "cannot be read"),
         ({"edits": "{}"}, "cannot be read"),
         ({"of": '{"more": 1}'}, "more"),

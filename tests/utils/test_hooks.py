@@ -105,19 +105,21 @@ def test_no_hook_is_left_after_an_exception(network, z, error):
         capture(tap(network, "block1"), lambda: network(z))
     with pytest.raises(error):
         replace(
-            tap(network, "block1", where="input"), lambda x, call: x, lambda: network(z)
+            tap(network, "block1", where="input"),
+            lambda x, at: x,
+            lambda: network(z),
         )
     handle.remove()
     assert n_hooks(network) == 0
 
 
 def test_replacing_an_output_reaches_every_consumer(network, z):
-    edited = replace(tap(network, "block1"), lambda x, call: 2 * x, lambda: network(z))
+    edited = replace(tap(network, "block1"), lambda x, at: 2 * x, lambda: network(z))
     expected = network.by_hand(z, lambda x: 2 * x)[1]
     torch.testing.assert_close(edited, expected)
     # The input of to_rgb1 alone leaves the path through block2 as it was.
     own_input = tap(network, "to_rgb1", where="input")
-    other = replace(own_input, lambda x, call: 2 * x, lambda: network(z))
+    other = replace(own_input, lambda x, at: 2 * x, lambda: network(z))
     assert not torch.allclose(other, expected)
     assert not torch.allclose(other, network(z))
 
@@ -125,7 +127,7 @@ def test_replacing_an_output_reaches_every_consumer(network, z):
 def test_replacement_takes_dtype_and_layout_of_the_original(network, z):
     seen = {}
 
-    def change(x, call):
+    def change(x, moment):
         seen["strides"] = x.stride()
         return x.double().contiguous() + 1
 
@@ -139,7 +141,7 @@ def test_replacement_takes_dtype_and_layout_of_the_original(network, z):
 
 def test_replacement_of_another_shape(network, z):
     with pytest.raises(ValueError, match=r"\(4, 5, 4, 4\), got \(4, 5, 4, 3\)"):
-        replace(tap(network, "block1"), lambda x, call: x[..., 1:], lambda: network(z))
+        replace(tap(network, "block1"), lambda x, at: x[..., 1:], lambda: network(z))
     assert n_hooks(network) == 0
 
 
@@ -155,7 +157,7 @@ def test_containers(z):
         torch.testing.assert_close(seen.tensors[-1], expected)
         plain = network(z)
         chosen = tap(network, name, select=select)
-        moved = replace(chosen, lambda x, call: x + 1, lambda: network(z))
+        moved = replace(chosen, lambda x, at: x + 1, lambda: network(z))
         assert (moved - plain).min() > 0.5  # the other entries still arrive
 
 
@@ -246,7 +248,7 @@ def test_attention_gives_its_tokens_and_none():
     tokens = tap(network, "mix", select=0)
     seen = capture(tokens, lambda: network(pictures))
     assert seen.tensors[-1].shape == (2, 8, 8)
-    same = replace(tokens, lambda x, call: x, lambda: network(pictures))
+    same = replace(tokens, lambda x, at: x, lambda: network(pictures))
     torch.testing.assert_close(same, seen.result)
     with pytest.raises(TypeError, match="select=1 of layer 'mix' is of type NoneType"):
         capture(tap(network, "mix", select=1), lambda: network(pictures))
@@ -261,7 +263,7 @@ def test_a_named_tuple_stays_one():
 
     network = nn.Sequential(Named())
     second = tap(network, "0", select=1)
-    out = replace(second, lambda x, call: x + 1, lambda: network(torch.ones(1, 1)))
+    out = replace(second, lambda x, at: x + 1, lambda: network(torch.ones(1, 1)))
     assert isinstance(out, Pair) and out.second.item() == 3 and out.first.item() == 1
 
 
@@ -301,7 +303,7 @@ def test_other_people_s_hooks_stay_and_see_the_replacement(network, z):
         )
         return network(z)
 
-    replace(tap(network, "block1"), lambda x, call: 0 * x + 7, run)
+    replace(tap(network, "block1"), lambda x, at: 0 * x + 7, run)
     assert [name for name, _ in seen] == ["before", "after"]
     assert seen[0][1] != 7 and seen[1][1] == 7
     assert n_hooks(network) == 2
@@ -324,7 +326,7 @@ def test_spectral_norm_by_hooks_goes_on(z):
     assert torch.equal(seen.tensors[-1], z)
     with borrowed(network, CPU):
         assert torch.equal(
-            replace(inputs, lambda x, call: x, lambda: network(z)), expected
+            replace(inputs, lambda x, at: x, lambda: network(z)), expected
         )
     assert torch.equal(normed.weight_u, u)  # no power iteration in evaluation mode
     assert dict(normed._forward_pre_hooks) == own and network.training
@@ -348,7 +350,7 @@ def test_reshaped_outputs_that_are_not_contiguous(z):
     original = seen.result
     assert not original.is_contiguous() and torch.equal(seen.tensors[-1], original)
     edited = replace(
-        tap(network, "0"), lambda x, call: x.contiguous() + 1, lambda: network(z)
+        tap(network, "0"), lambda x, at: x.contiguous() + 1, lambda: network(z)
     )
     assert edited.stride() == original.stride()
     torch.testing.assert_close(edited, original + 1)
@@ -401,7 +403,7 @@ def test_containers_with_constructors_of_their_own(make, select, z):
     network = Network()
     chosen = tap(network, "layer", select=select)
     seen = capture(chosen, lambda: network(z))
-    changed = replace(chosen, lambda x, call: x + 1, lambda: network(z))
+    changed = replace(chosen, lambda x, at: x + 1, lambda: network(z))
     assert torch.equal(changed, seen.tensors[-1] + 1)
     before, after = given
     assert type(after) is type(before) and len(after) == len(before)
@@ -421,11 +423,14 @@ def test_containers_that_cannot_be_copied(z):
 
     network = nn.Sequential(Layer())
     with pytest.raises(TypeError, match=r"of type Locked, of which no copy"):
-        replace(tap(network, "0", select="maps"), lambda x, call: x, lambda: network(z))
+        replace(
+            tap(network, "0", select="maps"), lambda x, at: x + 1, lambda: network(z)
+        )
 
 
 @pytest.mark.parametrize(
-    "change", [lambda x, call: None, lambda x, call: x.numpy(), lambda x, call: (x,)]
+    "change",
+    [lambda x, at: None, lambda x, at: x.numpy(), lambda x, at: (x,)],
 )
 def test_replacements_that_are_no_tensors(network, z, change):
     network.requires_grad_(False)

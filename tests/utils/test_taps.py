@@ -90,14 +90,14 @@ class TestCalls:
         network = Steps()
         calls = []
 
-        def change(maps, call):
-            calls.append(call)
-            return maps + 10 * call
+        def change(maps, moment):
+            calls.append(moment.call)
+            return maps + 10 * moment.call
 
         tap = at(network, select=0, calls=(1, 3, 4))
         edited = replace(tap, change, lambda: network(z))
-        assert calls == [0, 1, 2] and not torch.equal(edited, network(z))
-        same = replace(tap, lambda maps, call: maps, lambda: network(z))
+        assert calls == [1, 3, 4] and not torch.equal(edited, network(z))
+        same = replace(tap, lambda maps, moment: maps, lambda: network(z))
         assert torch.equal(same, network(z))
 
     def test_calls_that_there_are_not(self, z):
@@ -122,9 +122,23 @@ class TestGuidance:
         rows = slice(4 * which, 4 * which + 4)
         assert torch.equal(seen.found(), every[rows])
         plain = network(z)
-        edited = replace(tap, lambda x, call: x + 1, lambda: network(z), n_samples=4)
+        edited = replace(tap, lambda x, moment: x + 1, lambda: network(z), n_samples=4)
         changed = (edited != plain).any(dim=1)
         assert changed[rows].all() and changed.sum() == 4
+
+    def test_the_other_parts_can_be_changed_too(self, z):
+        network = Steps(n_steps=1, k=3)
+        seen = []
+
+        def change(maps, moment):
+            seen.append((len(maps), moment.own))
+            return maps + (1 if moment.own else -1)
+
+        tap = at(network, select=0, guidance=1)
+        edited = replace(tap, change, lambda: network(z), n_samples=4, others=True)
+        assert seen == [(4, False), (4, True), (4, False)]
+        moved = (edited - network(z)).reshape(3, 4, 2)
+        assert (moved[1] == 4).all() and (moved[[0, 2]] == -4).all()
 
     def test_a_batch_that_is_not_multiplied_is_the_samples(self, z):
         network = Steps(n_steps=1)
@@ -148,7 +162,7 @@ class TestInputs:
             tap = at(network, where="input", select=name)
             found = capture(tap, lambda: network(z)).found()
             assert expected is None or torch.equal(found, expected)
-            edited = replace(tap, lambda x, call: x + 1, lambda: network(z))
+            edited = replace(tap, lambda x, moment: x + 1, lambda: network(z))
             torch.testing.assert_close(edited, network(z) + 4)
 
     def test_several_must_be_told_apart(self, z):
@@ -166,7 +180,7 @@ class TestUpdates:
         temb = torch.arange(4.0)[:, None].expand(4, 2)
         torch.testing.assert_close(found[:, 0], temb)
         torch.testing.assert_close(found[:, 1], temb + 1)
-        edited = replace(tap, lambda x, call: 2 * x, lambda: network(z))
+        edited = replace(tap, lambda x, moment: 2 * x, lambda: network(z))
         x = z
         for step in range(2):
             x = 4 * (x + 2 * (temb + step))
@@ -190,12 +204,12 @@ def test_a_tuple_of_one_needs_no_selection(z):
     network = Steps(n_steps=1)
     tap = at(network, "single")
     found = capture(tap, lambda: network(z)).found()
-    edited = replace(tap, lambda x, call: 0 * x, lambda: network(z))
+    edited = replace(tap, lambda x, moment: 0 * x, lambda: network(z))
     torch.testing.assert_close(edited, network(z) - found)
 
 
 def test_a_tensor_that_is_returned_twice_is_replaced_twice(z):
     """The hidden state of a down block is the last that skips to the up blocks."""
     network = Steps(n_steps=1)
-    edited = replace(at(network, select=0), lambda x, call: x + 1, lambda: network(z))
+    edited = replace(at(network, select=0), lambda x, moment: x + 1, lambda: network(z))
     torch.testing.assert_close(edited, network(z) + 4)
