@@ -223,7 +223,8 @@ def capture(
         if position is None:
             return
         maps = tap.maps(value, base)
-        maps = maps[seen.rows(maps)]
+        if tap.guidance is not None:  # slices would fix the shapes of traces
+            maps = maps[seen.rows(maps)]
         if detach:
             maps = maps.detach()
         ends = stop and position == tap.n_calls - 1
