@@ -21,6 +21,7 @@ from panda_sklearn.generators._calls import (
     explained_failures,
     running,
 )
+from panda_sklearn.generators._diffusion import Diffusion
 from panda_sklearn.utils.hooks import add_hook, watch
 from panda_sklearn.utils.taps import Tap, choices_of
 from panda_sklearn.utils.undo import Undo
@@ -196,7 +197,8 @@ def list_layers(
     that size: the output of the last of its outermost layers, before any other layer
     reads it, so that editing it reaches all that is made of it. Left out are maps
     with fewer than five channels, with a side below 8 positions, with more than 96 x
-    96 positions or as large as the image, and layers that run several times.
+    96 positions or as large as the image, and layers that run several times, but for
+    once in each step of a :class:`Diffusion`.
 
     Examples
     --------
@@ -243,7 +245,8 @@ def list_layers(
             )
         with explained_failures(latents, forward):
             images = run(latents)
-    worth = _worth(made, calls, len(latents), images)
+    often = {1, generator.n_steps} if isinstance(generator, Diffusion) else {1}
+    worth = _worth(made, calls, often, len(latents), images)
     modules = dict(generator.named_modules())
     return LayerTable(
         LayerInfo(
@@ -295,9 +298,16 @@ def _note_read(made: list[_Made], inputs: Iterable[Any]) -> None:
 
 
 def _worth(
-    made: list[_Made], calls: dict[str, int], n_samples: int, images: Any
+    made: list[_Made],
+    calls: dict[str, int],
+    often: set[int],
+    n_samples: int,
+    images: Any,
 ) -> set[tuple[str, Any]]:
-    """Which outputs are worth decomposing: names and selections."""
+    """Which outputs are worth decomposing: names and selections.
+
+    Of layers that run once, or as ``often`` as a network has steps.
+    """
     image_size = tuple(images.shape[2:]) if isinstance(images, Tensor) else None
     best: dict[tuple[int, ...], _Made] = {}
     for each in made:
@@ -305,7 +315,7 @@ def _worth(
         size = tuple(spatial)
         if (
             n == n_samples
-            and calls[each.chosen[0]] == 1
+            and calls[each.chosen[0]] in often
             and channels > MORE_THAN_COLORS
             and len(size) >= 2
             and min(size) >= SHORTEST_SIDE

@@ -16,6 +16,7 @@ from sklearn.utils import Bunch
 
 from panda_sklearn.datasets import (
     _faces,
+    load_face_diffusion,
     load_face_edits,
     load_face_generator,
     make_parts_appearances,
@@ -61,6 +62,15 @@ def test_the_weights_are_small_and_no_code():
     card = (file / "MODEL_CARD.rst").read_text()
     assert "may not be used for" in card
     assert fingerprint(load_face_generator()) in card
+
+
+def test_the_diffusion_model_has_a_card_of_its_own():
+    pytest.importorskip("diffusers")
+    file = _faces.resources.files("panda_sklearn.datasets") / "data"
+    assert len((file / "face_diffusion.safetensors").read_bytes()) < 5_000_000
+    card = (file / "MODEL_CARD_DIFFUSION.rst").read_text()
+    assert "may not be used for" in card
+    assert fingerprint(load_face_diffusion()) in card
 
 
 def test_the_images_are_pictures_and_varied(generator):
