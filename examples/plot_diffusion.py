@@ -1,0 +1,122 @@
+"""
+A diffusion model, step by step
+===============================
+
+A diffusion model runs the same layers once in each of its steps. Here are the parts of
+one of them, how they change from step to step, and edits at some of the steps.
+
+Needs ``pip install "panda_sklearn[diffusers]"``. Run as a script,
+``python examples/plot_diffusion.py`` writes the pictures below to the folder
+``panda_pictures``.
+"""
+
+# %%
+# Activations of several steps
+# ----------------------------
+# The layers that are worth decomposing are the bottleneck and the blocks after it. With
+# ``call`` several steps are taken, here as rows of their own.
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib import pyplot as plt
+
+from panda_sklearn import (
+    GeneratorFeatureExtractor,
+    LocalEditor,
+    PartsAppearanceDecomposition,
+)
+from panda_sklearn.datasets import load_face_diffusion, sample_latents
+from panda_sklearn.generators import list_layers
+from panda_sklearn.inspection import PartsDisplay, SaliencyDisplay
+
+generator = load_face_diffusion()
+noise = sample_latents(generator, 150, random_state=0)
+print(list_layers(generator, noise[:1]).recommended)
+
+steps = [1, 4, 9]
+extractor = GeneratorFeatureExtractor(generator, "unet.up_blocks.0", call=steps)
+activations = extractor.fit_transform(noise)
+print(activations.shape)
+
+# %%
+# Parts, and how they change with the step
+# ----------------------------------------
+# One decomposition of each step: parts are there from the first steps on, when the
+# image is still noise.
+
+by_step = extractor.split_calls(activations)
+figures = {}
+for n, step in enumerate(steps):
+    panda = PartsAppearanceDecomposition(8, 48, random_state=0).fit(by_step[:, n])
+    display = PartsDisplay.from_estimator(panda)
+    figures[f"diffusion_parts_{step}"] = display.figure_
+    display.figure_.suptitle(f"step {step + 1} of 12", fontsize="medium")
+
+# %%
+# And of all three together, whose parts and appearances are shared. Where the first
+# appearances are, in step 10 of four faces:
+
+panda = PartsAppearanceDecomposition(8, 48, random_state=0).fit(activations)
+faces = sample_latents(generator, 4, random_state=7)
+images = extractor.generate(faces)
+last = extractor.split_calls(extractor.transform(faces))[:, -1]
+display = SaliencyDisplay.from_estimator(
+    panda, last, appearances=[0, 1, 2], images=images, value_range=(-1, 1)
+)
+figures["diffusion_saliency"] = display.figure_
+
+# %%
+# This face, that one's mouth
+# ---------------------------
+# With all steps taken, ``transfer`` moves the activations of each step to those of the
+# donor in the same step; with the first or the last six, of those alone. Here the last
+# six do most of it.
+
+mouth = np.zeros((64, 64), dtype=bool)
+mouth[40:58, 16:48] = True
+faces = sample_latents(generator, 6, random_state=7)
+donors = sample_latents(generator, 6, random_state=11)
+
+
+def transferred(calls):
+    """The faces with the donors' mouths, at some of the calls of a finer layer."""
+    extractor = GeneratorFeatureExtractor(generator, "unet.up_blocks.1", call=calls)
+    few = extractor.fit_transform(faces)
+    panda = PartsAppearanceDecomposition(2, 4, max_iter=1, tol=0, random_state=0)
+    editor = LocalEditor(extractor, panda.fit(few))
+    return editor.transfer(faces, donors, mouth, mix=True)
+
+
+rows = {
+    "face": extractor.generate(faces),
+    "donor": extractor.generate(donors),
+    "all steps": transferred("all"),
+    "first six": transferred(slice(0, 6)),
+    "last six": transferred(slice(6, None)),
+}
+
+
+def draw(rows):
+    """Rows of images with their names."""
+    n = len(rows["face"])
+    figure, axes = plt.subplots(len(rows), n, figsize=(1.2 * n + 0.8, 1.2 * len(rows)))
+    for row, (name, images) in zip(axes, rows.items(), strict=True):
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        for ax, image in zip(row, images, strict=True):
+            ax.imshow(((image + 1) / 2).clamp(0, 1).permute(1, 2, 0))
+            ax.set(xticks=[], yticks=[])
+    figure.tight_layout(pad=0.2)
+    return figure
+
+
+figures["diffusion_mouths"] = draw(rows)
+
+# %%
+# When run as a script, keep the pictures.
+
+pictures = Path("panda_pictures")
+pictures.mkdir(exist_ok=True)
+for name, figure in figures.items():
+    figure.savefig(pictures / f"{name}.png", dpi=100)
+print(f"Pictures are in {pictures.resolve()}")
