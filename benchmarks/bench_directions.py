@@ -95,7 +95,11 @@ def derivative_grams(ground, part, mask, latents):
             extractor.batch_size,
         )
         return _directions.grams(
-            responses, latents.split(1), mask, every, lambda n: None
+            responses,
+            tuple(enumerate(latents.split(1))),
+            mask,
+            every,
+            lambda n: None,
         )
 
 

@@ -108,7 +108,10 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
 
     forward : callable, default=None
         ``forward(generator, latents)`` returns the images; ``None`` is
-        ``generator(latents)``. Truncation, class labels and the like go here.
+        ``generator(latents)``. Truncation, class labels and the like go here. If it
+        has an argument ``rows``, that is a tensor (n_samples,) on the CPU of the
+        numbers that these latents have among all that a method was given: for what
+        differs from sample to sample, such as prompts.
 
     tap : {"output", "input", "update"}, default="output"
         Whether to take the layer's output; its first input; or what its output has more
@@ -548,13 +551,14 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         latents: ArrayLike,
         *,
         learn: bool,
+        first: int = 0,
         verbose: int | None = None,
     ) -> ArrayLike:
         """Activations, in one; ``learn`` from the first batch as ``fit`` does."""
         fitted = not learn
         several = tap.calls_as == "samples" and tap.calls is not None
         rows = tap.n_calls if several else 1
-        extract = self._extraction(tap, latents)
+        extract = self._extraction(tap, latents, first)
 
         def make(run: Run, where: slice) -> Tensor:
             nonlocal fitted
@@ -568,14 +572,19 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         return Origin.of(latents).give(found)
 
     def _extraction(
-        self, tap: Tap, latents: ArrayLike
+        self, tap: Tap, latents: ArrayLike, first: int = 0
     ) -> Callable[[Run, slice], Tensor]:
-        """A function that gives the activations of slices of checked latents."""
+        """A function that gives the activations of slices of checked latents.
+
+        ``first`` is the number of the first of them among all.
+        """
         stop = can_be_stopped(self.generator)
 
         def extract(run: Run, where: slice) -> Tensor:
             batch = latents[where]
-            seen = capture(tap, lambda: run(batch), n_samples=len(batch), stop=stop)
+            rows = slice(first + where.start, first + where.stop)
+            n = len(batch)
+            seen = capture(tap, lambda: run(batch, rows), n_samples=n, stop=stop)
             found = seen.found()
             self._check_shape(found)
             return found
@@ -990,10 +999,15 @@ def extract(
     extractor: GeneratorFeatureExtractor,
     latents: ArrayLike,
     *,
+    first: int = 0,
     verbose: int | None = None,
 ) -> ArrayLike:
-    """Activations of checked latents, of which no memory is asked."""
-    return extractor._extract(extractor._tap(), latents, learn=False, verbose=verbose)
+    """Activations of checked latents, of which no memory is asked.
+
+    ``first`` is the number of the first of them among all.
+    """
+    tap = extractor._tap()
+    return extractor._extract(tap, latents, learn=False, first=first, verbose=verbose)
 
 
 def length_of_batches(extractor: GeneratorFeatureExtractor) -> int:
@@ -1037,28 +1051,34 @@ def generate_changed(
     *,
     calls: tuple[int, ...] | None = None,
     others: bool = False,
+    rows: Tensor | None = None,
     verbose: int | None = None,
 ) -> Tensor:
     """Images of checked latents, on their device, with activations changed.
 
     At the calls that the extractor takes, or at others; in the samples' own part of
-    batches that guidance multiplies, or in the others, too.
+    batches that guidance multiplies, or in the others, too. ``rows`` are the numbers of
+    the latents among all, from 0 if they are not given.
     """
     tap = extractor._tap()
     changed = tap if calls is None else dataclasses.replace(tap, calls=calls)
     stop = can_be_stopped(extractor.generator)
 
     def make(run: Run, where: slice) -> Tensor:
+        of = where if rows is None else rows[where]
+        n = where.stop - where.start
+
         def take(others: ArrayLike) -> Tensor:
-            n = len(others)
-            return capture(tap, lambda: run(others), n_samples=n, stop=stop).found()
+            return capture(tap, lambda: run(others, of), n_samples=n, stop=stop).found()
+
+        def whole() -> Any:
+            return run(latents[where], of)
 
         if change is None:
-            made = run(latents[where])
+            made = whole()
         else:
-            apply, n = change(where, take), where.stop - where.start
             made = replace(
-                changed, apply, lambda: run(latents[where]), n_samples=n, others=others
+                changed, change(where, take), whole, n_samples=n, others=others
             )
         if not isinstance(made, Tensor):
             raise TypeError(

@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace as replace_fields
 from typing import Any, cast
 
@@ -43,6 +43,7 @@ from panda_sklearn.feature_extractor import (
     running_device,
     tap_of,
 )
+from panda_sklearn.generators._calls import Run
 from panda_sklearn.utils.arithmetic import in_full_precision, own_arithmetic
 from panda_sklearn.utils.arrays import MapLayout, as_tensor, promoted
 from panda_sklearn.utils.batches import Batches, is_out_of_memory, users_level
@@ -87,6 +88,10 @@ NOISE = 1e-2
 AT_ONCE = 2**16
 
 
+# A latent (1, ...), after its number among all.
+Numbered = tuple[int, Tensor]
+
+
 class Responses:
     """J of one latent at a time, of a network that is borrowed.
 
@@ -95,7 +100,7 @@ class Responses:
     tap : Tap
 
     run : callable
-        Latents -> images.
+        Latents and their numbers -> images.
 
     layout : MapLayout
         Of the activations.
@@ -113,7 +118,7 @@ class Responses:
     def __init__(
         self,
         tap: Tap,
-        run: Callable[[Tensor], Any],
+        run: Run,
         layout: MapLayout,
         mask: Tensor,
         batch_size: int,
@@ -127,13 +132,13 @@ class Responses:
         shape = (self.n_channels // self.n_slices, *layout.spatial)
         self.layout = replace_fields(layout, map_shape=shape)  # of one call
 
-    def forward(self, latent: Tensor, vectors: Tensor) -> Tensor:
-        """J v of a latent (1, ...) for some v (n, C): (n, colours, *image_spatial)."""
+    def forward(self, latent: Numbered, vectors: Tensor) -> Tensor:
+        """J v of a latent for some v (n, C): (n, colours, *image_spatial)."""
         make = self._exact if self.step is None else self._differences
         return self._in_batches(lambda rows: make(latent, vectors[rows]), len(vectors))
 
-    def back(self, latent: Tensor, weights: Tensor) -> Tensor:
-        """J'w of a latent (1, ...) for some w (n, colours, *image_spatial): (n, C)."""
+    def back(self, latent: Numbered, weights: Tensor) -> Tensor:
+        """J'w of a latent for some w (n, colours, *image_spatial): (n, C)."""
 
         def make(rows: slice) -> Tensor:
             some = weights[rows]
@@ -152,7 +157,7 @@ class Responses:
             self.batch_size = batches.size
         return found
 
-    def _images(self, latent: Tensor, vectors: Tensor) -> Tensor:
+    def _images(self, latent: Numbered, vectors: Tensor) -> Tensor:
         """Images of a latent with a vector added to each."""
 
         def add(features: Tensor, moment: Moment) -> Tensor:
@@ -163,10 +168,13 @@ class Responses:
             return self.layout.from_maps(maps + added)
 
         calls, n = self.tap.calls or (0,), len(vectors)
-        batch = latent.expand(n, *latent.shape[1:])
-        return promoted(replace(self.tap, add, lambda: self.run(batch), n_samples=n))
+        number, one = latent
+        batch = one.expand(n, *one.shape[1:])
+        rows = torch.full((n,), number, device="cpu")
+        made = replace(self.tap, add, lambda: self.run(batch, rows), n_samples=n)
+        return promoted(made)
 
-    def _exact(self, latent: Tensor, vectors: Tensor) -> Tensor:
+    def _exact(self, latent: Numbered, vectors: Tensor) -> Tensor:
         _load_forward_mode()
         with _one_at_a_time, forward_mode.dual_level():
             moving = forward_mode.make_dual(torch.zeros_like(vectors), vectors)
@@ -175,7 +183,7 @@ class Responses:
             raise RuntimeError("the images have no derivative")
         return found
 
-    def _differences(self, latent: Tensor, vectors: Tensor) -> Tensor:
+    def _differences(self, latent: Numbered, vectors: Tensor) -> Tensor:
         assert self.step is not None
         tiny = torch.finfo(vectors.dtype).tiny
         steps = self.step / vectors.norm(dim=1, keepdim=True).clamp(min=tiny)
@@ -287,7 +295,8 @@ def _find(
             run, tap = run_of(extractor, undo), tap_of(extractor)
             responses = Responses(tap, run, layout, mask, size, step)
             solve = _by_matrices if few or step is not None else _by_products
-            parts = (responses, latents.split(1), region, W)
+            each = tuple(enumerate(latents.split(1)))
+            parts = (responses, each, region, W)
             return solve(*parts, n_directions, naturalness, bar.update)
 
     if derivatives != "differences":
@@ -321,7 +330,9 @@ def _find(
 def _draws_noise(extractor: GeneratorFeatureExtractor, latents: Tensor) -> bool:
     """Whether an image depends on where in its batch it is."""
     twice = latents[:1].expand(2, *latents.shape[1:])
-    one, other = promoted(generate_changed(extractor, twice, None, verbose=0))
+    rows = torch.zeros(2, dtype=torch.int64, device="cpu")
+    made = generate_changed(extractor, twice, None, rows=rows, verbose=0)
+    one, other = promoted(made)
     return bool((one - other).abs().max() > NOISE * one.abs().max())
 
 
@@ -356,7 +367,7 @@ def _as_directions(U: Tensor, W: Tensor) -> Tensor:
 
 def _by_matrices(
     responses: Responses,
-    latents: tuple[Tensor, ...],
+    latents: Sequence[Numbered],
     region: Tensor,
     W: Tensor,
     n: int,
@@ -387,7 +398,7 @@ def _check_reached(inside: float, h: float) -> None:
 
 def grams(
     responses: Responses,
-    latents: tuple[Tensor, ...],
+    latents: Sequence[Numbered],
     region: Tensor,
     vectors: Tensor,
     done: Callable[[int], Any],
@@ -419,7 +430,7 @@ def _gram(J: Tensor, weights: Tensor) -> Tensor:
 
 def _by_products(
     responses: Responses,
-    latents: tuple[Tensor, ...],
+    latents: Sequence[Numbered],
     region: Tensor,
     W: Tensor,
     n: int,

@@ -106,8 +106,10 @@ def _moving(kind: str, target: Tensor, part: Any, amount: Any) -> Edit:
 
 def _features(extractor: GeneratorFeatureExtractor, donors: Tensor) -> Iterator[Tensor]:
     """Activations of batches of donors."""
-    for some in donors.split(extractor.batch_size):
-        yield as_tensor(extract(extractor, some, verbose=0))
+    size = extractor.batch_size
+    for start in range(0, len(donors), size):
+        some = donors[start : start + size]
+        yield as_tensor(extract(extractor, some, first=start, verbose=0))
 
 
 @own_arithmetic

@@ -926,7 +926,8 @@ class LocalEditor:
         size = self.extractor.batch_size
         masks = []
         for start in range(0, len(latents), size):
-            features = extract(self.extractor, latents[start : start + size])
+            some = latents[start : start + size]
+            features = extract(self.extractor, some, first=start)
             masks.append(
                 self.decomposition.localize(features, appearance, threshold, **options)
             )

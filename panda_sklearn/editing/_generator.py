@@ -24,6 +24,7 @@ from panda_sklearn.editing._terms import (
     VectorTerm,
 )
 from panda_sklearn.feature_extractor import running_device, tap_of
+from panda_sklearn.generators._calls import called
 from panda_sklearn.utils.arrays import as_tensor, promoted
 from panda_sklearn.utils.borrowing import run_eagerly
 from panda_sklearn.utils.hooks import Moment, can_be_stopped, capture, replace
@@ -246,9 +247,7 @@ class EditedGenerator(nn.Module):
                 )
 
         def run(latents: Tensor) -> Tensor:
-            if self._forward is None:
-                return self.generator(latents)
-            return self._forward(self.generator, latents)
+            return called(self._forward, self.generator, latents)
 
         stop = can_be_stopped(self.generator)
 

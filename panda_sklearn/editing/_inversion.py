@@ -290,10 +290,11 @@ def _found(
     with Undo() as undo, undo:
         run = run_of(extractor, undo)
         size = length_of_batches(extractor)
-        made = _images(run, own, size)
+        made = _images(run, own, size, 1)
         targets = torch.cat([given.to(made), made])
         starts = _starts(run, candidates, targets, n_starts, size, generator)
-        search = Search(run, space, Match(targets, loss, value_range), prior, size)
+        match = Match(targets, loss, value_range)
+        search = Search(run, space, match, prior, size, len(given))
         with tqdm(
             total=n_steps, desc="Inversion", disable=not verbose, mininterval=1
         ) as bar:
@@ -301,7 +302,7 @@ def _found(
             first = first.unflatten(0, starts.shape)
             u, fine = search.best(first, n_steps, learning_rate, bar.update)
         latents = space.latents(u)
-        made = _images(run, latents, size)
+        made = _images(run, latents, size, len(given))
     residuals = _residuals(made, targets, value_range)
     n = len(given)
     _warn(residuals[:n], residuals[n:], ~fine[:n])
@@ -374,10 +375,13 @@ def _drawn(
     )
 
 
-def _images(run: Run, latents: Tensor, batch_size: int) -> Tensor:
-    """Images of latents, batch by batch."""
+def _images(run: Run, latents: Tensor, batch_size: int, n_given: int) -> Tensor:
+    """Images of latents, batch by batch, numbered as far as targets are given."""
     batches = Batches(len(latents), batch_size)
-    found = [made for _, made in batches.map(lambda where: run(latents[where]))]
+    rows = torch.arange(len(latents), device="cpu").clamp(max=n_given - 1)
+    found = [
+        made for _, made in batches.map(lambda where: run(latents[where], rows[where]))
+    ]
     return promoted(torch.cat(found)).detach()
 
 
@@ -400,8 +404,9 @@ def _starts(
     """
     n_starts = min(n_starts, len(candidates))
     goals, largest, found = _coarse(targets), 0.0, []
+    rows = torch.zeros(len(candidates), device="cpu").long()
     for _, images in Batches(len(candidates), batch_size).map(
-        lambda where: run(candidates[where])
+        lambda where: run(candidates[where], rows[where])
     ):
         images = promoted(images)
         largest = max(largest, float(images.abs().max()))

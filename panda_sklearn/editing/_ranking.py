@@ -98,11 +98,16 @@ class Trials:
         stacked = torch.stack([vector.to(like) * scale for vector, scale in vectors])
         return cls(extractor, decomposition, stacked, every, image_spatial, value_range)
 
-    def plain(self, latents: Tensor) -> Tensor:
-        """Images without an edit."""
-        return self._seen(generate_changed(self.extractor, latents, None, verbose=0))
+    def plain(self, latents: Tensor, numbers: Tensor) -> Tensor:
+        """Images without an edit, of latents with numbers (n,) among all."""
+        images = generate_changed(
+            self.extractor, latents, None, rows=numbers, verbose=0
+        )
+        return self._seen(images)
 
-    def edited(self, latents: Tensor, trials: Sequence[Trial]) -> Tensor:
+    def edited(
+        self, latents: Tensor, trials: Sequence[Trial], numbers: Tensor
+    ) -> Tensor:
         """Images of latents (n, ...), with a trial each."""
         layout, sizes = layout_of(self.decomposition), Sizes.of(self.extractor, None)
         n, taken = sizes.n_slices, sizes.calls or (0,)
@@ -126,7 +131,9 @@ class Trials:
 
             return add
 
-        images = generate_changed(self.extractor, latents, change, verbose=0)
+        images = generate_changed(
+            self.extractor, latents, change, rows=numbers, verbose=0
+        )
         return self._seen(images)
 
     def outlines(self, parts: Tensor) -> Tensor:
@@ -154,8 +161,10 @@ class Trials:
         widths = (self.masks.cpu().double() * P).sum(dim=1)
         total, n_rows = np.zeros(len(trials)), 0
         of_parts = {k: part_distances(panda, k) for k in {t.part for t in trials}}
-        for some in latents.split(size):
-            L = self._encoded(as_tensor(extract(self.extractor, some, verbose=0)))
+        for start in range(0, len(latents), size):
+            some = latents[start : start + size]
+            features = extract(self.extractor, some, first=start, verbose=0)
+            L = self._encoded(as_tensor(features))
             n_rows += len(L)
             for k, distances in of_parts.items():
                 its = [n for n, trial in enumerate(trials) if trial.part == k]
@@ -260,11 +269,12 @@ def measure(
             n = len(chunk)
             # Row by row: all samples of the first trial, then of the second.
             repeated = chunk.repeat(len(some), *[1] * (chunk.ndim - 1))
+            numbers = number * batch_size + torch.arange(n, device="cpu")
+            numbers = numbers.repeat(len(some))
             if plain is None or plain_of != (number, len(some)):
-                plain, plain_of = trials.plain(repeated), (number, len(some))
-            edited = trials.edited(
-                repeated, [trial for trial in some for _ in range(n)]
-            )
+                plain, plain_of = trials.plain(repeated, numbers), (number, len(some))
+            each = [trial for trial in some for _ in range(n)]
+            edited = trials.edited(repeated, each, numbers)
             mask = outlines.repeat_interleave(n, dim=0)
             for name, values in _compared(mask, plain, edited, trials.value_range):
                 total = values.unflatten(0, (len(some), n)).double().sum(dim=1).cpu()

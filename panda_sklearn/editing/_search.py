@@ -171,6 +171,9 @@ class Search:
     match : Match
     prior : float
     batch_size : int
+    n_given : int
+        Targets that have numbers, of a ``forward`` that takes those; the others are
+        taken for the last of them.
     """
 
     run: Run
@@ -178,6 +181,7 @@ class Search:
     match: Match
     prior: float
     batch_size: int
+    n_given: int
 
     def best(
         self, u: Tensor, n_steps: int, rate: float, done: Callable[[int], Any]
@@ -216,7 +220,8 @@ class Search:
         def make(where: slice) -> Tensor:
             with torch.enable_grad():
                 some = u[where].detach().requires_grad_()
-                images = promoted(self.run(self.space.latents(some)))
+                rows = of[where].clamp(max=self.n_given - 1)
+                images = promoted(self.run(self.space.latents(some), rows))
                 each = self.match.losses(images, of[where])
                 # Half precision has no derivatives as small as those of a pixel.
                 size = images[0].numel()

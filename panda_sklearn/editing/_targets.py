@@ -104,13 +104,15 @@ class TargetSearch:
         """Factors of a batch, the changes that they make, and the terms' places."""
         features = None
         if self.change.refine is not None:
-            features = as_tensor(extract(self.extractor, batch))
+            features = as_tensor(extract(self.extractor, batch, first=where.start))
         places = self.change.places(features, where)
         alphas = self.change.alphas(where)
         region = self._region(places, where)
-        plain = self._measured(generate_changed(self.extractor, batch, None, verbose=0))
-
-        keeps_places = self._draws_noise(batch, plain)
+        numbers = torch.arange(where.start, where.stop, device="cpu")
+        plain = self._measured(
+            generate_changed(self.extractor, batch, None, rows=numbers, verbose=0)
+        )
+        keeps_places = self._draws_noise(batch, numbers, plain)
 
         def change_of(factors: Tensor, rows: Tensor) -> Tensor:
             if keeps_places and len(rows) < len(batch):
@@ -134,7 +136,12 @@ class TargetSearch:
                 )
 
             edited = generate_changed(
-                self.extractor, latents, change, **self.change.moments(), verbose=0
+                self.extractor,
+                latents,
+                change,
+                **self.change.moments(),
+                rows=numbers[rows],
+                verbose=0,
             )
             some_region = region if len(region) == 1 else region[rows]
             difference = self._measured(edited) - plain[rows]
@@ -143,14 +150,16 @@ class TargetSearch:
         factors, changes = find_factors(change_of, len(batch), self.target)
         return factors, changes, places
 
-    def _draws_noise(self, batch: Tensor, plain: Tensor) -> bool:
+    def _draws_noise(self, batch: Tensor, numbers: Tensor, plain: Tensor) -> bool:
         """Whether an image depends on where in its batch it is, by noise.
 
         By that of the last sample of the batch, alone.
         """
         if len(batch) == 1:
             return False
-        alone = generate_changed(self.extractor, batch[-1:], None, verbose=0)
+        alone = generate_changed(
+            self.extractor, batch[-1:], None, rows=numbers[-1:], verbose=0
+        )
         scale = float(plain[-1].abs().max())
         difference = float((self._measured(alone)[0] - plain[-1]).abs().max())
         return difference > NOISE * scale

@@ -6,6 +6,7 @@ Floor 2: see :mod:`panda_sklearn.generators`.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,17 +32,20 @@ CPU = torch.device("cpu")
 __all__ = [
     "ConventionError",
     "Run",
+    "called",
     "check_forward",
     "check_network",
     "device_of",
     "dtype_of",
     "explained_failures",
     "running",
+    "takes_rows",
 ]
 
-# forward(generator, latents), and run(latents) of a borrowed generator.
-Forward = Callable[[nn.Module, Tensor], Any]
-Run = Callable[[ArrayLike], Any]
+# forward(generator, latents), with rows if it takes them, and run(latents, rows) of a
+# borrowed generator, where rows are the numbers of the latents among all.
+Forward = Callable[..., Any]
+Run = Callable[..., Any]
 
 
 class ConventionError(TypeError):
@@ -57,6 +61,31 @@ def check_network(name: str, network: Any) -> None:
     """Raise TypeError unless it is a module that hooks can be attached to."""
     check_kind(name, network, nn.Module)
     check_hookable(network)
+
+
+def called(
+    forward: Forward | None, generator: nn.Module, latents: Tensor, rows: Any = None
+) -> Any:
+    """Images of latents, with the numbers that they have among all, if it takes them.
+
+    ``rows`` is a slice or a tensor; ``None`` is from 0.
+    """
+    if forward is None:
+        return generator(latents)
+    if not takes_rows(forward):
+        return forward(generator, latents)
+    if not isinstance(rows, Tensor):
+        start = 0 if rows is None else rows.start
+        rows = torch.arange(start, start + len(latents), device="cpu")
+    return forward(generator, latents, rows=rows.cpu())
+
+
+def takes_rows(forward: Any) -> bool:
+    """Whether a function has an argument called rows."""
+    try:
+        return "rows" in inspect.signature(forward).parameters
+    except (TypeError, ValueError):  # of C
+        return False
 
 
 @contextlib.contextmanager
@@ -134,7 +163,8 @@ def running(
     generator : Module
 
     forward : callable or None
-        ``forward(generator, latents)``; ``None`` is ``generator(latents)``.
+        ``forward(generator, latents)``, with ``rows`` if it takes them; ``None`` is
+        ``generator(latents)``.
 
     device : torch.device, default=None
         Where to run it; ``None`` is where it is.
@@ -142,9 +172,10 @@ def running(
     Returns
     -------
     run : callable
-        ``run(latents)`` makes a forward pass. Latents come to the device, floating ones
-        in the dtype of the network's parameters; integers (class labels, token numbers)
-        keep theirs, and so do latents for a ``forward`` that casts them itself.
+        ``run(latents, rows=None)`` makes a forward pass. Latents come to the device,
+        floating ones in the dtype of the network's parameters; integers (class labels,
+        token numbers) keep theirs, and so do latents for a ``forward`` that casts them
+        itself.
     """
     where = device_of(generator) if device is None else device
     dtype = dtype_of(generator, None)
@@ -153,7 +184,7 @@ def running(
     borrow(undo, generator, device)
     preserve_random_state(undo, where)
 
-    def run(latents: ArrayLike) -> Any:
+    def run(latents: ArrayLike, rows: Any = None) -> Any:
         if isinstance(latents, Tensor) and latents.requires_grad:
             batch = latents
         else:
@@ -163,6 +194,6 @@ def running(
         # A copy: the network may write into its inputs.
         batch = batch.to(device=where, dtype=kind, copy=True)
         seed_noise(where)
-        return generator(batch) if forward is None else forward(generator, batch)
+        return called(forward, generator, batch, rows)
 
     return run
