@@ -580,13 +580,23 @@ def generator_rows(w):
     yield Row(
         "Diffusion",
         generators.Diffusion,
-        {"pipeline": unet, "scheduler": scheduler, "n_steps": 2},
+        {
+            "pipeline": unet,
+            "scheduler": scheduler,
+            "n_steps": 2,
+            "label": None,
+            "prompt": None,
+            "negative_prompt": "",
+            "guidance_scale": None,
+        },
+        valid={"label": "none", "prompt": "none", "guidance_scale": "none fraction"},
     )
     yield Row(
         "Diffusion.forward",
         generators.Diffusion(unet, scheduler, n_steps=1).forward,
-        {"latents": torch.zeros(2, 3, 8, 8)},
-        valid={"latents": "short no-samples tensor-nan"},  # as of any module
+        {"latents": torch.zeros(2, 3, 8, 8), "rows": None},
+        # As of any module; without conditions, rows are not looked at.
+        valid={"latents": "short no-samples tensor-nan", "rows": "none torch-sparse"},
     )
     styled = {
         "convention": "nvidia",

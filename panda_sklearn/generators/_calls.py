@@ -70,14 +70,21 @@ def called(
 
     ``rows`` is a slice or a tensor; ``None`` is from 0.
     """
+    takes = takes_rows(forward) if forward is not None else _says_so(generator)
+    options = {}
+    if takes:
+        if not isinstance(rows, Tensor):
+            start = 0 if rows is None else rows.start
+            rows = torch.arange(start, start + len(latents), device="cpu")
+        options = {"rows": rows.cpu()}
     if forward is None:
-        return generator(latents)
-    if not takes_rows(forward):
-        return forward(generator, latents)
-    if not isinstance(rows, Tensor):
-        start = 0 if rows is None else rows.start
-        rows = torch.arange(start, start + len(latents), device="cpu")
-    return forward(generator, latents, rows=rows.cpu())
+        return generator(latents, **options)
+    return forward(generator, latents, **options)
+
+
+def _says_so(generator: nn.Module) -> bool:
+    """Whether a generator of ours takes rows; networks may call other things so."""
+    return getattr(generator, "takes_rows", None) is True
 
 
 def takes_rows(forward: Any) -> bool:

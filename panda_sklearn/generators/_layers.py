@@ -245,20 +245,24 @@ def list_layers(
             )
         with explained_failures(latents, forward):
             images = run(latents)
-    often = {1, generator.n_steps} if isinstance(generator, Diffusion) else {1}
-    worth = _worth(made, calls, often, len(latents), images)
+    often, n_rows = {1}, {len(latents)}
+    if isinstance(generator, Diffusion):
+        often.add(generator.n_steps)
+        if generator.guidance is not None:  # the network sees each sample twice
+            n_rows.add(2 * len(latents))
+    worth = _worth(made, calls, often, n_rows, images)
     modules = dict(generator.named_modules())
     return LayerTable(
         LayerInfo(
             name,
             type(modules[name]).__name__,
-            shape,
+            (len(latents), *shape[1:]),
             calls[name],
             select,
             (name, select) in worth,
         )
         for (name, select), shape in shapes.items()
-        if len(shape) > 1 and shape[0] == len(latents)
+        if len(shape) > 1 and shape[0] in n_rows
     )
 
 
@@ -301,7 +305,7 @@ def _worth(
     made: list[_Made],
     calls: dict[str, int],
     often: set[int],
-    n_samples: int,
+    n_rows: set[int],
     images: Any,
 ) -> set[tuple[str, Any]]:
     """Which outputs are worth decomposing: names and selections.
@@ -314,7 +318,7 @@ def _worth(
         n, channels, *spatial = (*each.shape, 0, 0)[: max(2, len(each.shape))]
         size = tuple(spatial)
         if (
-            n == n_samples
+            n in n_rows
             and calls[each.chosen[0]] in often
             and channels > MORE_THAN_COLORS
             and len(size) >= 2

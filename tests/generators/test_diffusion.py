@@ -7,7 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from panda_sklearn import GeneratorFeatureExtractor, PartsAppearanceDecomposition
+from panda_sklearn import (
+    Edit,
+    GeneratorFeatureExtractor,
+    LocalEditor,
+    PartsAppearanceDecomposition,
+)
 from panda_sklearn.datasets import load_face_diffusion, sample_latents
 from panda_sklearn.generators import Diffusion, list_layers
 
@@ -144,6 +149,184 @@ def test_a_pass_leaves_the_scheduler_as_it_was(unet, z):
     assert torch.equal(scheduler.timesteps, before)
 
 
+def tiny_vae():
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=8,
+    )
+
+
+@pytest.fixture(scope="module")
+def dit_pipeline():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformer = diffusers.DiTTransformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            out_channels=8,
+            num_layers=2,
+            attention_head_dim=4,
+            num_attention_heads=2,
+            num_embeds_ada_norm=1000,
+        ).eval()
+        for parameter in transformer.parameters():  # many start at zero
+            if not parameter.any():
+                nn.init.normal_(parameter, std=0.1)
+        vae = tiny_vae().eval()
+    pipeline = diffusers.DiTPipeline(transformer, vae, diffusers.DDIMScheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def text_pipeline():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = diffusers.UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=8,
+            attention_head_dim=2,
+        ).eval()
+        vae = tiny_vae().eval()
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=None,
+        tokenizer=None,
+        unet=unet,
+        scheduler=diffusers.DDIMScheduler(steps_offset=1, clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+class TestClasses:
+    @pytest.mark.parametrize("scale", [1.0, 3.0])
+    def test_images_are_the_pipelines(self, dit_pipeline, scale):
+        expected = dit_pipeline(
+            [3, 5],
+            guidance_scale=scale,
+            generator=torch.Generator().manual_seed(1),
+            num_inference_steps=4,
+            output_type="np",
+        ).images
+        noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        model = Diffusion(dit_pipeline, n_steps=4, label=[3, 5], guidance_scale=scale)
+        assert model.guidance == (None if scale == 1 else "first")
+        with torch.no_grad():
+            found = (model(noise) / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+    def test_each_sample_has_its_own(self, dit_pipeline):
+        z = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        labels = [1, 2, 3, 4, 5]
+        model = Diffusion(dit_pipeline, n_steps=2, label=labels)
+
+        def fitted(model):
+            return GeneratorFeatureExtractor(
+                model,
+                "transformer.transformer_blocks.0",
+                call="all",
+                guidance=model.guidance,
+                channel_axis=-1,
+                token_grid=(4, 4),
+                batch_size=2,
+            ).fit(z[:5])
+
+        extractor = fitted(model)
+        features = extractor.split_calls(extractor.transform(z))
+        images = extractor.generate(z)
+        close = {"rtol": 1e-4, "atol": 1e-4}
+        for k, label in enumerate(labels):
+            other = fitted(Diffusion(dit_pipeline, n_steps=2, label=label))
+            one = z[k : k + 1]
+            torch.testing.assert_close(other.generate(one)[0], images[k], **close)
+            its = other.split_calls(other.transform(one))
+            torch.testing.assert_close(its[0], features[k], **close)
+        with pytest.raises(ValueError, match="given for 5 samples"):
+            extractor.generate(torch.cat([z, z]))
+
+
+class TestTexts:
+    @pytest.mark.parametrize("scale", [1.0, 5.0])
+    def test_images_are_the_pipelines(self, text_pipeline, scale):
+        random = torch.Generator().manual_seed(0)
+        texts, without = torch.randn(2, 6, 8, generator=random), torch.zeros(6, 8)
+        noise = torch.randn(2, 4, 8, 8, generator=random)
+        expected = text_pipeline(
+            prompt_embeds=texts,
+            negative_prompt_embeds=without.expand_as(texts),
+            latents=noise,
+            guidance_scale=scale,
+            num_inference_steps=4,
+            output_type="np",
+        ).images
+        model = Diffusion(
+            text_pipeline,
+            n_steps=4,
+            prompt=texts,
+            negative_prompt=without,
+            guidance_scale=scale,
+        )
+        assert model.guidance == (None if scale == 1 else "last")
+        with torch.no_grad():
+            found = (model(noise) / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+    def test_texts_are_encoded_by_the_pipeline(self, text_pipeline, monkeypatch):
+        known = {"a face": 1.0, "a dog": 2.0, "": 0.0}
+        asked = []
+
+        def encode(texts, device, n_images, guided):
+            asked.append((texts, n_images, guided))
+            return torch.stack([torch.full((6, 8), known[t]) for t in texts]), None
+
+        monkeypatch.setattr(text_pipeline, "encode_prompt", encode)
+        model = Diffusion(text_pipeline, n_steps=2, prompt=["a face", "a dog"])
+        assert asked == [(["a face", "a dog"], 1, False), ([""], 1, False)]
+        given = Diffusion(
+            text_pipeline,
+            n_steps=2,
+            prompt=torch.stack([torch.ones(6, 8), 2 * torch.ones(6, 8)]),
+            negative_prompt=torch.zeros(6, 8),
+        )
+        z = sample_latents(model, 2, random_state=0)
+        with torch.no_grad():
+            assert torch.equal(model(z), given(z))
+
+    def test_layers_and_edits(self, text_pipeline):
+        texts = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+        model = Diffusion(
+            text_pipeline, n_steps=3, prompt=texts, negative_prompt=0 * texts
+        )
+        z = sample_latents(model, 4, random_state=0)
+        extractor = GeneratorFeatureExtractor(
+            model, "unet.up_blocks.0", call=[0, 2], guidance=model.guidance
+        )
+        features = extractor.fit_transform(z)
+        listed = {layer.name: layer for layer in list_layers(model, z)}
+        assert listed["unet.up_blocks.0"].shape == (4, *features.shape[1:])
+        panda = PartsAppearanceDecomposition(2, 4, max_iter=3, tol=0, random_state=0)
+        editor = LocalEditor(extractor, panda.fit(features))
+        plain = extractor.generate(z)
+        own, both, opposite = (
+            (editor.edit(z, Edit(0, 1, 2.0, branches=b)) - plain).norm()
+            for b in ("own", "both", "opposite")
+        )
+        # What guidance subtracts is subtracted with the opposite sign.
+        assert both < own < opposite
+
+
 class TestWhatCannotBe:
     def test_arguments(self, unet, z):
         scheduler = SCHEDULERS["ddim"]()
@@ -155,6 +338,10 @@ class TestWhatCannotBe:
             Diffusion(unet, nn.Identity())
         with pytest.raises(ValueError, match="n_steps"):
             Diffusion(unet, scheduler, n_steps=0)
+        with pytest.raises(ValueError, match="takes no label"):
+            Diffusion(unet, scheduler, label=3)
+        with pytest.raises(ValueError, match="takes no negative_prompt"):
+            Diffusion(unet, scheduler, negative_prompt="ugly")
         model = Diffusion(unet, scheduler)
         with pytest.raises(
             ValueError, match=r"latents must be of shape \(n_samples, 3"
@@ -164,6 +351,20 @@ class TestWhatCannotBe:
             model(z.numpy())
         with pytest.raises(ValueError, match="classes"):
             sample_latents(model, 2, classes=1)
+
+    def test_conditions(self, dit_pipeline, text_pipeline):
+        with pytest.raises(ValueError, match="needs label"):
+            Diffusion(dit_pipeline)
+        with pytest.raises((TypeError, ValueError), match="label"):
+            Diffusion(dit_pipeline, label=1000)
+        with pytest.raises(ValueError, match="needs prompt"):
+            Diffusion(text_pipeline)
+        with pytest.raises((TypeError, ValueError), match="prompt"):
+            Diffusion(text_pipeline, prompt=5)
+        with pytest.raises(ValueError, match="n_tokens"):
+            Diffusion(text_pipeline, prompt=torch.zeros(3))
+        with pytest.raises(ValueError, match="guidance_scale"):
+            Diffusion(dit_pipeline, label=1, guidance_scale=-1)
 
     def test_caches(self, z):
         unet = tiny_unet()
