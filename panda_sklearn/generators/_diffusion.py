@@ -57,11 +57,11 @@ class Diffusion(nn.Module):
     label : int or sequence of int, default=None
         With classes, that of all images, or one for each sample.
 
-    prompt : str, sequence of str, or Tensor of shape ([n_samples,] n_tokens, size)
+    prompt : str, sequence of str or Tensor, default=None
         With texts, that of all images, or one for each sample; or what the pipeline's
-        text encoder makes of it.
+        text encoder makes of it, of shape ([n_samples,] n_tokens, size).
 
-    negative_prompt : as ``prompt``, default=""
+    negative_prompt : str, sequence of str or Tensor, default=""
         With texts, what guidance leads away from.
 
     guidance_scale : float, default=None
