@@ -71,7 +71,7 @@ __all__ = [
     "length_of_batches",
     "run_of",
     "running_device",
-    "steps_of",
+    "runs_of",
     "takes_floats",
     "tap_of",
 ]
@@ -556,8 +556,6 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     ) -> ArrayLike:
         """Activations, in one; ``learn`` from the first batch as ``fit`` does."""
         fitted = not learn
-        several = tap.calls_as == "samples" and tap.calls is not None
-        rows = tap.n_calls if several else 1
         extract = self._extraction(tap, latents, first)
 
         def make(run: Run, where: slice) -> Tensor:
@@ -568,7 +566,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             fitted = True
             return found
 
-        found = self._collect(make, latents, "activations", verbose, rows)
+        found = self._collect(make, latents, "activations", verbose, tap.n_rows)
         return Origin.of(latents).give(found)
 
     def _extraction(
@@ -692,7 +690,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         check_is_fitted(self)
         features = check_values(features, "features", "(n_rows, ...)")
         n, how = self.n_calls_, self.calls_as
-        if how == "mean" and self._takes_several():
+        if how == "mean" and n > 1:
             raise ValueError("calls_as='mean' leaves one row, which is of no one call.")
         axis = 0 if how == "samples" else 1
         if features.ndim <= axis or features.shape[axis] % n:
@@ -707,7 +705,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
 
     def _by_calls(self, features: Tensor, n_samples: int) -> Tensor:
         """Checked activations with an axis of calls after that of the samples."""
-        if self.calls_as == "mean" and self._takes_several():
+        if self.calls_as == "mean" and self.n_calls_ > 1:
             raise ValueError(
                 "features are means of calls, from which those of each call are not "
                 "known: give a callable, which gets them call by call."
@@ -779,8 +777,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
 
     def _n_rows(self) -> int:
         """Rows of activations for each sample."""
-        several = self.calls_as == "samples" and self._takes_several()
-        return self.n_calls_ if several else 1
+        return self.n_calls_ if self.calls_as == "samples" else 1
 
     def _tap(self, **known: Any) -> Tap:
         """The tapped tensor; raises if there is no such layer.
@@ -1022,12 +1019,9 @@ def running_device(extractor: GeneratorFeatureExtractor) -> torch.device:
     return check_device(extractor.device)
 
 
-def steps_of(
-    extractor: GeneratorFeatureExtractor,
-) -> tuple[tuple[int, ...] | None, str, int]:
-    """The calls that are taken, what they become, and how often the layer runs."""
-    tap = extractor._tap()
-    return tap.calls, tap.calls_as, extractor._n_runs
+def runs_of(extractor: GeneratorFeatureExtractor) -> int:
+    """How often the layer runs in a forward pass."""
+    return extractor._n_runs
 
 
 def run_of(extractor: GeneratorFeatureExtractor, undo: Undo) -> Run:

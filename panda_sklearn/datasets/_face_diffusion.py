@@ -16,7 +16,7 @@ from panda_sklearn.utils.optional import needed
 
 __all__ = ["load_face_diffusion"]
 
-# As in examples/train_face_diffusion.py.
+# Also for examples/train_face_diffusion.py.
 NETWORK = {
     "sample_size": 64,
     "block_out_channels": (32, 48, 64, 96),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -89,9 +88,7 @@ class Change:
         self.layout = layout
         self.refine = refine
         self.sizes = Sizes() if sizes is None else sizes
-        n = self.sizes.n_slices
-        channels, *spatial = layout.map_shape
-        self.of_call = replace(layout, map_shape=(channels // n, *spatial))
+        self.of_call = layout.sliced(self.sizes.n_slices)
 
     def moments(self) -> dict[str, Any]:
         """At which calls and in what parts of batches, as ``generate_changed`` asks."""

@@ -20,7 +20,6 @@ import functools
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace as replace_fields
 from typing import Any, cast
 
 import numpy as np
@@ -127,10 +126,8 @@ class Responses:
         self.tap, self.run, self.mask = tap, run, mask
         self.batch_size, self.step = batch_size, step
         self.n_channels = layout.n_channels
-        stacked = tap.calls_as == "channels" and tap.calls is not None
-        self.n_slices = tap.n_calls if stacked else 1
-        shape = (self.n_channels // self.n_slices, *layout.spatial)
-        self.layout = replace_fields(layout, map_shape=shape)  # of one call
+        self.n_slices = tap.n_slices
+        self.layout = layout.sliced(tap.n_slices)  # of one call
 
     def forward(self, latent: Numbered, vectors: Tensor) -> Tensor:
         """J v of a latent for some v (n, C): (n, colours, *image_spatial)."""
@@ -222,7 +219,8 @@ def find_directions(
     Parameters
     ----------
     extractor, decomposition, latents, n_directions, derivatives, verbose
-        As of ``LocalEditor.find_directions``, checked.
+        As of ``LocalEditor.find_directions``, checked. No tensor is of inference mode,
+        in which nothing can be differentiated.
 
     mask : Tensor of shape (S,)
         m.
@@ -242,37 +240,9 @@ def find_directions(
         If exact derivatives are asked for, and the network has none; if nothing is
         known to vary at the part, or it does not reach the region.
     """
-    with torch.inference_mode(False):  # of which nothing can be differentiated
-        latents, mask, region = (x.clone() for x in (latents, mask, region))
-        return _find(
-            extractor,
-            decomposition,
-            latents,
-            mask,
-            _spread(decomposition, weights),
-            region,
-            n_directions,
-            naturalness,
-            derivatives,
-            verbose,
-        )
-
-
-def _find(
-    extractor: GeneratorFeatureExtractor,
-    decomposition: PartsAppearanceDecomposition,
-    latents: Tensor,
-    mask: Tensor,
-    W: Tensor,
-    region: Tensor,
-    n_directions: int,
-    naturalness: float,
-    derivatives: str,
-    verbose: int,
-) -> Tensor:
-    """The same, with W."""
     device = running_device(extractor)
-    W, region = W.to(device, torch.float32), region.to(device)
+    W = _spread(decomposition, weights).to(device, torch.float32)
+    region = region.to(device)
     layout, colors = layout_of(decomposition), cast(tuple, extractor.image_shape_)[0]
     size = length_of_batches(extractor)
     if _draws_noise(extractor, latents):

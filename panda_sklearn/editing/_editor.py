@@ -820,18 +820,19 @@ class LocalEditor:
                     f"region must be of the images' shape {spatial}, got "
                     f"{tuple(where.shape)}."
                 )
-        found = find_directions(
-            self.extractor,
-            self.decomposition,
-            latents,
-            term.mask,
-            weights_of(edit, term.mask, self.decomposition),
-            where,
-            n_directions,
-            naturalness=naturalness,
-            derivatives=derivatives,
-            verbose=verbose,
-        )
+        with torch.inference_mode(False):
+            found = find_directions(
+                self.extractor,
+                self.decomposition,
+                latents.clone(),
+                term.mask.clone(),
+                weights_of(edit, term.mask, self.decomposition),
+                where.clone(),
+                n_directions,
+                naturalness=naturalness,
+                derivatives=derivatives,
+                verbose=verbose,
+            )
         return origin.give(found)
 
     # Helpers

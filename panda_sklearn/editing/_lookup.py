@@ -26,8 +26,9 @@ from panda_sklearn.editing._terms import (
 )
 from panda_sklearn.feature_extractor import (
     GeneratorFeatureExtractor,
-    steps_of,
+    runs_of,
     takes_floats,
+    tap_of,
 )
 from panda_sklearn.utils.arrays import ArrayLike, as_tensor
 from panda_sklearn.utils.parts import indices_of, is_mask
@@ -59,10 +60,12 @@ class Sizes:
         Whether latents are floating, rather than classes or numbers of tokens.
     calls : tuple of int or None
         Of the layer, those that are taken; ``None`` if it runs once.
-    calls_as : str
-        What they become, as of the extractor.
+    n_rows, n_slices : int
+        Rows that they become for each sample, and slices of the channels.
     n_runs : int or None
         How often the layer runs; ``None`` if that is not known.
+    guided : bool
+        Whether guidance may multiply the samples.
     """
 
     n_samples: int | None = None
@@ -70,28 +73,28 @@ class Sizes:
     latent_shape: tuple[int, ...] | None = None
     floating: bool = True
     calls: tuple[int, ...] | None = None
-    calls_as: str = "samples"
+    n_rows: int = 1
+    n_slices: int = 1
     n_runs: int | None = None
-
-    @property
-    def n_slices(self) -> int:
-        """Calls that are stacked along the channels."""
-        stacked = self.calls is not None and self.calls_as == "channels"
-        return len(self.calls) if stacked and self.calls else 1
-
-    @property
-    def n_rows(self) -> int:
-        """Calls of which each is a sample of its own."""
-        apart = self.calls is not None and self.calls_as == "samples"
-        return len(self.calls) if apart and self.calls else 1
+    guided: bool = True
 
     @classmethod
     def of(cls, extractor: GeneratorFeatureExtractor, n_samples: int | None) -> Sizes:
         """Those of a fitted extractor's samples."""
         images = tuple((extractor.image_shape_ or ())[1:])
         shape = tuple(extractor.latent_shape_)
-        floating = takes_floats(extractor)
-        return cls(n_samples, images, shape, floating, *steps_of(extractor))
+        tap = tap_of(extractor)
+        return cls(
+            n_samples,
+            images,
+            shape,
+            takes_floats(extractor),
+            tap.calls,
+            tap.n_rows,
+            tap.n_slices,
+            runs_of(extractor),
+            tap.guidance is not None,
+        )
 
 
 def term_of(
@@ -171,6 +174,11 @@ def _check_calls(edit: Edit, sizes: Sizes) -> None:
         raise ValueError(
             f"calls has {last}, but the layer runs {sizes.n_runs} times in a forward "
             f"pass: they must be from 0 to {sizes.n_runs - 1}."
+        )
+    if edit.branches != "own" and not sizes.guided:
+        raise ValueError(
+            f"branches={edit.branches!r} is of batches that guidance multiplies, but "
+            "the extractor's guidance is None: set that, or leave branches at 'own'."
         )
     taken = sizes.calls or (0,)
     vector = edit.kind in ("appearance", "variation")

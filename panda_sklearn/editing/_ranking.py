@@ -109,10 +109,9 @@ class Trials:
         self, latents: Tensor, trials: Sequence[Trial], numbers: Tensor
     ) -> Tensor:
         """Images of latents (n, ...), with a trial each."""
-        layout, sizes = layout_of(self.decomposition), Sizes.of(self.extractor, None)
+        sizes = Sizes.of(self.extractor, None)
         n, taken = sizes.n_slices, sizes.calls or (0,)
-        channels, *spatial = layout.map_shape
-        layout = replace(layout, map_shape=(channels // n, *spatial))
+        layout = layout_of(self.decomposition).sliced(n)
         rows, parts, strengths = (
             torch.tensor(column, device="cpu") for column in zip(*trials, strict=True)
         )

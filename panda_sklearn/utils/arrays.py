@@ -7,7 +7,7 @@ are acceptable is the business of :mod:`panda_sklearn.utils.validation`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -150,6 +150,10 @@ class MapLayout:
     def n_positions(self) -> int:
         """S."""
         return math.prod(self.spatial)
+
+    def sliced(self, n: int) -> MapLayout:
+        """That of one of n equal slices of the channels."""
+        return replace(self, map_shape=(self.n_channels // n, *self.spatial))
 
     @property
     def sample_shape(self) -> tuple[int, ...]:

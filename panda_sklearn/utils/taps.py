@@ -71,6 +71,16 @@ class Tap:
         """How many calls are tapped."""
         return 1 if self.calls is None else len(self.calls)
 
+    @property
+    def n_rows(self) -> int:
+        """Rows of activations for each sample."""
+        return self.n_calls if self.calls_as == "samples" else 1
+
+    @property
+    def n_slices(self) -> int:
+        """Calls that are stacked along the channels."""
+        return self.n_calls if self.calls_as == "channels" else 1
+
     def rows(self, length: int, n_samples: int) -> slice:
         """Those of the samples, of a tensor whose first axis is so long.
 

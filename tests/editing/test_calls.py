@@ -206,10 +206,16 @@ class TestEverywhere:
             assert loaded.calls == {0: 1.0, 2: 0.5} and loaded.branches == "both"
             torch.testing.assert_close(editor.edit(z, loaded), editor.edit(z, edit))
 
+    @pytest.mark.usefixtures("refining_briefly")
     def test_refinement_is_of_each_call(self, z):
         editor = editor_of(z)
-        edited = editor.edit(z, Edit(1, 0, 1.0), refine=True)
-        assert edited.isfinite().all()
+        edited = editor.edit(z, Edit(1, 0, 1.0, calls=2), refine=True)
+        one = GeneratorFeatureExtractor(editor.extractor.generator, "block", call=2)
+        alone = LocalEditor(one.fit(z), editor.decomposition)
+        expected = alone.edit(z, Edit(1, 0, 1.0), refine=True)
+        torch.testing.assert_close(edited, expected, rtol=1e-3, atol=1e-3)
+        unrefined = alone.edit(z, Edit(1, 0, 1.0))
+        assert (unrefined - expected).abs().max() > 1e-2
 
     def test_rankings_and_directions(self, z):
         editor = editor_of(z)
@@ -242,6 +248,10 @@ class TestWhatCannotBe:
     def test_calls(self, calls, words):
         with pytest.raises((TypeError, ValueError), match=words):
             Edit(0, 0, calls=calls)
+
+    def test_branches_without_guidance(self, z):
+        with pytest.raises(ValueError, match="guidance is None"):
+            editor_of(z).edit(z, Edit(0, 0, branches="both"))
 
     def test_branches(self):
         with pytest.raises(ValueError, match="branches"):
