@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import copy
 from numbers import Integral
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from panda_sklearn.generators._denoisers import as_size, denoiser_of
 from panda_sklearn.utils.optional import needed
 from panda_sklearn.utils.validation import (
     check_count,
     check_indices,
-    check_items,
     check_kind,
     check_single,
     shown,
@@ -27,8 +27,6 @@ __all__ = ["Diffusion"]
 
 # Samplers that draw noise in each step, for which DDIM's takes their settings.
 NOISY = ("DDPMScheduler", "DDPMParallelScheduler")
-
-TEXTS = "a text or several"
 
 
 class Diffusion(nn.Module):
@@ -42,14 +40,16 @@ class Diffusion(nn.Module):
     Parameters
     ----------
     pipeline : diffusers pipeline or torch.nn.Module
-        A ``DDIMPipeline`` or ``DDPMPipeline``, a ``DiTPipeline`` (classes), or a
-        ``StableDiffusionPipeline`` (texts); or an unconditional network alone, such as
-        a ``UNet2DModel``, called as ``network(x, t).sample``. Its networks are shared,
-        not copied.
+        A ``DDIMPipeline`` or ``DDPMPipeline``; a ``DiTPipeline`` (classes); a
+        ``StableDiffusionPipeline``, ``StableDiffusionXLPipeline``,
+        ``StableDiffusion3Pipeline`` or ``FluxPipeline`` (texts); or an unconditional
+        network alone, such as a ``UNet2DModel``, called as ``network(x, t).sample``.
+        Its networks are shared, not copied.
 
     scheduler : diffusers scheduler, default=None
         ``None`` is the pipeline's. Of DDPM's, whose steps draw noise, the settings are
-        taken for DDIM's.
+        taken for DDIM's. Others that draw noise take it from torch's global random
+        numbers.
 
     n_steps : int, default=25
         Number of steps.
@@ -57,17 +57,22 @@ class Diffusion(nn.Module):
     label : int or sequence of int, default=None
         With classes, that of all images, or one for each sample.
 
-    prompt : str, sequence of str or Tensor, default=None
+    prompt : str, sequence of str, Tensor or pair of Tensor, default=None
         With texts, that of all images, or one for each sample; or what the pipeline's
-        text encoder makes of it, of shape ([n_samples,] n_tokens, size).
+        text encoders make of it, of shape ([n_samples,] n_tokens, size), for all but
+        Stable Diffusion 1 and 2 with the pooled one, ([n_samples,] size).
 
-    negative_prompt : str, sequence of str or Tensor, default=""
-        With texts, what guidance leads away from.
+    negative_prompt : str, sequence of str, Tensor or pair of Tensor, default=""
+        With texts, what guidance leads away from; nothing of Flux's.
 
     guidance_scale : float, default=None
         How much classes or texts count: with more than 1 the network sees each sample
         twice, with its condition and without it. ``None`` is what the pipeline has by
-        default, 4 with classes and 7.5 with texts.
+        default: 4 with classes, 7.5, 5 (XL) or 7 (3) of Stable Diffusion, and 3.5 of
+        Flux, whose network is told the number instead.
+
+    sample_size : int or tuple of int, default=None
+        Rows and columns of the noise; ``None`` is what the network was trained for.
 
     Attributes
     ----------
@@ -118,40 +123,46 @@ class Diffusion(nn.Module):
         prompt=None,
         negative_prompt="",
         guidance_scale=None,
+        sample_size=None,
     ):
         super().__init__()
-        kind, network = _kind_of(pipeline)
+        kind, network = denoiser_of(pipeline)
         if scheduler is None and not isinstance(pipeline, nn.Module):
             scheduler = getattr(pipeline, "scheduler", None)
         self.scheduler = _check_scheduler(scheduler)
         self.n_steps = check_count("n_steps", n_steps)
-        _check_condition(kind, label=label, prompt=prompt)
+        given = {"label": label, "prompt": prompt}
+        for name, value in given.items():
+            if (value is not None) != (name == kind.takes):
+                need = "needs" if name == kind.takes else "takes no"
+                raise ValueError(f"The pipeline {need} {name}, got {shown(value)}.")
+        if guidance_scale is None:
+            guidance_scale = kind.guidance_scale
+        self.guidance_scale = check_single("guidance_scale", guidance_scale, at_least=0)
+        self.guidance = kind.own_part if self.guidance_scale > 1 else None
         unsaid = isinstance(negative_prompt, str) and negative_prompt == ""
-        if kind != "prompt" and not unsaid:
+        if not unsaid and (kind.takes != "prompt" or kind.own_part is None):
             raise ValueError(
                 f"The pipeline takes no negative_prompt, got {shown(negative_prompt)}."
             )
-        self._kind, self._name = kind, "transformer" if kind == "label" else "unet"
-        setattr(self, self._name, network)
+        self._kind = kind
+        setattr(self, kind.name, network)
         self.vae = getattr(pipeline, "vae", None)
-        config = network.config
-        size = config.sample_size
-        spatial = (size, size) if isinstance(size, int) else tuple(size)
-        self.latent_shape = (int(config.in_channels), *spatial)
-        if guidance_scale is None:
-            guidance_scale = {"label": 4.0, "prompt": 7.5}.get(kind, 1.0)
-        self.guidance_scale = check_single("guidance_scale", guidance_scale, at_least=0)
-        guided = kind is not None and self.guidance_scale > 1
-        self.guidance = {"label": "first", "prompt": "last"}[kind] if guided else None
-        self.register_buffer("condition", None, persistent=False)
-        self.register_buffer("absence", None, persistent=False)
-        if kind == "label":
-            n_classes = int(config.num_embeds_ada_norm)
-            self.condition = _labels(label, n_classes)
-            self.absence = torch.tensor([n_classes], device="cpu")
-        if kind == "prompt":
-            self.condition = _embedded(pipeline, "prompt", prompt)
-            self.absence = _embedded(pipeline, "negative_prompt", negative_prompt)
+        size = as_size(
+            kind.size(pipeline, network) if sample_size is None else sample_size
+        )
+        self.latent_shape = (kind.n_channels(network), *size)
+        # As buffers, so that they go where the networks go.
+        self._conditions: list[str] = []
+        if kind.takes is not None:
+            own = kind.condition(pipeline, network, kind.takes, given[kind.takes])
+            for name, tensor in own.items():
+                self.register_buffer(f"own_{name}", tensor, persistent=False)
+                self._conditions.append(name)
+            if self.guidance is not None:
+                absence = kind.absence(pipeline, network, negative_prompt)
+                for name, tensor in absence.items():
+                    self.register_buffer(f"other_{name}", tensor, persistent=False)
 
     # Tells the extractor to hand over which samples latents are of.
     takes_rows = True
@@ -192,67 +203,90 @@ class Diffusion(nn.Module):
         if rows is None:
             rows = torch.arange(len(latents), device="cpu")
         check_kind("rows", rows, Tensor)
-        condition = self._conditions(latents, rows)
-        scheduler = copy.deepcopy(self.scheduler)
-        scheduler.set_timesteps(self.n_steps, device=latents.device)
-        x = latents * scheduler.init_noise_sigma
+        condition = self._condition(latents, rows)
+        scheduler = self._new_scheduler(latents)
+        x = latents * getattr(scheduler, "init_noise_sigma", 1.0)
         for t in scheduler.timesteps:
             predicted = self._predicted(scheduler, x, t, condition)
             x = scheduler.step(predicted, t, x).prev_sample
-        if self.vae is None:
-            return x
-        return self.vae.decode(x / self.vae.config.scaling_factor).sample
+        return x if self.vae is None else _decoded(self.vae, x)
 
-    def _conditions(self, latents: Tensor, rows: Tensor) -> Tensor | None:
-        """Labels or embedded prompts of what the network sees, in its order."""
-        if self._kind is None:
-            return None
-        own = _of_rows(self.condition, rows, self._kind).to(latents.device)
-        if self.guidance is None:
-            return own
-        absent = _of_rows(self.absence, rows, f"negative_{self._kind}").to(own.device)
-        return torch.cat([own, absent] if self.guidance == "first" else [absent, own])
+    def calls_at(self, steps):
+        """Which calls of the network are made in some of the steps.
+
+        With most schedulers each step is one call, and the answer is the steps
+        themselves. Some, such as Heun's, call the network twice in a step, others more
+        often in the first: then ``calls`` of an :class:`~panda_sklearn.Edit`, and
+        ``call`` of the extractor, differ from them.
+
+        Parameters
+        ----------
+        steps : int or sequence of int
+            From 0, the one that begins with noise.
+
+        Returns
+        -------
+        calls : list of int
+            In rising order.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If they are no such numbers.
+
+        Examples
+        --------
+        >>> from panda_sklearn.datasets import load_face_diffusion
+        >>> generator = load_face_diffusion(n_steps=8)
+        >>> generator.calls_at([6, 7])
+        [6, 7]
+        """
+        steps = [steps] if isinstance(steps, Integral) else steps
+        wanted = set(check_indices("steps", steps, self.n_steps))
+        scheduler = self._new_scheduler(torch.empty(1, *self.latent_shape))
+        n_calls, order = len(scheduler.timesteps), getattr(scheduler, "order", 1)
+        # Those that are too many come first, as the pipelines' progress bars have it.
+        more = max(n_calls - order * self.n_steps, 0)
+        return [
+            call for call in range(n_calls) if max(call - more, 0) // order in wanted
+        ]
+
+    def _new_scheduler(self, x: Tensor) -> Any:
+        """A scheduler at the first step, which leaves the own one alone."""
+        scheduler = copy.deepcopy(self.scheduler)
+        network = getattr(self, self._kind.name)
+        self._kind.set_steps(scheduler, self.n_steps, network, x)
+        return scheduler
+
+    def _condition(self, latents: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        """What the rows that the network sees are conditioned on."""
+        found = {}
+        for name in self._conditions:
+            own = _of_rows(getattr(self, f"own_{name}"), rows, self._kind.takes)
+            own = own.to(latents.device)
+            if self.guidance is not None:
+                other = _of_rows(
+                    getattr(self, f"other_{name}"), rows, f"negative_{self._kind.takes}"
+                ).to(own)
+                pair = [own, other] if self.guidance == "first" else [other, own]
+                own = torch.cat(pair)
+            found[name] = own
+        return found
 
     def _predicted(
-        self, scheduler: Any, x: Tensor, t: Tensor, condition: Tensor | None
+        self, scheduler: Any, x: Tensor, t: Tensor, condition: dict[str, Tensor]
     ) -> Tensor:
         """What the scheduler is to be given of noise x at a time."""
-        network = getattr(self, self._name)
-        k = 1 if self.guidance is None else 2
-        rows = scheduler.scale_model_input(x.repeat(k, 1, 1, 1), t)
-        if self._kind is None:
-            found = network(rows, t)
-        elif self._kind == "label":
-            times = t.to(x.device).expand(len(rows))
-            found = network(rows, timestep=times, class_labels=condition)
-        else:
-            texts = cast(Tensor, condition).to(x.dtype)
-            found = network(rows, t, encoder_hidden_states=texts)
-        predicted = found if isinstance(found, Tensor) else found.sample
-        predicted = predicted[:, : x.shape[1]]  # without variances
-        if k == 1:
-            return predicted
-        one, other = predicted.chunk(2)
-        own, absent = (one, other) if self.guidance == "first" else (other, one)
-        return absent + self.guidance_scale * (own - absent)
-
-
-def _kind_of(pipeline: Any) -> tuple[str | None, nn.Module]:
-    """What conditions a pipeline's network, if anything, and that network."""
-    if isinstance(pipeline, nn.Module):
-        return None, pipeline
-    network = getattr(pipeline, "unet", None)
-    if isinstance(network, nn.Module):
-        texts = getattr(network.config, "cross_attention_dim", None) is not None
-        return ("prompt" if texts else None), network
-    network = getattr(pipeline, "transformer", None)
-    classes = getattr(getattr(network, "config", None), "num_embeds_ada_norm", None)
-    if isinstance(network, nn.Module) and classes is not None:
-        return "label", network
-    raise TypeError(
-        "pipeline must be a DDIM, DDPM, DiT or Stable Diffusion pipeline of diffusers, "
-        f"or an unconditional network, got one of type {type(pipeline).__name__}."
-    )
+        network = getattr(self, self._kind.name)
+        seen = x if self.guidance is None else torch.cat([x, x])
+        if hasattr(scheduler, "scale_model_input"):
+            seen = scheduler.scale_model_input(seen, t)
+        found = self._kind.predict(network, seen, t, condition, self.guidance_scale)
+        if self.guidance is None:
+            return found
+        one, two = found.chunk(2)
+        own, other = (one, two) if self.guidance == "first" else (two, one)
+        return other + self.guidance_scale * (own - other)
 
 
 def _check_scheduler(scheduler: Any) -> Any:
@@ -262,7 +296,7 @@ def _check_scheduler(scheduler: Any) -> Any:
             "There is no scheduler: give that which the network was trained with, or a "
             "pipeline that has one."
         )
-    for method in ("set_timesteps", "scale_model_input", "step"):
+    for method in ("set_timesteps", "step"):
         if not callable(getattr(scheduler, method, None)):
             raise TypeError(
                 "scheduler must be a scheduler of diffusers, got one of type "
@@ -274,40 +308,14 @@ def _check_scheduler(scheduler: Any) -> Any:
     return scheduler
 
 
-def _check_condition(kind: str | None, **given: Any) -> None:
-    """Raise ValueError unless what the pipeline needs is given, and nothing else."""
-    for name, value in given.items():
-        if (value is not None) != (name == kind):
-            need = "needs" if name == kind else "takes no"
-            raise ValueError(f"The pipeline {need} {name}, got {shown(value)}.")
+def _decoded(vae: Any, x: Tensor) -> Tensor:
+    """Images of what the last step gives."""
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    x = x.to(next(vae.parameters()).dtype)
+    return vae.decode(x / vae.config.scaling_factor + shift).sample
 
 
-def _labels(label: Any, n_classes: int) -> Tensor:
-    """Classes as a tensor, (1,) for all samples or one for each."""
-    one = isinstance(label, Integral)
-    found = check_indices("label", [label] if one else label, n_classes)
-    return torch.tensor(found, device="cpu")
-
-
-def _embedded(pipeline: Any, name: str, prompt: Any) -> Tensor:
-    """Prompts as the text encoder gives them, (1 or n, n_tokens, size)."""
-    if isinstance(prompt, Tensor):
-        if prompt.ndim not in (2, 3) or not prompt.is_floating_point():
-            raise ValueError(
-                f"{name} must be a text, several, or a floating tensor of shape "
-                f"([n_samples,] n_tokens, size), got {shown(prompt)}."
-            )
-        return prompt if prompt.ndim == 3 else prompt[None]
-    texts = [prompt] if isinstance(prompt, str) else check_items(name, prompt, TEXTS)
-    for text in texts:
-        check_kind(f"each of {name}", text, str)
-    device = next(pipeline.unet.parameters()).device
-    with torch.no_grad():
-        found, _ = pipeline.encode_prompt(texts, device, 1, False)
-    return found
-
-
-def _of_rows(condition: Tensor, rows: Tensor, name: str) -> Tensor:
+def _of_rows(condition: Tensor, rows: Tensor, name: str | None) -> Tensor:
     """Conditions of samples; the same for all, where there is one."""
     if len(condition) == 1:
         return condition.expand(len(rows), *condition.shape[1:])

@@ -18,6 +18,11 @@ from panda_sklearn.generators import Diffusion, list_layers
 
 diffusers = pytest.importorskip("diffusers")
 
+# Of diffusers' own schedulers.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)
+
 
 def tiny_unet(seed=0):
     """As small as diffusers' own tests build it."""
@@ -84,7 +89,6 @@ def test_ddpm_is_run_by_ddim(unet, z):
         assert torch.equal(model(z), model(z))
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_other_samplers(unet, z):
     """Whatever scales its inputs and its noise, and calls the network more often."""
     for kind in (diffusers.EulerDiscreteScheduler, diffusers.HeunDiscreteScheduler):
@@ -149,13 +153,18 @@ def test_a_pass_leaves_the_scheduler_as_it_was(unet, z):
     assert torch.equal(scheduler.timesteps, before)
 
 
-def tiny_vae():
+def tiny_vae(shift_factor=None):
     return diffusers.AutoencoderKL(
         block_out_channels=(8,),
         norm_num_groups=4,
         latent_channels=4,
         sample_size=8,
+        shift_factor=shift_factor,
     )
+
+
+def shifted_vae():
+    return tiny_vae(shift_factor=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -328,6 +337,281 @@ class TestTexts:
         assert both < own < opposite
 
 
+def seeded(build):
+    """A network with the same random weights each time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build().eval()
+        for parameter in network.parameters():  # many start at zero
+            if not parameter.any():
+                nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+def quiet(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def sdxl():
+    unet = seeded(
+        lambda: diffusers.UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=8,
+            attention_head_dim=2,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 8,
+        )
+    )
+    return quiet(
+        diffusers.StableDiffusionXLPipeline(
+            vae=seeded(tiny_vae),
+            text_encoder=None,
+            text_encoder_2=None,
+            tokenizer=None,
+            tokenizer_2=None,
+            unet=unet,
+            scheduler=diffusers.EulerDiscreteScheduler(timestep_spacing="leading"),
+            add_watermarker=False,
+        )
+    )
+
+
+def sd3(scheduler=None):
+    transformer = seeded(
+        lambda: diffusers.SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=4,
+            num_attention_heads=2,
+            caption_projection_dim=8,
+            joint_attention_dim=8,
+            pooled_projection_dim=8,
+            pos_embed_max_size=8,
+        )
+    )
+    return quiet(
+        diffusers.StableDiffusion3Pipeline(
+            transformer=transformer,
+            scheduler=scheduler or diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+            vae=seeded(shifted_vae),
+            text_encoder=None,
+            tokenizer=None,
+            text_encoder_2=None,
+            tokenizer_2=None,
+            text_encoder_3=None,
+            tokenizer_3=None,
+        )
+    )
+
+
+def shifted_sd3():
+    return sd3(diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True))
+
+
+def flux(guidance_embeds=True):
+    transformer = seeded(
+        lambda: diffusers.FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=8,
+            pooled_projection_dim=8,
+            axes_dims_rope=(4, 4, 8),
+            guidance_embeds=guidance_embeds,
+        )
+    )
+    return quiet(
+        diffusers.FluxPipeline(
+            transformer=transformer,
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+                use_dynamic_shifting=guidance_embeds
+            ),
+            vae=seeded(shifted_vae),
+            text_encoder=None,
+            tokenizer=None,
+            text_encoder_2=None,
+            tokenizer_2=None,
+        )
+    )
+
+
+def flux_schnell():
+    return flux(guidance_embeds=False)
+
+
+class TestTextsAsAWholeToo:
+    """Stable Diffusion XL and 3, and Flux."""
+
+    @pytest.mark.parametrize(
+        ("make", "scale"),
+        [
+            (sdxl, 5.0),
+            (sdxl, 1.0),
+            (sd3, 7.0),
+            (sd3, 1.0),
+            (shifted_sd3, 2.0),
+            (flux, 3.5),
+            (flux_schnell, 3.5),
+        ],
+    )
+    def test_images_are_the_pipelines(self, make, scale):
+        pytest.importorskip("transformers")
+        pipeline = make()
+        random = torch.Generator().manual_seed(0)
+        own, other = torch.randn(2, 2, 6, 8, generator=random)
+        pooled, other_pooled = torch.randn(2, 2, 8, generator=random)
+        noise = torch.randn(2, 4, 8, 8, generator=random)
+        is_flux = make in (flux, flux_schnell)
+        without, latents, size = {}, noise, 8 * pipeline.vae_scale_factor
+        if is_flux:
+            latents = pipeline._pack_latents(noise, 2, 4, 8, 8)
+        else:
+            without = {
+                "negative_prompt_embeds": other,
+                "negative_pooled_prompt_embeds": other_pooled,
+            }
+        expected = pipeline(
+            prompt_embeds=own,
+            pooled_prompt_embeds=pooled,
+            **without,
+            latents=latents,
+            height=size,
+            width=size,
+            guidance_scale=scale,
+            num_inference_steps=4,
+            output_type="np",
+        ).images
+        model = Diffusion(
+            pipeline,
+            n_steps=4,
+            prompt=(own, pooled),
+            negative_prompt="" if is_flux else (other, other_pooled),
+            guidance_scale=scale,
+            sample_size=8,
+        )
+        assert model.latent_shape == (4, 8, 8)
+        assert model.guidance == (None if is_flux or scale == 1 else "last")
+        with torch.no_grad():
+            found = (model(noise) / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+        assert found.std() > 0.01  # not all of one colour
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+    @pytest.mark.parametrize("make", [sdxl, sd3, flux])
+    def test_texts_are_encoded_by_the_pipeline(self, make, monkeypatch):
+        pytest.importorskip("transformers")
+        pipeline = make()
+        text, pooled = torch.ones(1, 6, 8), torch.ones(1, 8)
+        asked = []
+
+        def encode(prompt, prompt_2=None, prompt_3=None, **options):
+            asked.append(prompt)
+            n = float(len(prompt[0]))
+            if make is flux:
+                return n * text, n * pooled, None
+            return n * text, None, n * pooled, None
+
+        monkeypatch.setattr(pipeline, "encode_prompt", encode)
+        more = {"n_steps": 2, "sample_size": 8}
+        model = Diffusion(pipeline, prompt="a face", **more)
+        assert asked == ([["a face"]] if make is flux else [["a face"], [""]])
+        given = Diffusion(pipeline, prompt=(6 * text, 6 * pooled), **more)
+        z = sample_latents(model, 2, random_state=0)
+        with torch.no_grad():
+            assert torch.equal(model(z), given(z))
+
+    def test_no_text_is_zeros_where_the_pipeline_says_so(self):
+        pytest.importorskip("transformers")
+        pipeline = sdxl()
+        text, pooled = torch.ones(6, 8), torch.ones(8)
+        asked = []
+
+        def encode(texts, **options):
+            asked.append(texts)
+            return text[None], None, pooled[None], None
+
+        pipeline.encode_prompt = encode
+        assert pipeline.config.force_zeros_for_empty_prompt
+        model = Diffusion(pipeline, n_steps=1, prompt=(text, pooled))
+        assert asked == [[""]]
+        assert not model.other_text.any() and not model.other_pooled.any()
+
+    @pytest.mark.parametrize("block", ["transformer_blocks", "single_transformer_blocks"])
+    def test_parts_over_the_tokens_of_flux(self, block):
+        pytest.importorskip("transformers")
+        random = torch.Generator().manual_seed(0)
+        texts = (torch.randn(3, 6, 8, generator=random), torch.randn(3, 8))
+        model = Diffusion(flux(), n_steps=2, prompt=texts, sample_size=(8, 12))
+        z = sample_latents(model, 3, random_state=0)
+        extractor = GeneratorFeatureExtractor(
+            model,
+            f"transformer.{block}.0",
+            call="all",
+            select=1,
+            channel_axis=-1,
+            token_grid=(4, 6),
+            batch_size=2,
+        )
+        features = extractor.fit_transform(z)
+        assert features.shape == (6, 32, 4, 6)
+        panda = PartsAppearanceDecomposition(2, 4, max_iter=3, tol=0, random_state=0)
+        editor = LocalEditor(extractor, panda.fit(features))
+        plain = extractor.generate(z)
+        assert torch.equal(editor.edit(z, Edit(0, 1, 0.0)), plain)
+        late = editor.edit(z, Edit(0, 1, 5.0, calls=model.calls_at(1)))
+        assert not torch.allclose(late, plain)
+
+
+class TestSteps:
+    @pytest.mark.parametrize(
+        ("kind", "options", "expected"),
+        [
+            ("DDIMScheduler", {}, [[0], [1], [2]]),
+            ("HeunDiscreteScheduler", {}, [[0, 1], [2, 3], [4]]),
+            ("PNDMScheduler", {"skip_prk_steps": True}, [[0, 1], [2], [3]]),
+        ],
+    )
+    def test_calls_of_steps(self, unet, z, kind, options, expected):
+        model = Diffusion(unet, getattr(diffusers, kind)(**options), n_steps=3)
+        found = [model.calls_at(step) for step in range(3)]
+        every = [call for calls in found for call in calls]
+        extractor = GeneratorFeatureExtractor(model, "unet.mid_block", call="all")
+        assert every == list(range(extractor.fit(z).n_calls_))
+        assert found == expected
+        assert model.calls_at([2, 0]) == found[0] + found[2]
+
+    def test_of_a_step_that_calls_twice_both_are_edited(self, unet, z):
+        """Else half of a Heun step would be that of another image."""
+        model = Diffusion(unet, diffusers.HeunDiscreteScheduler(), n_steps=3)
+        extractor = GeneratorFeatureExtractor(
+            model, "unet.mid_block", call=model.calls_at(1)
+        )
+        features = extractor.fit_transform(z)
+        assert extractor.n_calls_ == 2
+        panda = PartsAppearanceDecomposition(2, 4, max_iter=3, tol=0, random_state=0)
+        editor = LocalEditor(extractor, panda.fit(features))
+        edit = Edit(0, 1, 3.0, calls=model.calls_at(1))
+        assert torch.equal(editor.edit(z, edit), editor.edit(z, Edit(0, 1, 3.0)))
+
+    @pytest.mark.parametrize("steps", [3, -1, [0, 5], 1.5, "first", None])
+    def test_no_such_step(self, unet, steps):
+        model = Diffusion(unet, SCHEDULERS["ddim"](), n_steps=3)
+        with pytest.raises((TypeError, ValueError), match="steps"):
+            model.calls_at(steps)
+
+
 class TestWhatCannotBe:
     def test_arguments(self, unet, z):
         scheduler = SCHEDULERS["ddim"]()
@@ -368,6 +652,17 @@ class TestWhatCannotBe:
             Diffusion(text_pipeline, prompt=5)
         with pytest.raises(ValueError, match="n_tokens"):
             Diffusion(text_pipeline, prompt=torch.zeros(3))
+        pair = (torch.zeros(6, 8), torch.zeros(8))
+        with pytest.raises(ValueError, match="a floating tensor of shape"):
+            Diffusion(text_pipeline, prompt=pair)
+        with pytest.raises(ValueError, match="two floating tensors"):
+            Diffusion(sd3(), prompt=pair[0])
+        with pytest.raises(ValueError, match="takes no negative_prompt"):
+            Diffusion(flux(), prompt=pair, negative_prompt="ugly")
+        with pytest.raises((TypeError, ValueError), match="sample_size"):
+            Diffusion(text_pipeline, prompt=pair[0], sample_size=(8, 8, 8))
+        with pytest.raises((TypeError, ValueError), match="sample_size"):
+            Diffusion(text_pipeline, prompt=pair[0], sample_size=0)
 
     def test_caches(self, z):
         unet = tiny_unet()
