@@ -60,6 +60,10 @@ class Denoiser:
         """Channels of the noise."""
         return int(network.config.in_channels)  # type: ignore[union-attr,arg-type]
 
+    def patch_size(self, network: nn.Module) -> int | None:
+        """Sides of the square of noise that is a token; ``None`` without tokens."""
+        return None
+
     def condition(
         self, pipeline: Any, network: nn.Module, name: str, given: Any
     ) -> dict[str, Tensor]:
@@ -97,6 +101,9 @@ class Classes(Denoiser):
     """DiT: classes, of which one more says that there is none."""
 
     name, takes, guidance_scale, own_part = "transformer", "label", 4.0, "first"
+
+    def patch_size(self, network):
+        return network.config.patch_size
 
     def condition(self, pipeline, network, name, given):
         n_classes = int(network.config.num_embeds_ada_norm)
@@ -191,6 +198,9 @@ class StableDiffusion3(Texts):
     name, guidance_scale = "transformer", 7.0
     encoded: ClassVar[dict[str, int]] = {"text": 3, "pooled": 2}
 
+    def patch_size(self, network):
+        return network.config.patch_size
+
     def encode(self, pipeline, texts, device):
         found = pipeline.encode_prompt(
             texts,
@@ -203,7 +213,7 @@ class StableDiffusion3(Texts):
         return found[0], found[2]
 
     def set_steps(self, scheduler, n_steps, network, x):
-        rows, columns = (size // network.config.patch_size for size in x.shape[2:])
+        rows, columns = (size // self.patch_size(network) for size in x.shape[2:])
         options = {}
         if scheduler.config.get("use_dynamic_shifting"):
             options["mu"] = _shift(scheduler, rows * columns, 1.16)
@@ -231,6 +241,9 @@ class Flux(Texts):
 
     def size(self, pipeline, network):
         return pipeline.default_sample_size
+
+    def patch_size(self, network):
+        return 2
 
     def n_channels(self, network):
         return int(network.config.in_channels) // 4

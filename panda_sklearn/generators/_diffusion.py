@@ -90,6 +90,16 @@ class Diffusion(nn.Module):
     latent_shape : tuple of int
         Shape of one sample's noise: (n_channels, height, width).
 
+    network_name : {"unet", "transformer"}
+        Name of the network that takes the noise away.
+
+    n_calls : int
+        How often it is called for an image.
+
+    token_grid : tuple of int or None
+        Rows and columns of its tokens, if it is a transformer: what ``token_grid`` of
+        the extractor is to be, with ``channel_axis=-1``.
+
     Raises
     ------
     TypeError, ValueError
@@ -250,6 +260,25 @@ class Diffusion(nn.Module):
         return [
             call for call in range(n_calls) if max(call - more, 0) // order in wanted
         ]
+
+    @property
+    def network_name(self):
+        """Name of the network that takes the noise away: "unet" or "transformer"."""
+        return self._kind.name
+
+    @property
+    def n_calls(self):
+        """How often that network is called for an image."""
+        scheduler = self._new_scheduler(torch.empty(1, *self.latent_shape))
+        return len(scheduler.timesteps)
+
+    @property
+    def token_grid(self):
+        """Rows and columns of tokens, where that network is a transformer."""
+        patch = self._kind.patch_size(getattr(self, self._kind.name))
+        if patch is None:
+            return None
+        return tuple(size // patch for size in self.latent_shape[1:])
 
     def _new_scheduler(self, x: Tensor) -> Any:
         """A scheduler at the first step, which leaves the own one alone."""

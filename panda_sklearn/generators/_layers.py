@@ -59,6 +59,9 @@ class LayerInfo(NamedTuple):
         ``select``.
     recommended : bool, default=False
         Whether it is worth decomposing; see ``list_layers``.
+    token_grid : tuple of int or None, default=None
+        Rows and columns of the image's tokens, where these are known to be the second
+        axis: the extractor's ``token_grid``, with ``channel_axis=-1``.
     """
 
     name: str
@@ -67,6 +70,7 @@ class LayerInfo(NamedTuple):
     n_calls: int
     select: int | str | None = None
     recommended: bool = False
+    token_grid: tuple[int, ...] | None = None
 
 
 class LayerTable(list):
@@ -104,16 +108,20 @@ class LayerTable(list):
         unclear = False
         for layer in self:
             _, channels, *spatial = layer.shape
-            if len(spatial) == 1:  # channels and positions, or tokens and channels
+            size = " x ".join(map(str, spatial)) or "-"
+            if layer.token_grid is not None:
+                channels = layer.shape[-1]
+                size = " x ".join(map(str, layer.token_grid)) + " tokens"
+            elif len(spatial) == 1:  # channels and positions, or tokens and channels
                 unclear = True
-                channels, spatial = "?", layer.shape[1:]
+                channels, size = "?", " x ".join(map(str, layer.shape[1:]))
             rows.append(
                 (
                     "*" if layer.recommended else "",
                     layer.name,
                     layer.type,
                     str(channels),
-                    " x ".join(map(str, spatial)) or "-",
+                    size,
                     str(layer.n_calls),
                     "" if layer.select is None else repr(layer.select),
                 )
@@ -129,12 +137,48 @@ class LayerTable(list):
         ]
         if any(layer.recommended for layer in self):
             lines.append("* worth decomposing")
+        if any(layer.token_grid is not None for layer in self):
+            lines.append("tokens: set channel_axis=-1, token_grid")
         if unclear:
             lines.append(
                 "? channels by positions, or tokens by channels: then set "
                 "channel_axis=-1, n_prefix_tokens, token_grid"
             )
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known of a network's layers beforehand."""
+
+    n_rows: frozenset[int]
+    n_calls: frozenset[int] = frozenset({1})  # of layers that are worth decomposing
+    within: str = ""  # what their names begin with
+    token_grid: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, generator: nn.Module, n_samples: int) -> _Known:
+        if not isinstance(generator, Diffusion):
+            return cls(frozenset({n_samples}))
+        twice = generator.guidance is not None
+        return cls(
+            frozenset({n_samples, 2 * n_samples} if twice else {n_samples}),
+            frozenset({1, generator.n_calls}),
+            f"{generator.network_name}.",
+            generator.token_grid,
+        )
+
+    def are_worth(self, name: str, n_rows: int, n_calls: int) -> bool:
+        """Whether a layer's maps are, but for their size."""
+        within = name.startswith(self.within)
+        return within and n_rows in self.n_rows and n_calls in self.n_calls
+
+    def are_tokens(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether a layer is a block of a transformer that gives the image's tokens."""
+        if self.token_grid is None or len(shape) != 3:
+            return False
+        network, _, block = name.removeprefix(self.within).partition(".")
+        return block.isdigit() and shape[1] == math.prod(self.token_grid)
 
 
 @dataclass
@@ -197,8 +241,11 @@ def list_layers(
     that size: the output of the last of its outermost layers, before any other layer
     reads it, so that editing it reaches all that is made of it. Left out are maps
     with fewer than five channels, with a side below 8 positions, with more than 96 x
-    96 positions or as large as the image, and layers that run several times, but for
-    once in each step of a :class:`Diffusion`.
+    96 positions or as large as the image, and layers that run several times.
+
+    Of a :class:`Diffusion` those layers count that are of the network which takes the
+    noise away, and run once in each of its calls. Where that is a transformer, its
+    blocks are worth decomposing, and ``select`` says where the image's tokens are.
 
     Examples
     --------
@@ -245,13 +292,8 @@ def list_layers(
             )
         with explained_failures(latents, forward):
             images = run(latents)
-    often, n_rows = {1}, {len(latents)}
-    if isinstance(generator, Diffusion):
-        often.add(generator.n_steps)
-        if generator.guidance is not None:  # the network sees each sample twice
-            n_rows.add(2 * len(latents))
-    worth = _worth(made, calls, often, n_rows, images)
-    modules = dict(generator.named_modules())
+    known = _Known.of(generator, len(latents))
+    worth, modules = _worth(made, calls, known, images), dict(generator.named_modules())
     return LayerTable(
         LayerInfo(
             name,
@@ -259,10 +301,11 @@ def list_layers(
             (len(latents), *shape[1:]),
             calls[name],
             select,
-            (name, select) in worth,
+            (name, select) in worth or known.are_tokens(name, shape),
+            known.token_grid if known.are_tokens(name, shape) else None,
         )
         for (name, select), shape in shapes.items()
-        if len(shape) > 1 and shape[0] in n_rows
+        if len(shape) > 1 and shape[0] in known.n_rows
     )
 
 
@@ -302,24 +345,16 @@ def _note_read(made: list[_Made], inputs: Iterable[Any]) -> None:
 
 
 def _worth(
-    made: list[_Made],
-    calls: dict[str, int],
-    often: set[int],
-    n_rows: set[int],
-    images: Any,
+    made: list[_Made], calls: dict[str, int], known: _Known, images: Any
 ) -> set[tuple[str, Any]]:
-    """Which outputs are worth decomposing: names and selections.
-
-    Of layers that run once, or as ``often`` as a network has steps.
-    """
+    """Which maps are worth decomposing: names and selections."""
     image_size = tuple(images.shape[2:]) if isinstance(images, Tensor) else None
     best: dict[tuple[int, ...], _Made] = {}
     for each in made:
         n, channels, *spatial = (*each.shape, 0, 0)[: max(2, len(each.shape))]
-        size = tuple(spatial)
+        size, (name, _) = tuple(spatial), each.chosen
         if (
-            n in n_rows
-            and calls[each.chosen[0]] in often
+            known.are_worth(name, n, calls[name])
             and channels > MORE_THAN_COLORS
             and len(size) >= 2
             and min(size) >= SHORTEST_SIDE

@@ -574,6 +574,67 @@ class TestTextsAsAWholeToo:
         assert not torch.allclose(late, plain)
 
 
+class TestRecommended:
+    """What list_layers says is worth decomposing."""
+
+    def test_blocks_of_u_nets_alone(self, text_pipeline):
+        texts = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+        model = Diffusion(
+            text_pipeline,
+            n_steps=2,
+            prompt=texts,
+            negative_prompt=0 * texts,
+            sample_size=16,
+        )
+        z = sample_latents(model, 2, random_state=0)
+        found = list_layers(model, z).recommended
+        # As large as the image is the last, and the decoder is not the U-Net's.
+        assert [layer.name for layer in found] == ["unet.mid_block"]
+
+    def test_of_samplers_that_call_it_twice(self):
+        unet = load_face_diffusion().unet
+        model = Diffusion(unet, diffusers.HeunDiscreteScheduler(), n_steps=2)
+        assert model.n_calls == 3
+        found = list_layers(model, sample_latents(model, 1, random_state=0))
+        assert [layer.name for layer in found.recommended] == [
+            "unet.mid_block",
+            "unet.up_blocks.0",
+            "unet.up_blocks.1",
+        ]
+
+    @pytest.mark.parametrize(
+        ("make", "select", "n_blocks"), [("dit", None, 2), (sd3, 1, 2), (flux, 1, 2)]
+    )
+    def test_blocks_of_transformers(self, dit_pipeline, make, select, n_blocks):
+        pytest.importorskip("transformers")
+        more = {"n_steps": 2}
+        if make == "dit":
+            model = Diffusion(dit_pipeline, label=3, **more)
+        else:
+            texts = (torch.ones(6, 8), torch.ones(8))
+            if make is sd3:
+                more["negative_prompt"] = texts
+            model = Diffusion(make(), prompt=texts, sample_size=8, **more)
+        z = sample_latents(model, 2, random_state=0)
+        listed = list_layers(model, z)
+        assert len(listed.recommended) == n_blocks
+        assert "4 x 4 tokens" in str(listed.recommended)
+        assert "set channel_axis=-1, token_grid" in str(listed)
+        for layer in listed.recommended:
+            assert layer.select == select and layer.token_grid == model.token_grid
+            extractor = GeneratorFeatureExtractor(
+                model,
+                layer.name,
+                select=layer.select,
+                call="all",
+                channel_axis=-1,
+                token_grid=layer.token_grid,
+                guidance=model.guidance,
+            )
+            n_channels = layer.shape[-1]
+            assert extractor.fit_transform(z).shape == (4, n_channels, 4, 4)
+
+
 class TestSteps:
     @pytest.mark.parametrize(
         ("kind", "options", "expected"),
