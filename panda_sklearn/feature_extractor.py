@@ -596,15 +596,15 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         with explained_failures(latents, self.forward):
             seen = capture(tap, lambda: run(latents), n_samples=len(latents))
         seen.check()
-        one, images = seen.tensors[0], seen.result
-        if one.ndim < 2 or len(one) != len(latents):
-            several = len(one) % len(latents) == 0 if one.ndim else False
+        shape_seen, images = seen.shape, seen.result
+        if len(shape_seen) < 2 or shape_seen[0] != len(latents):
+            several = shape_seen[0] % len(latents) == 0 if shape_seen else False
             advice = "Choose another layer, or check the shape of the latents."
             if several and self.guidance is None:
                 advice += " If guidance multiplies the samples, set guidance."
             raise ValueError(
                 f"The {self.tap} of layer {self.layer!r} is of shape "
-                f"{tuple(one.shape)} for {len(latents)} samples: its first "
+                f"{shape_seen} for {len(latents)} samples: its first "
                 f"axis is not the samples. {advice}"
             )
         found = seen.found()

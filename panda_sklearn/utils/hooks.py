@@ -131,8 +131,11 @@ class Seen:
         In the forward pass; needed where ``tap.guidance`` is set.
     n_calls : int
         Of the layer so far, tapped or not.
+    shape : tuple of int
+        Of the maps of a tapped call.
     tensors : list of Tensor
-        Maps of the tapped calls.
+        What is kept of the tapped calls: the maps of the only one, or what the tap
+        gathers.
     result : object
         What the forward pass returned.
     """
@@ -140,6 +143,7 @@ class Seen:
     tap: Tap
     n_samples: int | None = None
     n_calls: int = 0
+    shape: tuple[int, ...] = ()
     tensors: list[Tensor] = field(default_factory=list, repr=False)
     result: Any = field(default=None, repr=False)
 
@@ -155,6 +159,20 @@ class Seen:
         """Those of maps that are the samples'."""
         n = len(maps) if self.n_samples is None else self.n_samples
         return self.tap.rows(len(maps), n)
+
+    def keep(self, maps: Tensor, position: int, *, in_place: bool) -> None:
+        """Keep the maps of a tapped call; see :meth:`Tap.gathered`."""
+        shape = tuple(maps.shape)
+        if self.tensors and shape != self.shape:
+            raise ValueError(
+                f"The tapped calls of layer {self.tap.name!r} give maps of different "
+                f"shapes, {self.shape} and {shape}. Tap calls that give the same; "
+                "where guidance changes the batch, set guidance."
+            )
+        self.shape = shape
+        self.tensors = self.tap.gathered(
+            self.tensors, maps, position, in_place=in_place
+        )
 
     def check(self) -> None:
         """Raise ValueError unless the tapped calls happened and were unambiguous."""
@@ -212,8 +230,8 @@ def capture(
     Returns
     -------
     seen : Seen
-        Its ``tensors`` are copies, since later layers may write in place; with
-        ``stop``, the last are the maps themselves. Its ``result`` is what ``run``
+        What it keeps are copies, since later layers may write in place; with
+        ``stop``, the last call's may be the maps themselves. Its ``result`` is what ``run``
         returned, if it did.
     """
     seen = Seen(tap, n_samples)
@@ -228,7 +246,10 @@ def capture(
         if detach:
             maps = maps.detach()
         ends = stop and position == tap.n_calls - 1
-        seen.tensors = tap.gathered(seen.tensors, maps if ends else maps.clone())
+        # Gradients go back to each call's maps, which then are kept by themselves.
+        in_place = detach and tap.n_calls > 1 and maps.ndim > 0
+        copied = in_place and tap.calls_as != "mean"
+        seen.keep(maps if ends or copied else maps.clone(), position, in_place=in_place)
         if ends:
             raise StopForward(seen)
 

@@ -160,28 +160,35 @@ class Tap:
             )
         return picked - base
 
-    def gathered(self, known: list[Tensor], maps: Tensor) -> list[Tensor]:
-        """The maps of one more call, beside or added to those of the calls before."""
-        if known and maps.shape != known[0].shape:
-            raise ValueError(
-                f"The tapped calls of layer {self.name!r} give maps of different "
-                f"shapes, {tuple(known[0].shape)} and {tuple(maps.shape)}. Tap calls "
-                "that give the same; where guidance changes the batch, set guidance."
-            )
-        if self.calls_as == "mean" and self.calls is not None:
+    def gathered(
+        self, known: list[Tensor], maps: Tensor, position: int, *, in_place: bool
+    ) -> list[Tensor]:
+        """What is kept of the tapped calls, with the maps of one more.
+
+        Their sum, for means; else all, if ``in_place`` in one tensor with an axis of
+        calls after the samples, so that none is held twice.
+        """
+        if self._averages():
             maps = promoted(maps)
             return [known[0] + maps] if known else [maps]
-        return [*known, maps]
+        if not in_place:
+            return [*known, maps]
+        if not known:
+            known = [maps.new_empty((len(maps), self.n_calls, *maps.shape[1:]))]
+        known[0][:, position] = maps
+        return known
 
-    def joined(self, tensors: list[Tensor]) -> Tensor:
-        """Maps of the tapped calls in one."""
-        if self.calls is None:
-            return tensors[0]
-        if self.calls_as == "mean":
-            return tensors[0] / self.n_calls
-        if self.calls_as == "samples":
-            return torch.stack(tensors, dim=1).flatten(0, 1)
-        return torch.cat(tensors, dim=1)
+    def joined(self, kept: list[Tensor]) -> Tensor:
+        """Maps of the tapped calls in one, from what is kept of them."""
+        if self._averages():
+            return kept[0] / self.n_calls
+        if self.n_calls == 1:
+            return kept[0]
+        one = kept[0] if len(kept) == 1 else torch.stack(kept, dim=1)
+        return one.flatten(0, 1) if self.calls_as == "samples" else one.flatten(1, 2)
+
+    def _averages(self) -> bool:
+        return self.calls_as == "mean" and self.calls is not None
 
     def pick(self, value: Any) -> Tensor:
         """The tensor in what the layer returned or was given."""

@@ -6,6 +6,7 @@ from torch import nn
 
 from panda_sklearn.utils.hooks import capture, replace
 from panda_sklearn.utils.taps import Tap
+from tests.allocations import MostAlive
 
 
 class Block(nn.Module):
@@ -79,11 +80,48 @@ class TestCalls:
             assert torch.equal(found["channels"][:, 2 * k : 2 * k + 2], maps)
         torch.testing.assert_close(found["mean"], torch.stack(each).mean(dim=0))
 
+    @pytest.mark.parametrize("how", ["samples", "channels", "mean"])
+    def test_calls_are_stored_as_they_come(self, how):
+        """Held are the result and a few steps' worth, never all calls twice."""
+        n_calls, size = 20, 4 * 1000
+        network, z = nn.Sequential(nn.ReLU()), torch.ones(4, 1000)
+
+        def run():
+            x = z
+            for _ in range(n_calls):
+                x = network(x)
+
+        tap = at(network, "0", calls=tuple(range(n_calls)), calls_as=how)
+        with MostAlive() as alive:
+            seen = capture(tap, run)
+        result = size if how == "mean" else n_calls * size
+        assert seen.found().numel() == result
+        assert result <= alive.most <= result + 5 * size
+
+    @pytest.mark.parametrize("how", ["samples", "channels", "mean"])
+    def test_what_is_kept_is_not_written_into(self, z, how):
+        network = nn.Sequential(nn.ReLU())
+
+        def run():
+            for k in range(3):
+                network(z + k).fill_(torch.nan)
+
+        tap = at(network, "0", calls=(0, 1, 2), calls_as=how)
+        assert capture(tap, run).found().isfinite().all()
+
+    def test_gradients_of_several_calls(self, z):
+        network, z = Steps(), z.requires_grad_()
+        tap = at(network, select=0, calls=(0, 2))
+        kept = capture(tap, lambda: network(z), detach=False).found()
+        whole = capture(tap, lambda: network(z)).found()
+        assert torch.equal(kept, whole)
+        assert torch.autograd.grad(kept.sum(), z)[0].abs().sum() > 0
+
     def test_a_pass_ends_at_the_last_call(self, z):
         network = Steps()
         tap = at(network, select=0, calls=(1, 2))
         seen = capture(tap, lambda: network(z), stop=True)
-        assert len(network.block.seen) == 3 and len(seen.tensors) == 2
+        assert len(network.block.seen) == 3 and len(seen.found()) == 8
         assert no_hooks(network)
 
     def test_changes_know_their_call(self, z):
