@@ -1,20 +1,22 @@
-"""Local edits of a diffusion model: parts and variations against the field's directions.
+"""Local edits of a diffusion model: parts and variations against rivals.
 
 On the shipped face diffusion model, in eight steps. Every image's region is changed by
 the same amount, with a strength of its own, on noise that nothing was learnt or chosen
-from; regions are those of ``bench_editing.py``. Each method offers five edits, of
+from; regions are those of ``bench_editing.py``. Each method offers four edits, of
 either sign, of which the one of the lowest ROIR on other images is taken:
 
-variations            of the part that covers the region best, learnt from the last four
-                      steps together (``calls_as="samples"``) or as slices ("channels"),
-                      and added in those steps
-found                 ``LocalEditor.find_directions`` for that part and region
-mix                   towards random other samples' activations in those steps
+variations            of the part that covers the region best; all steps' channels are
+                      stacked (``calls_as="channels"``), and all are edited
+variations, late      the same of the last four steps
+pooled, late          their variations as samples (``calls_as="samples"``): one vector
+                      for all of them
+found, late           ``LocalEditor.find_directions`` for the pooled part and region
+mix, late             towards random other samples' activations in those steps
 PCA of the bottleneck principal components of ``unet.mid_block`` over all steps, added
                       there in all of them. Haas et al., Discovering Interpretable
                       Directions in the Semantic Latent Space of Diffusion Models, 2024
-LOCO Edit             ``loco_vectors`` below: a direction of the noisy image at the fifth
-                      step, learnt from one image and moved to the others. Chen et al.,
+LOCO Edit             ``loco_vectors`` below: a direction of the noisy image at the
+                      fifth step, from one image, used on the others. Chen et al.,
                       Exploring Low-Dimensional Subspaces in Diffusion Models for
                       Controllable Image Editing, NeurIPS 2024
 
@@ -27,7 +29,8 @@ reached    share of the images that some strength brings to the change asked for
 transfer   share of the images whose region changes by half to twice of that, and more
            than the rest, at the one strength that was right for the median of others
 
-    python -m pip install -e ".[bench,diffusers]" && python benchmarks/bench_diffusion.py
+    python -m pip install -e ".[bench,diffusers]"
+    python benchmarks/bench_diffusion.py
 """
 
 from __future__ import annotations
@@ -60,8 +63,7 @@ N_STEPS, FIRST = 8, 4  # edits but those of the bottleneck begin at this step
 LAYER = "unet.up_blocks.1"
 REGIONS = ("eyes", "mouth", "hair")
 TARGET = 0.12
-N_OFFERED, N_TUNING = 5, 4
-RANKS = (12, 48)
+RANKS = (24, 64)
 COLUMNS = ("roi_ratio", "ssim", "distance", "alike", "reached", "transfer")
 
 
@@ -112,13 +114,14 @@ class Ground:
         noise = sample_latents(self.model, n, random_state=seed)
         return torch.stack([noise, self.halfway(noise)], dim=1)
 
-    def editor(self, calls_as):
-        """An editor of the last steps."""
+    def editor(self, calls_as, *, late):
+        """An editor of all steps, or of the last ones."""
+        network, latents = (self.rest, self.noisy) if late else (self.model, self.noise)
         extractor = GeneratorFeatureExtractor(
-            self.rest, LAYER, call="all", calls_as=calls_as
+            network, LAYER, call="all", calls_as=calls_as
         )
         panda = PartsAppearanceDecomposition(*RANKS, random_state=0)
-        return LocalEditor(extractor, panda.fit(extractor.fit_transform(self.noisy)))
+        return LocalEditor(extractor, panda.fit(extractor.fit_transform(latents)))
 
 
 def covering_part(panda, mask):
@@ -132,10 +135,12 @@ def covering_part(panda, mask):
 
 def adding(editor, name, what, **fields):
     """An edit of ours as a method."""
+    late = isinstance(editor.extractor.generator, Rest)
 
     def apply(latents, strengths):
-        edit = Edit(strength=strengths.numpy(), **fields)
-        return editor.edit(latents[:, 1], edit)
+        unit = "alpha" if "appearance" in fields else "std"
+        edit = Edit(strength=strengths.numpy(), unit=unit, **fields)
+        return editor.edit(latents[:, int(late)], edit)
 
     return Method(name, what, apply)
 
@@ -145,8 +150,9 @@ def towards(editor, name, donors, part):
 
     def apply(latents, strengths):
         chosen = donors[which(latents, len(donors))]
-        edit = Edit(features=chosen, part=part, strength=strengths.numpy())
-        return editor.edit(latents[:, 1], edit)
+        return editor.transfer(
+            latents[:, 1], chosen, part, amount=strengths.numpy(), mix=True
+        )
 
     return Method(name, "random donors", apply)
 
@@ -273,51 +279,43 @@ def measure(method, tuning, tuned, latents, images, mask, pixels):
     return row, edited
 
 
-def methods(ground, editors, mask, components):
+def methods(ground, editors, mask, components, n_offered):
     """Candidates by name."""
     found = {}
-    for calls_as, editor in editors.items():
-        name = f"variations, {calls_as}"
+    for name, editor in editors.items():
         part = covering_part(editor.decomposition, mask)
         found[name] = [
             adding(editor, name, f"variation {v}", variation=v, part=part)
-            for v in range(N_OFFERED)
+            for v in range(n_offered)
         ]
-        if calls_as == "samples":
-            rows = editor.find_directions(
-                ground.noisy[:4],
-                part,
-                N_OFFERED,
-                mask,
-                derivatives="differences",  # attention has no forward mode on CPUs
-            )
-            found["found"] = [
-                adding(
-                    editor,
-                    "found",
-                    f"direction {k}",
-                    appearance=row,
-                    part=part,
-                    unit="alpha",
-                )
-                for k, row in enumerate(rows)
-            ]
-            donors = editor.extractor.split_calls(
-                editor.extractor.transform(ground.noisy[:16])
-            )
-            found["mix"] = [towards(editor, "mix", donors, part)]
+    rows = editor.find_directions(
+        ground.noisy[:4],
+        part,
+        n_offered,
+        mask,
+        derivatives="differences",  # attention has no forward mode on CPUs
+    )
+    found["found, late"] = [
+        adding(editor, "found, late", f"direction {k}", appearance=row, part=part)
+        for k, row in enumerate(rows)
+    ]
+    found["mix, late"] = [towards(editor, "mix, late", ground.noisy[:16], part)]
     found["PCA of the bottleneck"] = components
     both = torch.stack([ground.noise, ground.noisy], dim=1)
-    found["LOCO Edit"] = loco_methods(ground, both, mask, N_OFFERED)
+    found["LOCO Edit"] = loco_methods(ground, both, mask, n_offered)
     return found
 
 
-def run(n_train, n_test, regions, pictures):
+def run(n_train, n_test, n_tuning, n_offered, regions, pictures):
     """The tables by region."""
     ground = Ground(n_train)
-    editors = {how: ground.editor(how) for how in ("samples", "channels")}
-    components = bottleneck_components(ground, N_OFFERED)
-    tuning, latents = ground.unseen(N_TUNING, 1), ground.unseen(n_test, 2)
+    editors = {
+        "variations": ground.editor("channels", late=False),
+        "variations, late": ground.editor("channels", late=True),
+        "pooled, late": ground.editor("samples", late=True),
+    }
+    components = bottleneck_components(ground, n_offered)
+    tuning, latents = ground.unseen(n_tuning, 1), ground.unseen(n_test, 2)
     tuned, images = (in_batches(ground.finish, x[:, 1]) for x in (tuning, latents))
     tables = {}
     for region in regions:
@@ -325,7 +323,9 @@ def run(n_train, n_test, regions, pictures):
         pixels = Pixels(ground.images, mask)
         print(f"\n{region}\n{'':24}" + "".join(f"{name:>10}" for name in COLUMNS))
         rows, shown = [], {"unedited": images[:8]}
-        for name, candidates in methods(ground, editors, mask, components).items():
+        for name, candidates in methods(
+            ground, editors, mask, components, n_offered
+        ).items():
             start = time.perf_counter()
             method = candidates[0]
             if len(candidates) > 1:
@@ -365,7 +365,9 @@ def draw(rows, path):
 def summary(tables):
     """Geometric means of ROIR and distance over the regions, of the others plain."""
     print(f"\nall regions\n{'':24}" + "".join(f"{name:>10}" for name in COLUMNS))
-    for name in dict.fromkeys(row["method"] for rows in tables.values() for row in rows):
+    for name in dict.fromkeys(
+        row["method"] for rows in tables.values() for row in rows
+    ):
         its = [row for rows in tables.values() for row in rows if row["method"] == name]
         line = f"{name:24}"
         for column in COLUMNS:
@@ -383,10 +385,10 @@ def main():
     parser.add_argument("--json", type=Path, help="write the numbers there")
     parser.add_argument("--pictures", type=Path, help="write pictures to this folder")
     options = parser.parse_args()
-    n_train, n_test = (64, 8) if options.quick else (384, 32)
-    tables = run(
-        n_train, n_test, REGIONS[1:2] if options.quick else REGIONS, options.pictures
-    )
+    sizes, regions = (256, 24, 4, 4), REGIONS
+    if options.quick:
+        sizes, regions = (48, 4, 2, 2), REGIONS[1:2]
+    tables = run(*sizes, regions, options.pictures)
     summary(tables)
     if options.json:
         options.json.write_text(json.dumps(tables))

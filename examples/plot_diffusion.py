@@ -22,6 +22,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from panda_sklearn import (
+    Edit,
     GeneratorFeatureExtractor,
     LocalEditor,
     PartsAppearanceDecomposition,
@@ -31,33 +32,43 @@ from panda_sklearn.generators import list_layers
 from panda_sklearn.inspection import PartsDisplay, SaliencyDisplay
 
 generator = load_face_diffusion()
-noise = sample_latents(generator, 150, random_state=0)
+noise = sample_latents(generator, 100, random_state=0)
 print(list_layers(generator, noise[:1]).recommended)
 
 steps = [1, 4, 9]
-extractor = GeneratorFeatureExtractor(generator, "unet.up_blocks.0", call=steps)
+extractor = GeneratorFeatureExtractor(generator, "unet.up_blocks.1", call=steps)
 activations = extractor.fit_transform(noise)
 print(activations.shape)
 
 # %%
 # Parts, and how they change with the step
 # ----------------------------------------
-# One decomposition of each step: parts are there from the first steps on, when the
-# image is still noise.
+# One decomposition of each step. Parts are there from the first steps on, when the
+# image is still noise; eyes and mouth are told apart later.
 
 by_step = extractor.split_calls(activations)
 figures = {}
 for n, step in enumerate(steps):
-    panda = PartsAppearanceDecomposition(8, 48, random_state=0).fit(by_step[:, n])
+    panda = PartsAppearanceDecomposition(16, 48, random_state=0).fit(by_step[:, n])
     display = PartsDisplay.from_estimator(panda)
     figures[f"diffusion_parts_{step}"] = display.figure_
     display.figure_.suptitle(f"step {step + 1} of 12", fontsize="medium")
 
 # %%
-# And of all three together, whose parts and appearances are shared. Where the first
-# appearances are, in step 10 of four faces:
+# Other layers, in step 10: parts of the bottleneck are mere strips, those of the block
+# after it are coarse.
 
-panda = PartsAppearanceDecomposition(8, 48, random_state=0).fit(activations)
+for layer, n_parts in (("unet.mid_block", 8), ("unet.up_blocks.0", 10)):
+    maps = GeneratorFeatureExtractor(generator, layer, call=9).fit_transform(noise[:60])
+    coarse = PartsAppearanceDecomposition(n_parts, 48, random_state=0).fit(maps)
+    display = PartsDisplay.from_estimator(coarse)
+    figures[f"diffusion_{layer.replace('.', '_')}"] = display.figure_
+    display.figure_.suptitle(layer, fontsize="medium")
+
+# %%
+# Where the first appearances of the last of these decompositions are, in step 10 of
+# four faces:
+
 faces = sample_latents(generator, 4, random_state=7)
 images = extractor.generate(faces)
 last = extractor.split_calls(extractor.transform(faces))[:, -1]
@@ -65,6 +76,54 @@ display = SaliencyDisplay.from_estimator(
     panda, last, appearances=[0, 1, 2], images=images, value_range=(-1, 1)
 )
 figures["diffusion_saliency"] = display.figure_
+
+# %%
+# How a part varies
+# -----------------
+# With ``calls_as="channels"`` parts are shared by the steps, an appearance has a slice
+# for each of them, and a variation is what differs from face to face in all of them
+# together. The first one of this part goes from dark open mouths to teeth. Steps differ
+# in what they do: the last four keep what the first eight did, and alone only change
+# colours.
+
+
+def draw(rows):
+    """Rows of images with their names."""
+    n = len(next(iter(rows.values())))
+    figure, axes = plt.subplots(len(rows), n, figsize=(1.2 * n + 0.8, 1.2 * len(rows)))
+    for row, (name, images) in zip(axes, rows.items(), strict=True):
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        for ax, image in zip(row, images, strict=True):
+            ax.imshow(((image + 1) / 2).clamp(0, 1).permute(1, 2, 0))
+            ax.set(xticks=[], yticks=[])
+    figure.tight_layout(pad=0.2)
+    return figure
+
+
+extractor = GeneratorFeatureExtractor(
+    generator, "unet.up_blocks.1", call="all", calls_as="channels"
+)
+panda = PartsAppearanceDecomposition(24, 64, random_state=0)
+editor = LocalEditor(extractor, panda.fit(extractor.fit_transform(noise)))
+part = int(panda.parts_[:, 22:27, 11:21].sum(dim=(1, 2)).argmax())  # of the mouth
+faces = sample_latents(generator, 6, random_state=7)
+
+
+def varied(strength, calls=range(12)):
+    """The faces with the part's first variation added."""
+    edit = Edit(variation=0, part=part, strength=strength, calls=calls)
+    return editor.edit(faces, edit)
+
+
+figures["diffusion_variations"] = draw(
+    {
+        "-7": varied(-7.0),
+        "face": varied(0.0),
+        "7": varied(7.0),
+        "7, first eight": varied(7.0, range(8)),
+        "7, last four": varied(7.0, range(8, 12)),
+    }
+)
 
 # %%
 # This face, that one's mouth
@@ -95,19 +154,6 @@ rows = {
     "first six": transferred(slice(0, 6)),
     "last six": transferred(slice(6, None)),
 }
-
-
-def draw(rows):
-    """Rows of images with their names."""
-    n = len(rows["face"])
-    figure, axes = plt.subplots(len(rows), n, figsize=(1.2 * n + 0.8, 1.2 * len(rows)))
-    for row, (name, images) in zip(axes, rows.items(), strict=True):
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
-        for ax, image in zip(row, images, strict=True):
-            ax.imshow(((image + 1) / 2).clamp(0, 1).permute(1, 2, 0))
-            ax.set(xticks=[], yticks=[])
-    figure.tight_layout(pad=0.2)
-    return figure
 
 
 figures["diffusion_mouths"] = draw(rows)
