@@ -100,7 +100,10 @@ class Denoiser:
 class Classes(Denoiser):
     """DiT: classes, of which one more says that there is none."""
 
-    name, takes, guidance_scale, own_part = "transformer", "label", 4.0, "first"
+    name: ClassVar[str] = "transformer"
+    takes: ClassVar[str | None] = "label"
+    guidance_scale: ClassVar[float] = 4.0
+    own_part: ClassVar[str | None] = "first"
 
     def patch_size(self, network):
         return network.config.patch_size
@@ -126,7 +129,9 @@ class Classes(Denoiser):
 class Texts(Denoiser):
     """Stable Diffusion 1 and 2: texts, token by token."""
 
-    takes, guidance_scale, own_part = "prompt", 7.5, "last"
+    takes: ClassVar[str | None] = "prompt"
+    guidance_scale: ClassVar[float] = 7.5
+    own_part: ClassVar[str | None] = "last"
 
     # Names of what texts are encoded to, and how many axes each has.
     encoded: ClassVar[dict[str, int]] = {"text": 3}
@@ -154,7 +159,7 @@ class Texts(Denoiser):
 class TextsAndSizes(Texts):
     """Stable Diffusion XL: texts, also as a whole, and the size of the image."""
 
-    guidance_scale = 5.0
+    guidance_scale: ClassVar[float] = 5.0
     encoded: ClassVar[dict[str, int]] = {"text": 3, "pooled": 2}
 
     def condition(self, pipeline, network, name, given):
@@ -195,7 +200,8 @@ class TextsAndSizes(Texts):
 class StableDiffusion3(Texts):
     """Stable Diffusion 3: texts, also as a whole, for a transformer."""
 
-    name, guidance_scale = "transformer", 7.0
+    name: ClassVar[str] = "transformer"
+    guidance_scale: ClassVar[float] = 7.0
     encoded: ClassVar[dict[str, int]] = {"text": 3, "pooled": 2}
 
     def patch_size(self, network):
@@ -236,7 +242,9 @@ class Flux(Texts):
     Guidance is an input of the network, if anything: the batch is never doubled.
     """
 
-    name, guidance_scale, own_part = "transformer", 3.5, None
+    name: ClassVar[str] = "transformer"
+    guidance_scale: ClassVar[float] = 3.5
+    own_part: ClassVar[str | None] = None
     encoded: ClassVar[dict[str, int]] = {"text": 3, "pooled": 2}
 
     def size(self, pipeline, network):

@@ -177,7 +177,7 @@ class _Known:
         """Whether a layer is a block of a transformer that gives the image's tokens."""
         if self.token_grid is None or len(shape) != 3:
             return False
-        network, _, block = name.removeprefix(self.within).partition(".")
+        block = name.removeprefix(self.within).partition(".")[2]
         return block.isdigit() and shape[1] == math.prod(self.token_grid)
 
 

@@ -231,8 +231,8 @@ def capture(
     -------
     seen : Seen
         What it keeps are copies, since later layers may write in place; with
-        ``stop``, the last call's may be the maps themselves. Its ``result`` is what ``run``
-        returned, if it did.
+        ``stop``, the last call's may be the maps themselves. Its ``result`` is what
+        ``run`` returned, if it did.
     """
     seen = Seen(tap, n_samples)
 

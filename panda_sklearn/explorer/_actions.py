@@ -1,0 +1,317 @@
+"""What a visitor can do: functions from one session to the next.
+
+What cannot be done raises a ValueError whose message the page shows; the session is
+then as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from panda_sklearn.editing import Edit
+from panda_sklearn.explorer._explored import MOST_IMAGES, Explored
+from panda_sklearn.explorer._session import KINDS, Kept, Session
+from panda_sklearn.utils.validation import (
+    check_choice,
+    check_count,
+    check_indices,
+    check_single,
+)
+
+__all__ = [
+    "add_all",
+    "choose",
+    "draw",
+    "edit_of",
+    "find",
+    "keep",
+    "paint",
+    "pick",
+    "point_at",
+    "put_parts",
+    "refine",
+    "reset",
+    "start",
+    "switch",
+    "undo",
+]
+
+N_FOUND, N_LATENTS = 5, 8  # directions, and the images that they are found on
+LONGEST_NAME = 60
+
+
+def start(explored: Explored) -> Session:
+    """What a new visitor sees."""
+    latents = explored.draw(8, 0)
+    session = Session(
+        explored.editor,
+        latents,
+        _source(explored, 8, 0, explored.truncation),
+        truncation=explored.truncation,
+    )
+    return session
+
+
+def draw(
+    explored: Explored,
+    session: Session,
+    n: Any,
+    seed: Any,
+    truncation: Any = None,
+) -> Session:
+    """Draw other images; the edits stay."""
+    n = check_count("The number of images", n)
+    if n > MOST_IMAGES:
+        raise ValueError(f"At most {MOST_IMAGES} images are drawn, got {n}.")
+    seed = check_count("The seed", seed, at_least=0)
+    if seed >= 2**32:
+        raise ValueError(f"The seed must be below 2**32, got {seed}.")
+    if explored.truncation is None:
+        truncation = None
+    else:
+        truncation = check_single("The truncation", truncation, at_least=0)
+        if truncation > 1:
+            raise ValueError(f"The truncation must be from 0 to 1, got {truncation}.")
+        truncation = round(truncation, 2)
+        if truncation == round(explored.truncation, 2):
+            truncation = explored.truncation
+    editor = session.editor
+    if truncation != session.truncation or not _fits(session, explored):
+        editor = explored.editor_for(editor.decomposition, truncation)
+    return session.but(
+        editor=editor,
+        latents=explored.draw(n, seed),
+        source=_source(explored, n, seed, truncation),
+        truncation=truncation,
+        picked=(0,),
+        index=0 if session.kind == "transfer" else session.index,
+    )
+
+
+def pick(session: Session, images: Iterable[int]) -> Session:
+    """Pick the images that are edited."""
+    picked = tuple(
+        sorted(set(check_indices("image", list(images), len(session.latents))))
+    )
+    return session.but(picked=picked)
+
+
+def put_parts(session: Session, parts: Sequence[int]) -> Session:
+    """Go to a part, or to several as one."""
+    n = len(session.editor.decomposition.parts_)
+    parts = tuple(check_indices("part", list(parts), n))
+    part = parts[0] if len(parts) == 1 else parts
+    return _elsewhere(session, part)
+
+
+def point_at(session: Session, row: float, column: float) -> Session:
+    """Go to the part that is strongest at a point of the image, from 0 to 1 each way.
+
+    Parts are compared as edits use them, each from 0 to 1.
+    """
+    parts = torch.as_tensor(session.editor.decomposition.parts_).flatten(1)
+    low, high = parts.amin(dim=1), parts.amax(dim=1)
+    scaled = (parts - low[:, None]) / (high - low).clamp(min=1e-12)[:, None]
+    maps = scaled.unflatten(1, session.editor.decomposition.map_shape_[1:])
+    height, width = maps.shape[1:]
+    y = min(max(int(row * height), 0), height - 1)
+    x = min(max(int(column * width), 0), width - 1)
+    return _elsewhere(session, int(maps[:, y, x].argmax()))
+
+
+def paint(explored: Explored, session: Session, mask: Tensor) -> Session:
+    """Go to a region that was painted: values from 0 to 1 at the images' size."""
+    if tuple(mask.shape) != explored.image_size:
+        raise ValueError(
+            f"The region must be of shape {explored.image_size}, got "
+            f"{tuple(mask.shape)}."
+        )
+    if not mask.any():
+        raise ValueError("Nothing is painted: paint over the image first.")
+    if session.kind in ("variation", "direction"):  # of which there are none there
+        session = session.but(kind="appearance", index=0)
+    return _elsewhere(session, mask)
+
+
+def _elsewhere(session: Session, part: Any) -> Session:
+    """The session at another part: directions are of the old one."""
+    kind = "variation" if session.kind == "direction" else session.kind
+    index = session.index if kind == session.kind else 0
+    return session.but(part=part, directions=None, kind=kind, index=index)
+
+
+def refine(session: Session, on: bool) -> Session:
+    """Refine parts to each image, or not."""
+    return session.but(refine=bool(on))
+
+
+def choose(session: Session, kind: str, index: int = 0) -> Session:
+    """Choose what the next edit adds."""
+    check_choice("kind", kind, KINDS)
+    count = n_of(session, kind)
+    if count == 0:
+        raise ValueError(
+            "No directions are found for this part yet: press Find."
+            if kind == "direction"
+            else "A painted region has no variations: choose appearances, or find "
+            "directions for it."
+        )
+    (index,) = check_indices(kind, [index], count)
+    return session.but(kind=kind, index=index)
+
+
+def n_of(session: Session, kind: str) -> int:
+    """How many there are to choose from."""
+    panda = session.editor.decomposition
+    if kind == "direction":
+        return 0 if session.directions is None else len(session.directions)
+    if kind == "transfer":
+        return len(session.latents)
+    if kind == "variation" and not session.parts:
+        return 0
+    return len(panda.appearances_)
+
+
+def find(
+    explored: Explored, session: Session, verbose: int = 0, derivatives: str = "auto"
+) -> Session:
+    """Find directions that change the region and little else."""
+    where = list(session.parts) or session.part
+    if isinstance(where, Tensor):
+        where = _at_layer(session, where)
+    with explored.lock:
+        latents = session.latents
+        if _fits(session, explored):
+            latents = explored.draw(N_LATENTS, 1)
+        found = session.editor.find_directions(
+            latents, where, N_FOUND, derivatives=derivatives, verbose=verbose
+        )
+    return session.but(directions=torch.as_tensor(found), kind="direction", index=0)
+
+
+def _at_layer(session: Session, mask: Tensor) -> Tensor:
+    """A painted region at the layer's positions."""
+    size = session.editor.decomposition.map_shape_[1:]
+    return torch.nn.functional.adaptive_avg_pool2d(mask[None], size)[0]
+
+
+def edit_of(session: Session, strength: float, name: str | None = None) -> Edit:
+    """What has been chosen, as an edit.
+
+    Of a transfer the strength is fifths of the way, so that one slider suits all.
+    """
+    part = list(session.parts) or session.part
+    if len(session.parts) == 1:
+        (part,) = session.parts
+    common: dict[str, Any] = {"part": part, "name": name}
+    kind, index = session.kind, session.index
+    if kind == "transfer":
+        editor = session.editor
+        donor = editor.extractor.transform(session.latents[index : index + 1])
+        L = editor.decomposition.coefficients(donor)[0]
+        return Edit(coefficients=L, strength=strength / 5, **common)
+    if kind == "direction":
+        assert session.directions is not None
+        vector = session.directions[index]
+        scale = float(torch.as_tensor(session.editor.decomposition.saliency_std_).max())
+        return Edit(vector, strength=strength * scale, unit="alpha", **common)
+    if kind == "appearance":
+        return Edit(index, strength=strength, **common)
+    return Edit(variation=index, strength=strength, **common)
+
+
+def keep(
+    explored: Explored, session: Session, strength: Any, name: str | None = None
+) -> Session:
+    """Put the chosen edit on the stack."""
+    strength = check_single("The strength", strength)
+    if strength == 0:
+        raise ValueError(
+            "At a strength of 0 there is nothing to keep: move the slider."
+        )
+    name = (name or "").strip()[:LONGEST_NAME] or _described(session)
+    with explored.lock:
+        edit = edit_of(session, strength, _unused(session, name))
+    return session.with_stack((*session.stack, Kept(edit)))
+
+
+def _described(session: Session) -> str:
+    """A name for an edit that was given none."""
+    place = (
+        "region" if not session.parts else "part " + ", ".join(map(str, session.parts))
+    )
+    what = (
+        f"image {session.index + 1}"
+        if session.kind == "transfer"
+        else (f"{session.kind} {session.index}")
+    )
+    return f"{what} at {place}"
+
+
+def _unused(session: Session, name: str) -> str:
+    """The name, with a number if there is an edit of that name."""
+    names = {kept.edit.name for kept in session.stack}
+    found, n = name, 2
+    while found in names:
+        found, n = f"{name} ({n})", n + 1
+    return found
+
+
+def switch(session: Session, names: Iterable[str]) -> Session:
+    """Apply the kept edits of these names, and no others."""
+    names = set(names)
+    stack = tuple(replace(kept, on=kept.edit.name in names) for kept in session.stack)
+    if [kept.on for kept in stack] == [kept.on for kept in session.stack]:
+        return session
+    return session.with_stack(stack)
+
+
+def undo(session: Session) -> Session:
+    """Take back the last change of the stack."""
+    if not session.past:
+        raise ValueError("There is nothing to undo.")
+    return session.but(stack=session.past[-1], past=session.past[:-1])
+
+
+def reset(session: Session) -> Session:
+    """Take all edits off the stack; this, too, can be undone."""
+    return session.with_stack(()) if session.stack else session
+
+
+def add_all(explored: Explored, session: Session, edits: Sequence[Edit]) -> Session:
+    """Put edits from a file on the stack, once they are known to work here."""
+    stack = session.stack
+    for edit in edits:
+        named = edit.name or "from a file"
+        name = _unused(session.but(stack=stack), named)
+        stack = (*stack, Kept(replace(edit, name=name)))
+    with explored.lock:
+        session.editor.edit(session.chosen, [kept.edit for kept in stack])
+    return session.with_stack(stack)
+
+
+def _fits(session: Session, explored: Explored) -> bool:
+    """Whether the session's latents are of the kind that is drawn."""
+    shape = explored.editor.extractor.latent_shape_
+    return session.editor.extractor.latent_shape_ == shape
+
+
+def _source(explored: Explored, n: int, seed: int, truncation: float | None) -> str:
+    """Python lines that make an editor and latents."""
+    recipe = explored.recipe.replace("TRUNCATION", repr(truncation))
+    if explored.has_draw:
+        return f"{recipe}\nlatents = draw({n}, {seed})"
+    return (
+        "from panda_sklearn.datasets import sample_latents\n"
+        f"{recipe}\n"
+        "extractor = editor.extractor\n"
+        "latents = sample_latents(\n"
+        f"    extractor.generator, {n}, random_state={seed},\n"
+        "    forward=extractor.forward,\n"
+        ")"
+    )

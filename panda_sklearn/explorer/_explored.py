@@ -1,0 +1,169 @@
+"""What all visitors look at."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sklearn.base import clone
+from torch import Tensor, nn
+
+from panda_sklearn.datasets import sample_latents
+from panda_sklearn.editing import LocalEditor
+from panda_sklearn.feature_extractor import GeneratorFeatureExtractor
+from panda_sklearn.generators import StyleGAN2
+from panda_sklearn.utils.validation import (
+    check_function,
+    check_kind,
+    check_value_range,
+)
+
+__all__ = ["MOST_IMAGES", "N_SAMPLES", "Explored"]
+
+MOST_IMAGES = 12
+
+# Latents to learn their mean and spread from, for inversion.
+N_SAMPLES = 500
+
+
+class Explored:
+    """An editor, and how latents for it are drawn; shared by all visitors.
+
+    Parameters
+    ----------
+    editor : LocalEditor
+        Of a generator of images with one or three colours.
+
+    draw : callable or None
+        ``draw(n, seed)`` gives latents; ``None`` samples them.
+
+    value_range : tuple of float
+        Values of black and white.
+
+    recipe : str
+        Python lines that make ``editor``, for visitors who go on without the page.
+
+    Attributes
+    ----------
+    n_colors : int
+        1 or 3.
+
+    image_size : tuple of int
+        Height and width of the images.
+
+    has_draw : bool
+        Whether latents are drawn by a function that was given.
+
+    lock : RLock
+        Held while the network runs: visitors take turns.
+
+    truncation : float or None
+        Of the editor as it was given; ``None`` if its network knows none.
+    """
+
+    def __init__(
+        self,
+        editor: LocalEditor,
+        draw: Callable[[int, int], Any] | None,
+        value_range: tuple[float, float],
+        recipe: str,
+    ) -> None:
+        check_kind("editor", editor, LocalEditor)
+        check_function("draw", draw, "n, seed")
+        self.value_range = check_value_range(value_range)
+        shape = editor.extractor.image_shape_
+        if shape is None or len(shape) != 3 or shape[0] not in (1, 3):
+            raise ValueError(
+                "The page shows images of shape (1 or 3, height, width), but the "
+                f"editor's generator gives {shape}."
+            )
+        self.editor, self.recipe = editor, recipe
+        self.n_colors, *size = shape
+        self.image_size: tuple[int, int] = tuple(size)
+        self.lock = threading.RLock()
+        self._draw, self.has_draw = draw, draw is not None
+        extractor = editor.extractor
+        self.truncation: float | None = None
+        if draw is None:
+            self.truncation = _truncation(extractor)
+        self._extractors = {self.truncation: extractor}
+        self._for_photographs: GeneratorFeatureExtractor | None = None
+
+    def draw(self, n: int, seed: int) -> Tensor:
+        """Latents of new images."""
+        if self._draw is not None:
+            return torch.as_tensor(self._draw(n, seed))
+        extractor = self.editor.extractor
+        return sample_latents(
+            extractor.generator, n, random_state=seed, forward=extractor.forward
+        )
+
+    def editor_for(self, decomposition: Any, truncation: float | None) -> LocalEditor:
+        """An editor at another truncation, or with other factors."""
+        with self.lock:
+            if truncation not in self._extractors:
+                extractor = self._truncated(truncation)
+                self._extractors[truncation] = extractor.fit(self.draw(1, 0))
+            return LocalEditor(self._extractors[truncation], decomposition)
+
+    def for_photographs(self) -> GeneratorFeatureExtractor:
+        """An extractor whose latents match photographs best."""
+        with self.lock:
+            if self._for_photographs is None:
+                self._for_photographs = self._with_codes()
+            return self._for_photographs
+
+    def _truncated(self, truncation: float | None) -> GeneratorFeatureExtractor:
+        extractor = clone(self.editor.extractor)
+        forward = extractor.forward
+        if forward is None:
+            return extractor.set_params(forward=_Truncated(truncation))
+        return extractor.set_params(
+            forward=dataclasses.replace(forward, truncation_psi=truncation)
+        )
+
+    def _with_codes(self) -> GeneratorFeatureExtractor:
+        """With a code for each layer, where the generator takes such."""
+        extractor = self.editor.extractor
+        forward = extractor.forward
+        if forward is None and hasattr(extractor.generator, "style_mean"):
+            forward = StyleGAN2(latent_space="w+")
+        elif getattr(forward, "latent_space", None) == "z":
+            forward = dataclasses.replace(
+                forward, latent_space="w+", truncation_psi=1.0
+            )
+        else:
+            return extractor
+        latents = sample_latents(extractor.generator, 2, 0, forward=forward)
+        return clone(extractor).set_params(forward=forward).fit(latents)
+
+    def samples_for(self, extractor: GeneratorFeatureExtractor) -> Any:
+        """Latents that inversion starts from; ``None`` draws them."""
+        if extractor is self.editor.extractor:
+            return None if self._draw is None else self.draw(N_SAMPLES, 0)
+        return sample_latents(
+            extractor.generator, N_SAMPLES, 0, forward=extractor.forward
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Truncated:
+    """How the face generator is called at a truncation of its own."""
+
+    truncation: float | None
+
+    def __call__(self, generator: nn.Module, latents: Tensor) -> Tensor:
+        return generator(latents, self.truncation)
+
+
+def _truncation(extractor: GeneratorFeatureExtractor) -> float | None:
+    """How far latents are pulled to their mean; ``None`` if that cannot be said."""
+    forward = extractor.forward
+    if forward is None:
+        return getattr(extractor.generator, "truncation", None)
+    if dataclasses.is_dataclass(forward):
+        return getattr(forward, "truncation_psi", None)
+    return None

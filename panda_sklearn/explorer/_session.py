@@ -1,0 +1,96 @@
+"""What one visitor has chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from panda_sklearn.editing import Edit, LocalEditor
+
+__all__ = ["KINDS", "Kept", "Session"]
+
+# What can be added at a part.
+KINDS = ("variation", "appearance", "direction", "transfer")
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """An edit on the stack.
+
+    Attributes
+    ----------
+    edit : Edit
+        With a name.
+    on : bool
+        Whether it is applied.
+    """
+
+    edit: Edit
+    on: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """What one visitor has chosen; nothing in it is ever changed.
+
+    Attributes
+    ----------
+    editor : LocalEditor
+        At the visitor's truncation, with the visitor's factors.
+    latents : Tensor of shape (n, ...)
+        Of the images that were drawn.
+    source : str
+        The Python lines that make ``editor`` and ``latents``.
+    truncation : float or None
+    picked : tuple of int
+        The images that are edited, one at least.
+    part : int, tuple of int or Tensor
+        Where the next edit is: a part, several, or a painted region (height, width).
+    kind : {"variation", "appearance", "direction", "transfer"}
+        What the next edit adds.
+    index : int
+        Which of these; with "transfer", of the drawn images.
+    directions : Tensor of shape (n, n_channels) or None
+        Those found for ``part``.
+    refine : bool
+        Whether parts are refined to each image.
+    stack : tuple of Kept
+        Edits that are kept, in their order.
+    past : tuple of tuple of Kept
+        Stacks before the last changes, the latest at the end.
+    """
+
+    editor: LocalEditor
+    latents: Tensor
+    source: str
+    truncation: float | None = None
+    picked: tuple[int, ...] = (0,)
+    part: Any = 0
+    kind: str = "variation"
+    index: int = 0
+    directions: Tensor | None = None
+    refine: bool = False
+    stack: tuple[Kept, ...] = ()
+    past: tuple[tuple[Kept, ...], ...] = ()
+
+    def but(self, **changes: Any) -> Session:
+        """The session with some choices changed."""
+        return replace(self, **changes)
+
+    def with_stack(self, stack: tuple[Kept, ...]) -> Session:
+        """The session with another stack, which can be undone."""
+        return self.but(stack=stack, past=(*self.past, self.stack)[-100:])
+
+    @property
+    def chosen(self) -> Tensor:
+        """Latents of the images that are edited."""
+        return self.latents[list(self.picked)]
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """The learnt parts that the next edit is at; none of a painted region."""
+        if isinstance(self.part, Tensor):
+            return ()
+        return self.part if isinstance(self.part, tuple) else (self.part,)

@@ -1,0 +1,273 @@
+"""What there is to see of a session, as pictures and texts.
+
+Pictures are uint8 arrays (height, width, 3), whatever the generator's units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from panda_sklearn.editing import Edit
+from panda_sklearn.explorer._actions import edit_of, n_of
+from panda_sklearn.explorer._explored import Explored
+from panda_sklearn.explorer._session import Session
+
+__all__ = [
+    "SHOWN",
+    "code",
+    "faces",
+    "point_of",
+    "scene",
+    "sheet",
+    "strip",
+    "thumbnails",
+    "tiles",
+]
+
+# What the large image can show.
+SHOWN = ("after", "before", "change", "part", "saliency")
+
+LARGE, SMALL = 384, 96  # pixels
+TILE_STRENGTH = 2.0  # at which tiles show what can be added, in either direction
+MOST_TILES = 12
+STRIP = (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
+
+# Of what is shown over an image.
+HEAT = torch.tensor([1.0, 0.35, 0.0])
+LINE = torch.tensor([1.0, 1.0, 1.0])
+
+
+def faces(explored: Explored, session: Session, edits: list[Edit]) -> Tensor:
+    """Images of the picked latents with edits, values from 0 to 1."""
+    with explored.lock:
+        if edits:
+            learnt = any(isinstance(e.part, int | tuple | list) for e in edits)
+            images = session.editor.edit(
+                session.chosen, edits, refine=session.refine and learnt
+            )
+        else:
+            images = session.editor.extractor.generate(session.chosen)
+    return _unit(explored, torch.as_tensor(images))
+
+
+def scene(
+    explored: Explored, session: Session, strength: float, shown: str = "after"
+) -> np.ndarray:
+    """The large picture: the picked images side by side."""
+    kept = [kept.edit for kept in session.stack if kept.on]
+    if shown == "part":
+        images = _with_part(explored, session, faces(explored, session, kept))
+    elif shown == "saliency":
+        images = _with_saliency(explored, session, faces(explored, session, kept))
+    elif shown == "before":
+        images = faces(explored, session, [])
+    else:
+        images = faces(explored, session, [*kept, *_next(explored, session, strength)])
+        if shown == "change":
+            before = faces(explored, session, [])
+            # Grey is no change; a change of half the range is black or white.
+            images = (0.5 + images - before).clamp(0, 1)
+    return sheet(images, LARGE)
+
+
+def _next(explored: Explored, session: Session, strength: float) -> list[Edit]:
+    """The chosen edit, if its strength is not 0."""
+    if strength == 0 or n_of(session, session.kind) == 0:
+        return []
+    with explored.lock:
+        return [edit_of(session, strength)]
+
+
+def sheet(images: Tensor, side: int) -> np.ndarray:
+    """Images (n, colours, h, w) in a picture of so many pixels a row."""
+    rows, columns, size = _arranged(len(images), side, tuple(images.shape[2:]))
+    height, width = size
+    picture = np.full((rows * height, columns * width, 3), 255, dtype=np.uint8)
+    for k, image in enumerate(_pictures(images, size)):
+        row, column = divmod(k, columns)
+        down, right = row * height, column * width
+        picture[down : down + height, right : right + width] = image
+    return picture
+
+
+def _arranged(
+    n: int, side: int, size: tuple[int, ...]
+) -> tuple[int, int, tuple[int, int]]:
+    """Rows and columns of n images in a picture so wide, and the size of each."""
+    columns = math.ceil(math.sqrt(n))
+    width = side // columns
+    return math.ceil(n / columns), columns, (round(width * size[0] / size[1]), width)
+
+
+def point_of(
+    explored: Explored, session: Session, x: float, y: float
+) -> tuple[float, float]:
+    """Where in its image a point (x, y) of the large picture is.
+
+    Answers are (row, column), each from 0 to 1.
+    """
+    _, _, (height, width) = _arranged(len(session.picked), LARGE, explored.image_size)
+    return (y % height) / height, (x % width) / width
+
+
+def thumbnails(explored: Explored, session: Session) -> list[np.ndarray]:
+    """All drawn images, small and unedited."""
+    with explored.lock:
+        images = torch.as_tensor(session.editor.extractor.generate(session.latents))
+    return [sheet(image[None], SMALL) for image in _unit(explored, images)]
+
+
+def tiles(
+    explored: Explored, session: Session, kind: str
+) -> Iterator[tuple[list[np.ndarray], int]]:
+    """What can be added: one picture each, and how many there will be.
+
+    The first picked image at minus and plus two standard deviations; for transfers, at
+    all of the way. One after the other, since they take long for some generators.
+    """
+    n = min(n_of(session, kind), MOST_TILES)
+    one = session.but(picked=session.picked[:1], kind=kind)
+    kept = [kept.edit for kept in session.stack if kept.on]
+    found: list[np.ndarray] = []
+    for index in range(n):
+        each = one.but(index=index)
+        strengths = [5.0] if kind == "transfer" else [-TILE_STRENGTH, TILE_STRENGTH]
+        images = [
+            faces(explored, each, [*kept, *_next(explored, each, strength)])
+            for strength in strengths
+        ]
+        found.append(_row(images))
+        yield found, n
+
+
+def strip(explored: Explored, session: Session) -> np.ndarray:
+    """The first picked image at several strengths of the chosen edit."""
+    one = session.but(picked=session.picked[:1])
+    kept = [kept.edit for kept in session.stack if kept.on]
+    images = [
+        faces(explored, one, [*kept, *_next(explored, one, strength)])
+        for strength in STRIP
+    ]
+    return _row(images)
+
+
+def code(session: Session, strength: float) -> str:
+    """Python lines that reproduce what is shown."""
+    lines = ["from panda_sklearn import Edit", session.source]
+    lines.append(f"latents = latents[{list(session.picked)}]")
+    edits = [kept.edit for kept in session.stack if kept.on]
+    if strength != 0 and n_of(session, session.kind):
+        edits.append(edit_of(session, strength))
+    said = [_said(session, edit) for edit in edits]
+    if None in said:
+        lines.append("from panda_sklearn.editing import load_edits")
+        lines.append(
+            'edits = load_edits("edits.safetensors", editor.decomposition)'
+            "  # the file that Save gives, with what is chosen kept"
+        )
+    else:
+        lines.append("edits = [")
+        lines.extend(f"    {text}," for text in said)
+        lines.append("]")
+    refine = session.refine and any(
+        isinstance(e.part, int | tuple | list) for e in edits
+    )
+    if edits:
+        more = ", refine=True" if refine else ""
+        lines.append(f"images = editor.edit(latents, edits{more})")
+    else:
+        lines.append("images = editor.extractor.generate(latents)")
+    return "\n".join(lines)
+
+
+def _said(session: Session, edit: Edit) -> str | None:
+    """An edit as it is written; ``None`` if it has arrays in it."""
+    if not isinstance(edit.part, int | tuple | list) or edit.kind not in (
+        "variation",
+        "appearance",
+    ):
+        return None
+    if not isinstance(getattr(edit, edit.kind), int):
+        return None
+    part = list(edit.part) if isinstance(edit.part, tuple | list) else edit.part
+    name = "" if edit.name is None else f", name={edit.name!r}"
+    what = getattr(edit, edit.kind)
+    return f"Edit({edit.kind}={what}, part={part}, strength={edit.strength!r}{name})"
+
+
+def _unit(explored: Explored, images: Tensor) -> Tensor:
+    """Images in values from 0 to 1, black to white, as pictures are."""
+    low, high = explored.value_range
+    return ((images.detach().cpu().float() - low) / (high - low)).clamp(0, 1)
+
+
+def _pictures(images: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Images (n, colours, h, w) as (n, *size, 3) of bytes."""
+    large = F.interpolate(
+        images.expand(-1, 3, -1, -1), size=size, mode="bicubic", antialias=True
+    )
+    large = (large.clamp(0, 1) * 255).round().byte()
+    return large.movedim(1, -1).contiguous().numpy()
+
+
+def _row(images: list[Tensor]) -> np.ndarray:
+    """Images (1, colours, h, w) beside each other, small."""
+    row = torch.cat(images, dim=3)
+    width = round(SMALL * row.shape[3] / row.shape[2])
+    return _pictures(row, (SMALL, width))[0]
+
+
+def _with_part(explored: Explored, session: Session, images: Tensor) -> Tensor:
+    """Images with the chosen part over them."""
+    if not session.parts:
+        return _heated(images, torch.as_tensor(session.part).float()[None])
+    panda = session.editor.decomposition
+    parts = torch.as_tensor(panda.parts_)[None]
+    if session.refine:
+        with explored.lock:
+            features = session.editor.extractor.transform(session.chosen)
+            parts = torch.as_tensor(panda.refine(features))
+    chosen = parts[:, list(session.parts)].float().sum(dim=1)
+    chosen = chosen - chosen.amin(dim=(1, 2), keepdim=True)
+    chosen = chosen / chosen.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+    maps = F.interpolate(
+        chosen[:, None], size=explored.image_size, mode="bilinear", align_corners=False
+    )
+    return _heated(images, maps[:, 0])
+
+
+def _with_saliency(explored: Explored, session: Session, images: Tensor) -> Tensor:
+    """Images with the saliency of the chosen appearance, and its mask's outline."""
+    index = session.index if session.kind == "appearance" else 0
+    with explored.lock:
+        features = session.editor.extractor.transform(session.chosen)
+        maps = session.editor.decomposition.saliency(features, size=explored.image_size)
+        mask = session.editor.mask(session.chosen, index)
+    saliency = torch.as_tensor(maps)[:, index].float()
+    saliency = saliency - saliency.amin(dim=(1, 2), keepdim=True)
+    saliency = saliency / saliency.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+    inside = torch.as_tensor(mask).float()[:, None]
+    edge = F.max_pool2d(inside, 3, 1, 1) - inside
+    heated = _heated(images, saliency)
+    return heated.expand(-1, 3, -1, -1) * (1 - edge) + LINE[:, None, None] * edge
+
+
+def _heated(images: Tensor, maps: Tensor) -> Tensor:
+    """Images with maps (1 or n, h, w) of values from 0 to 1 over them."""
+    weights = 0.75 * maps.clamp(0, 1)[:, None]
+    grey = 0.7 * images.expand(-1, 3, -1, -1)
+    return grey * (1 - weights) + HEAT[:, None, None] * weights
+
+
+def names_of(session: Session, kind: str) -> list[str]:
+    """What there is to choose from, as texts."""
+    titles: dict[str, Any] = {"transfer": lambda k: f"image {k + 1}"}
+    title = titles.get(kind, lambda k: f"{kind} {k}")
+    return [title(k) for k in range(n_of(session, kind))]
