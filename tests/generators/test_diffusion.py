@@ -548,7 +548,9 @@ class TestTextsAsAWholeToo:
         assert asked == [[""]]
         assert not model.other_text.any() and not model.other_pooled.any()
 
-    @pytest.mark.parametrize("block", ["transformer_blocks", "single_transformer_blocks"])
+    @pytest.mark.parametrize(
+        "block", ["transformer_blocks", "single_transformer_blocks"]
+    )
     def test_parts_over_the_tokens_of_flux(self, block):
         pytest.importorskip("transformers")
         random = torch.Generator().manual_seed(0)
