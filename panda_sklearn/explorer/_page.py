@@ -47,7 +47,21 @@ footer { display: none !important; }
 @media (max-width: 640px) { #face { max-height: 60vh; } }
 """
 
-# Saves what is in a hidden box, "name\nbase64", and names what gradio leaves unnamed.
+# Names what gradio leaves unnamed.
+NAME = """
+() => {
+  const names = { face: "The image: click a point of it", strip: "At several strengths" };
+  for (const [id, name] of Object.entries(names)) {
+    const place = document.getElementById(id);
+    const put = () => place.querySelectorAll("button:has(img)").forEach(
+      (button) => button.setAttribute("aria-label", name));
+    new MutationObserver(put).observe(place, { childList: true, subtree: true });
+    put();
+  }
+}
+"""
+
+# Saves the file in a hidden box: its name, its type and its bytes in base64.
 SAVE = """
 (text) => {
   if (!text) return;
@@ -413,6 +427,7 @@ def page_of(explored: Explored) -> Any:
         def begin() -> Any:
             return everything(start(), 0.0, "after")
 
+        app.load(None, None, None, js=NAME, **quiet)
         begun = app.load(begin, None, everywhere, show_progress="hidden", **quiet)
         begun.then(show_images, state, images, show_progress="hidden", **quiet)
         refresh_tiles(begun)
