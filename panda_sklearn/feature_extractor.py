@@ -42,6 +42,7 @@ from panda_sklearn.utils.hooks import (
     watch,
 )
 from panda_sklearn.utils.layouts import FeatureLayout
+from panda_sklearn.utils.replay import Replay
 from panda_sklearn.utils.taps import Tap
 from panda_sklearn.utils.undo import Undo
 from panda_sklearn.utils.validation import (
@@ -64,11 +65,13 @@ from panda_sklearn.utils.validation import (
 
 __all__ = [
     "GeneratorFeatureExtractor",
+    "Replays",
     "Take",
     "check_latents",
     "extract",
     "generate_changed",
     "length_of_batches",
+    "recorded",
     "run_of",
     "running_device",
     "runs_of",
@@ -78,6 +81,8 @@ __all__ = [
 
 # Latents of a batch of samples -> the activations that the network has there.
 Take = Callable[[ArrayLike], Tensor]
+# What is known of the passes of batches, by where these begin and end.
+Replays = dict[tuple[int, int], Replay]
 # Which samples a batch has -> a function of its activations and of when they are made,
 # that gives what to put in their place. The first is called before the network runs,
 # and may run it elsewhere.
@@ -1047,16 +1052,20 @@ def generate_changed(
     others: bool = False,
     rows: Tensor | None = None,
     verbose: int | None = None,
+    replays: Replays | None = None,
 ) -> Tensor:
     """Images of checked latents, on their device, with activations changed.
 
     At the calls that the extractor takes, or at others; in the samples' own part of
     batches that guidance multiplies, or in the others, too. ``rows`` are the numbers of
-    the latents among all, from 0 if they are not given.
+    the latents among all, from 0 if they are not given. ``replays`` are of the same
+    latents, from :func:`recorded`.
     """
     tap = extractor._tap()
     changed = tap if calls is None else dataclasses.replace(tap, calls=calls)
     stop = can_be_stopped(extractor.generator)
+    if replays and (changed.calls or (0,))[0] < (tap.calls or (0,))[0]:
+        replays = None  # what they know ends later
 
     def make(run: Run, where: slice) -> Tensor:
         of = where if rows is None else rows[where]
@@ -1068,12 +1077,23 @@ def generate_changed(
         def whole() -> Any:
             return run(latents[where], of)
 
+        replay = (replays or {}).get((where.start, where.stop))
         if change is None:
             made = whole()
         else:
-            made = replace(
-                changed, change(where, take), whole, n_samples=n, others=others
-            )
+            apply = change(where, take)
+
+            def edited() -> Any:
+                return replace(
+                    changed,
+                    apply,
+                    whole,
+                    n_samples=n,
+                    others=others,
+                    n_skipped=0 if replay is None else replay.n_skipped,
+                )
+
+            made = edited() if replay is None else replay.again(edited)
         if not isinstance(made, Tensor):
             raise TypeError(
                 f"The network returned a {type(made).__name__}, expected a tensor "
@@ -1082,3 +1102,27 @@ def generate_changed(
         return made
 
     return extractor._collect(make, latents, "images", verbose)
+
+
+def recorded(
+    extractor: GeneratorFeatureExtractor, latents: ArrayLike
+) -> tuple[Tensor, Replays]:
+    """Images of checked latents, and what later passes of them need not compute again.
+
+    Nothing, of networks of which a pass that is given what is known makes other images.
+    """
+    tap, replays = extractor._tap(), Replays()
+
+    def make(run: Run, where: slice) -> Tensor:
+        replay = Replay(extractor.generator, tap)
+        made = replay.record(lambda: run(latents[where], where))
+        try:
+            again = replay.again(lambda: run(latents[where], where))
+            same = isinstance(made, Tensor) and torch.equal(made, again)
+        except Exception:  # of layers that miss what others left them
+            same = False
+        if same:
+            replays[where.start, where.stop] = replay
+        return made
+
+    return extractor._collect(make, latents, "images", 0), replays

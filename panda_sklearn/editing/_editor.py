@@ -28,14 +28,17 @@ from panda_sklearn.editing._directions import DERIVATIVES, find_directions
 from panda_sklearn.editing._donors import transfer_change
 from panda_sklearn.editing._edit import UNITS, Edit
 from panda_sklearn.editing._lookup import Sizes, weights_of
+from panda_sklearn.editing._prepared import PreparedImages
 from panda_sklearn.editing._ranking import COLUMNS, Trials, sort_table, tabulate
 from panda_sklearn.editing._targets import TargetSearch
 from panda_sklearn.editing._terms import VectorTerm
 from panda_sklearn.feature_extractor import (
     GeneratorFeatureExtractor,
+    Replays,
     check_latents,
     extract,
     generate_changed,
+    recorded,
     running_device,
 )
 from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor
@@ -247,6 +250,50 @@ class LocalEditor:
         search = self._search(change, target_change, region, value_range, len(latents))
         factors, places = search.run(latents)
         return origin.give(search.images(latents, factors, places))
+
+    def prepare(self, latents: ArrayLike) -> PreparedImages:
+        """Get ready to edit the same images many times.
+
+        What the network does before the edited layer is done once, and kept: for a
+        slider, or a search. That takes the memory of what its layers give up to there,
+        and pays where the edited layer is late, as in the late steps of a diffusion
+        model. A network that then makes other images is run whole each time.
+
+        Parameters
+        ----------
+        latents : array of shape (n_samples, ...)
+            Latents.
+
+        Returns
+        -------
+        prepared : PreparedImages
+            With the unedited ``images``, and ``edit``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``latents`` are of another shape than the extractor was fitted on, or
+            hold something else than finite numbers.
+
+        Examples
+        --------
+        >>> from panda_sklearn import Edit
+        >>> from panda_sklearn.datasets import load_face_edits, sample_latents
+        >>> editor, _ = load_face_edits()
+        >>> latents = sample_latents(editor.extractor.generator, 2, random_state=0)
+        >>> prepared = editor.prepare(latents)
+        >>> for strength in (1.0, 2.0, 3.0):
+        ...     images = prepared.edit(Edit(variation=0, part=4, strength=strength))
+        """
+        latents, origin = self._door(latents)
+        images, replays = recorded(self.extractor, latents)
+
+        def edit(edits: Any, refine: Any) -> ArrayLike:
+            check_flag("refine", refine)
+            change = self._change(check_edits(edits), len(latents), refine)
+            return origin.give(self._changed(latents, change, replays))
+
+        return PreparedImages(origin.give(latents), origin.give(images), edit)
 
     def find_strengths(
         self,
@@ -870,7 +917,9 @@ class LocalEditor:
         sizes = Sizes.of(self.extractor, n_samples)
         return change_of(edits, self.decomposition, sizes, refine=refine)
 
-    def _changed(self, latents: Tensor, change: Change) -> Tensor:
+    def _changed(
+        self, latents: Tensor, change: Change, replays: Replays | None = None
+    ) -> Tensor:
         """Images of checked latents, with a change."""
         if not change.has_effect():
             return generate_changed(self.extractor, latents, None)
@@ -879,6 +928,7 @@ class LocalEditor:
             latents,
             lambda where, take: change.applied(latents[where], where, take),
             **change.moments(),
+            replays=replays,
         )
 
     def _search(

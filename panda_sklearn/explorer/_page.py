@@ -50,7 +50,7 @@ footer { display: none !important; }
 # Names what gradio leaves unnamed.
 NAME = """
 () => {
-  const names = { face: "The image: click a point of it", strip: "At several strengths" };
+  const names = { face: "The image: click a point", strip: "At several strengths" };
   for (const [id, name] of Object.entries(names)) {
     const place = document.getElementById(id);
     const put = () => place.querySelectorAll("button:has(img)").forEach(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from panda_sklearn.editing import Edit, LocalEditor
+from panda_sklearn.editing import Edit, LocalEditor, PreparedImages
 
 __all__ = ["KINDS", "Kept", "Session"]
 
@@ -77,11 +78,20 @@ class Session:
 
     def but(self, **changes: Any) -> Session:
         """The session with some choices changed."""
-        return replace(self, **changes)
+        session = replace(self, **changes)
+        same = session.editor is self.editor and session.latents is self.latents
+        if same and session.picked == self.picked and "prepared" in vars(self):
+            vars(session)["prepared"] = self.prepared
+        return session
 
     def with_stack(self, stack: tuple[Kept, ...]) -> Session:
         """The session with another stack, which can be undone."""
         return self.but(stack=stack, past=(*self.past, self.stack)[-100:])
+
+    @functools.cached_property
+    def prepared(self) -> PreparedImages:
+        """The picked images, of which edits do not compute all anew."""
+        return self.editor.prepare(self.chosen)
 
     @property
     def chosen(self) -> Tensor:

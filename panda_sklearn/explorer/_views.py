@@ -47,13 +47,10 @@ LINE = torch.tensor([1.0, 1.0, 1.0])
 def faces(explored: Explored, session: Session, edits: list[Edit]) -> Tensor:
     """Images of the picked latents with edits, values from 0 to 1."""
     with explored.lock:
+        images = session.prepared.images
         if edits:
             learnt = any(isinstance(e.part, int | tuple | list) for e in edits)
-            images = session.editor.edit(
-                session.chosen, edits, refine=session.refine and learnt
-            )
-        else:
-            images = session.editor.extractor.generate(session.chosen)
+            images = session.prepared.edit(edits, refine=session.refine and learnt)
     return _unit(explored, torch.as_tensor(images))
 
 

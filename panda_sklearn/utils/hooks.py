@@ -270,6 +270,7 @@ def replace(
     *,
     n_samples: int | None = None,
     others: bool = False,
+    n_skipped: int = 0,
 ) -> Any:
     """Make a forward pass with ``change(maps, moment)`` in the tapped maps' place.
 
@@ -293,6 +294,9 @@ def replace(
         Whether ``change`` is given the other parts of a batch that guidance multiplies,
         too, each by itself.
 
+    n_skipped : int, default=0
+        Calls of the layer that the pass does not make, before its first.
+
     Returns
     -------
     result : object
@@ -303,7 +307,7 @@ def replace(
     TypeError, ValueError
         If ``change`` gives no tensor of the same shape, or as :meth:`Seen.check`.
     """
-    seen = Seen(tap, n_samples)
+    seen = Seen(tap, n_samples, n_skipped)
 
     def swap(value: Any, base: Tensor | None) -> Any:
         call = seen.n_calls

@@ -1,0 +1,152 @@
+"""Forward passes of the same inputs, in which what is known is not computed again.
+
+Floor 2: torch alone. Up to the first tapped call every pass of the same inputs does the
+same. A :class:`Replay` keeps what layers gave until then, and gives it again in their
+place.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from panda_sklearn.utils.hooks import add_hook
+from panda_sklearn.utils.taps import Tap
+from panda_sklearn.utils.undo import Undo
+
+__all__ = ["Replay"]
+
+
+class _Given(NamedTuple):
+    """What a call of a layer gave, and the random state that it left."""
+
+    output: Any
+    noise: list[Tensor]
+
+
+class Replay:
+    """What the layers of a network gave before the first tapped call ended.
+
+    Parameters
+    ----------
+    network : Module
+    tap : Tap
+        Changed are calls from its first one on.
+
+    Attributes
+    ----------
+    n_skipped : int
+        Calls of the tapped layer that are not made in later passes, since they are
+        within layers that are not run.
+    """
+
+    def __init__(self, network: nn.Module, tap: Tap) -> None:
+        self._network, self._tap = network, tap
+        self._first = tap.calls[0] if tap.calls else 0
+        self.n_skipped = 0
+        # Of each layer, in the order of its calls.
+        self._given: dict[nn.Module, list[_Given]] = {}
+
+    def record(self, run: Callable[[], Any]) -> Any:
+        """Make a forward pass, and keep what is known before the tapped call.
+
+        Of layers within each other the outermost that end before it are kept.
+        """
+        thread, tapped = threading.get_ident(), self._tap.layer
+        of_input = self._tap.where == "input"
+        kept: list[tuple[nn.Module, _Given]] = []
+        begun: list[int] = []  # how many were kept when the running layers began
+        n_tapped, ended = 0, False
+
+        def on_begin(layer, args):
+            nonlocal ended
+            if threading.get_ident() != thread or ended:
+                return
+            ended = of_input and layer is tapped and n_tapped == self._first
+            begun.append(len(kept))
+
+        def on_end(layer, args, output):
+            nonlocal ended, n_tapped
+            if threading.get_ident() != thread or ended:
+                return
+            del kept[begun.pop() :]
+            kept.append((layer, _Given(_copied(output), _noise(self._network))))
+            if layer is tapped:
+                n_tapped += 1
+                ended = not of_input and n_tapped > self._first
+
+        with Undo() as undo, undo:
+            for layer in self._network.modules():
+                if layer is not self._network and not isinstance(
+                    layer, torch.jit.ScriptModule
+                ):
+                    add_hook(undo, layer._forward_pre_hooks, on_begin)
+                    add_hook(undo, layer._forward_hooks, on_end)
+            result = run()
+        self.forget()
+        if ended:
+            for layer, given in kept:
+                self._given.setdefault(layer, []).append(given)
+            self.n_skipped = n_tapped - len(self._given.get(tapped, ()))
+        return result
+
+    def forget(self) -> None:
+        """Compute everything again from now on."""
+        self._given, self.n_skipped = {}, 0
+
+    def again(self, run: Callable[[], Any]) -> Any:
+        """Make the pass again, with what is known in the place of the layers."""
+        with Undo() as undo, undo:
+            for layer, given in self._given.items():
+                self._stand_in(undo, layer, given)
+            return run()
+
+    def _stand_in(self, undo: Undo, layer: nn.Module, given: list[_Given]) -> None:
+        """Put a function in the place of a layer's forward, for this thread."""
+        thread, forward = threading.get_ident(), layer.forward
+        own = vars(layer).get("forward")
+        left = iter(given)
+
+        def known(*args, **kwargs):
+            one = next(left, None) if threading.get_ident() == thread else None
+            if one is None:
+                return forward(*args, **kwargs)
+            _restore_noise(self._network, one.noise)
+            return _copied(one.output)
+
+        def put_back():
+            if own is not None:
+                layer.forward = own
+            elif vars(layer).get("forward") is known:
+                del layer.forward
+
+        undo.note(put_back)
+        layer.forward = known
+
+
+def _copied(output: Any) -> Any:
+    """The same with copies of its tensors, since later layers may write in place."""
+    return _pytree.tree_map_only(Tensor, Tensor.clone, output)
+
+
+def _devices(network: nn.Module) -> list[torch.device]:
+    """Accelerators that a network draws noise on."""
+    found = {p.device for p in network.parameters() if p.device.type == "cuda"}
+    return sorted(found, key=str)
+
+
+def _noise(network: nn.Module) -> list[Tensor]:
+    """The states of random numbers, the CPU's first."""
+    states = [torch.get_rng_state()]
+    return states + [torch.cuda.get_rng_state(d) for d in _devices(network)]
+
+
+def _restore_noise(network: nn.Module, states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for device, state in zip(_devices(network), states[1:], strict=True):
+        torch.cuda.set_rng_state(state, device)
