@@ -36,6 +36,7 @@ FLOORS = {
     "panda_sklearn._state": 3,
     "panda_sklearn._variations": 3,
     "panda_sklearn.inspection": 4,
+    "panda_sklearn.explorer": 5,
     "panda_sklearn._version": 0,
     "panda_sklearn": 5,
 }
@@ -47,7 +48,7 @@ OUTSIDE = {
     2: {"torch", "numpy", "scipy", "sklearn", "safetensors", "joblib", "filelock"},
     3: {"torch", "numpy", "scipy", "sklearn", "tqdm"},
     4: {"torch", "numpy", "scipy", "sklearn", "matplotlib"},
-    5: set(),
+    5: {"torch", "numpy", "sklearn", "PIL"},
 }
 
 

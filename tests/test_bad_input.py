@@ -46,6 +46,7 @@ PUBLIC_MODULES = [
     "panda_sklearn",
     "panda_sklearn.datasets",
     "panda_sklearn.editing",
+    "panda_sklearn.explorer",
     "panda_sklearn.generators",
     "panda_sklearn.inspection",
     "panda_sklearn.metrics",
@@ -56,6 +57,8 @@ PUBLIC_MODULES = [
 NO_ROW = {
     "Inversion": "a record that invert makes",
     "LayerInfo": "a record that list_layers makes",
+    "PreparedImages": "a record that LocalEditor.prepare makes",
+    "explore": "needs gradio: explorer/test_page.py",
     "PartsAppearanceDecomposition.load": "paths and files: test_saving.py",
     "PartsAppearanceDecomposition.save": "paths and files: test_saving.py",
     "load_edits": "paths and files: editing/test_kept.py",
@@ -346,6 +349,18 @@ def editor_rows(w):
         },
     )
     yield Row(
+        "LocalEditor.prepare",
+        w.editor.prepare,
+        {"latents": latents["latents"]},
+        valid={"latents": valid["latents"]},
+    )
+    yield Row(
+        "PreparedImages.edit",
+        w.editor.prepare(w.z).edit,
+        {"edits": Edit(0, 1, 1.0), "refine": False},
+        valid={"refine": FLAG},
+    )
+    yield Row(
         "LocalEditor.remove",
         w.editor.remove,
         {
@@ -588,8 +603,20 @@ def generator_rows(w):
             "prompt": None,
             "negative_prompt": "",
             "guidance_scale": None,
+            "sample_size": 8,
         },
-        valid={"label": "none", "prompt": "none", "guidance_scale": "none fraction"},
+        valid={
+            "label": "none",
+            "prompt": "none",
+            "guidance_scale": "none fraction",
+            "sample_size": "none",
+        },
+    )
+    yield Row(
+        "Diffusion.calls_at",
+        generators.Diffusion(unet, scheduler, n_steps=2).calls_at,
+        {"steps": [0, 1]},
+        valid={"steps": "short set"},
     )
     yield Row(
         "Diffusion.forward",

@@ -13,6 +13,7 @@ other.
 - ``_targets``: edits that change images by a given amount.
 - ``_ranking``: the table of edits that were tried.
 - ``_editor``: ``LocalEditor``, the door to all of these.
+- ``_prepared``: the same images edited many times.
 - ``_generator``: a generator with edits built in.
 - ``_directions``: vectors that change a region.
 - ``_kept``: edits in files.
@@ -33,12 +34,14 @@ from panda_sklearn.editing._parts import (
     scale_part,
     split_part,
 )
+from panda_sklearn.editing._prepared import PreparedImages
 
 __all__ = [
     "Edit",
     "EditedGenerator",
     "Inversion",
     "LocalEditor",
+    "PreparedImages",
     "align_face",
     "intersect_part",
     "invert",

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+import panda_sklearn.explorer._actions as actions
+import panda_sklearn.explorer._files as files
+import panda_sklearn.explorer._views as views
 from panda_sklearn.editing import LocalEditor
-from panda_sklearn.explorer import _actions as actions
-from panda_sklearn.explorer import _files as files
-from panda_sklearn.explorer import _views as views
 from panda_sklearn.explorer._explored import MOST_IMAGES, Explored
 from panda_sklearn.explorer._session import KINDS, Session
 from panda_sklearn.utils.optional import needed

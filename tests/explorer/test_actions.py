@@ -128,7 +128,8 @@ class TestPlaces:
 
 
 class TestChanges:
-    def test_directions_are_found_for_the_part(self, explored, session):
+    def test_directions_are_found_for_the_part(self, explored, session, monkeypatch):
+        monkeypatch.setattr(actions, "N_LATENTS", 2)
         mouth = actions.point_at(session, *MOUTH)
         with pytest.raises(ValueError, match="press Find"):
             actions.choose(mouth, "direction")

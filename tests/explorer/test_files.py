@@ -1,11 +1,13 @@
 """Files from visitors: what comes back, and what is refused in our words."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from panda_sklearn import PartsAppearanceDecomposition
+from panda_sklearn import PartsAppearanceDecomposition, editing
 from panda_sklearn.datasets import load_face_generator, sample_latents
 from panda_sklearn.explorer import _actions as actions
 from panda_sklearn.explorer import _files as files
@@ -118,8 +120,13 @@ class TestPhotographs:
         assert (read[0] - image.clamp(-1, 1)).abs().mean() < 0.05
 
     @pytest.mark.slow
-    def test_it_is_inverted_and_edited(self, explored, session, photograph):
+    def test_it_is_inverted_and_edited(
+        self, explored, session, photograph, monkeypatch
+    ):
         path, image = photograph
+        briefly = functools.partial(editing.invert, n_steps=80)
+        monkeypatch.setattr(editing, "invert", briefly)
+        monkeypatch.setattr(files, "invert", briefly)
         kept = actions.keep(explored, session, 2.0)
         found, text = files.invert_photograph(explored, kept, path)
         assert len(found.latents) == 1 and "not matched" in text
