@@ -19,7 +19,13 @@ from panda_sklearn.explorer._explored import N_SAMPLES, Explored
 from panda_sklearn.explorer._session import Session
 from panda_sklearn.feature_extractor import GeneratorFeatureExtractor
 
-__all__ = ["edits_as_bytes", "invert_photograph", "read_edits", "read_factors"]
+__all__ = [
+    "LARGEST",
+    "edits_as_bytes",
+    "invert_photograph",
+    "read_edits",
+    "read_factors",
+]
 
 MEGABYTE = 2**20
 MOST_BYTES = {
@@ -27,6 +33,7 @@ MOST_BYTES = {
     "factors": 64 * MEGABYTE,
     "photograph": 16 * MEGABYTE,
 }
+LARGEST = max(MOST_BYTES.values())
 MOST_PIXELS = 24_000_000
 
 

@@ -624,6 +624,7 @@ def page_of(explored: Explored) -> Any:
         footer_links=[],
         ssr_mode=False,
         server_name="127.0.0.1",
+        max_file_size=files.LARGEST,
     )
     return app
 

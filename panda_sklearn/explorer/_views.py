@@ -207,8 +207,9 @@ def _unit(explored: Explored, images: Tensor) -> Tensor:
 
 def _pictures(images: Tensor, size: tuple[int, int]) -> np.ndarray:
     """Images (n, colours, h, w) as (n, *size, 3) of bytes."""
+    smaller = size[0] < images.shape[2]  # what is enlarged has nothing to average
     large = F.interpolate(
-        images.expand(-1, 3, -1, -1), size=size, mode="bicubic", antialias=True
+        images.expand(-1, 3, -1, -1), size=size, mode="bicubic", antialias=smaller
     )
     large = (large.clamp(0, 1) * 255).round().byte()
     return large.movedim(1, -1).contiguous().numpy()
