@@ -194,6 +194,7 @@ def change_of(
     sizes: Sizes,
     *,
     refine: bool = False,
+    known: dict | None = None,
 ) -> Change:
     """Edits as a change of activations.
 
@@ -210,6 +211,9 @@ def change_of(
     refine : bool, default=False
         Whether parts are refined to each sample.
 
+    known : dict, default=None
+        Where variations that were found are kept, for edits of the same decomposition.
+
     Raises
     ------
     TypeError, ValueError
@@ -217,7 +221,7 @@ def change_of(
         another shape, ``refine`` is no flag, or there is nothing to refine.
     """
     check_flag("refine", refine)
-    known: dict = {}
+    known = {} if known is None else known
     terms = [term_of(edit, decomposition, sizes, known) for edit in edits]
     layout = layout_of(decomposition)
     if not refine:

@@ -254,10 +254,12 @@ class LocalEditor:
     def prepare(self, latents: ArrayLike) -> PreparedImages:
         """Get ready to edit the same images many times.
 
-        What the network does before the edited layer is done once, and kept: for a
-        slider, or a search. That takes the memory of what its layers give up to there,
-        and pays where the edited layer is late, as in the late steps of a diffusion
-        model. A network that then makes other images is run whole each time.
+        What the network does before the edited layer is done once, and kept, and so are
+        variations that are looked up: for a slider, or a search. That takes the memory
+        of what its layers give up to there, and pays where the edited layer is late, as
+        in the late steps of a diffusion model. Later changes of the network's weights
+        or of the decomposition are not noticed. A network that makes other images when
+        it is given what is kept is run whole each time.
 
         Parameters
         ----------
@@ -287,10 +289,11 @@ class LocalEditor:
         """
         latents, origin = self._door(latents)
         images, replays = recorded(self.extractor, latents)
+        known: dict = {}
 
         def edit(edits: Any, refine: Any) -> ArrayLike:
             check_flag("refine", refine)
-            change = self._change(check_edits(edits), len(latents), refine)
+            change = self._change(check_edits(edits), len(latents), refine, known)
             return origin.give(self._changed(latents, change, replays))
 
         return PreparedImages(origin.give(latents), origin.give(images), edit)
@@ -911,11 +914,15 @@ class LocalEditor:
         return tuple(shape[1:])
 
     def _change(
-        self, edits: Sequence[Edit], n_samples: int | None, refine: bool = False
+        self,
+        edits: Sequence[Edit],
+        n_samples: int | None,
+        refine: bool = False,
+        known: dict | None = None,
     ) -> Change:
         """The edits as a change of activations."""
         sizes = Sizes.of(self.extractor, n_samples)
-        return change_of(edits, self.decomposition, sizes, refine=refine)
+        return change_of(edits, self.decomposition, sizes, refine=refine, known=known)
 
     def _changed(
         self, latents: Tensor, change: Change, replays: Replays | None = None

@@ -625,6 +625,7 @@ def page_of(explored: Explored) -> Any:
         ssr_mode=False,
         server_name="127.0.0.1",
         max_file_size=files.LARGEST,
+        max_threads=4,  # each holds memory of its own, and they take turns anyway
     )
     return app
 

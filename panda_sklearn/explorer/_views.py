@@ -207,11 +207,10 @@ def _unit(explored: Explored, images: Tensor) -> Tensor:
 
 def _pictures(images: Tensor, size: tuple[int, int]) -> np.ndarray:
     """Images (n, colours, h, w) as (n, *size, 3) of bytes."""
-    smaller = size[0] < images.shape[2]  # what is enlarged has nothing to average
-    large = F.interpolate(
-        images.expand(-1, 3, -1, -1), size=size, mode="bicubic", antialias=smaller
-    )
-    large = (large.clamp(0, 1) * 255).round().byte()
+    bytes_ = (images.expand(-1, 3, -1, -1) * 255).round().byte()
+    # Of bytes with channels last torch has a kernel that is several times faster.
+    bytes_ = bytes_.contiguous(memory_format=torch.channels_last)
+    large = F.interpolate(bytes_, size=size, mode="bicubic", antialias=True)
     return large.movedim(1, -1).contiguous().numpy()
 
 
