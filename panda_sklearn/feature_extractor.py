@@ -1105,19 +1105,24 @@ def generate_changed(
 
 
 def recorded(
-    extractor: GeneratorFeatureExtractor, latents: ArrayLike
+    extractor: GeneratorFeatureExtractor, latents: Tensor
 ) -> tuple[Tensor, Replays]:
     """Images of checked latents, and what later passes of them need not compute again.
 
-    Nothing, of networks of which a pass that is given what is known makes other images.
+    Nothing, of networks of which a pass that is given what is known makes other images:
+    where layers leave something for others, past what they return. What a pass of other
+    latents leaves is tried.
     """
     tap, replays = extractor._tap(), Replays()
 
     def make(run: Run, where: slice) -> Tensor:
         replay = Replay(extractor.generator, tap)
         made = replay.record(lambda: run(latents[where], where))
+        batch = latents[where]
+        others = -batch if is_floating(batch) else batch.flip(0)
         try:
-            again = replay.again(lambda: run(latents[where], where))
+            run(others, where)
+            again = replay.again(lambda: run(batch, where))
             same = isinstance(made, Tensor) and torch.equal(made, again)
         except Exception:  # of layers that miss what others left them
             same = False

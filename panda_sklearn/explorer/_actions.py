@@ -39,6 +39,8 @@ __all__ = [
     "start",
     "switch",
     "undo",
+    "with_directions",
+    "with_images",
 ]
 
 N_FOUND, N_LATENTS = 5, 8  # directions, and the images that they are found on
@@ -194,6 +196,25 @@ def find(
     return session.but(directions=torch.as_tensor(found), kind="direction", index=0)
 
 
+def with_directions(session: Session, found: Session) -> Session:
+    """The session with the directions of another, if these are of the same part."""
+    if found.part is not session.part and found.parts != session.parts:
+        raise ValueError("The directions that were found are of another part.")
+    return session.but(directions=found.directions, kind="direction", index=0)
+
+
+def with_images(session: Session, found: Session) -> Session:
+    """The session with the images of another."""
+    return session.but(
+        editor=found.editor,
+        latents=found.latents,
+        source=found.source,
+        truncation=found.truncation,
+        picked=(0,),
+        index=0 if session.kind == "transfer" else session.index,
+    )
+
+
 def _at_layer(session: Session, mask: Tensor) -> Tensor:
     """A painted region at the layer's positions."""
     size = session.editor.decomposition.map_shape_[1:]
@@ -290,8 +311,10 @@ def add_all(explored: Explored, session: Session, edits: Sequence[Edit]) -> Sess
         named = edit.name or "from a file"
         name = _unused(session.but(stack=stack), named)
         stack = (*stack, Kept(replace(edit, name=name)))
+    two = session.latents[[0, min(1, len(session.latents) - 1)]]
     with explored.lock:
-        session.editor.edit(session.chosen, [kept.edit for kept in stack])
+        for latents in (two[:1], two):  # whatever number is picked later
+            session.editor.edit(latents, [kept.edit for kept in stack])
     return session.with_stack(stack)
 
 
@@ -304,6 +327,8 @@ def _fits(session: Session, explored: Explored) -> bool:
 def _source(explored: Explored, n: int, seed: int, truncation: float | None) -> str:
     """Python lines that make an editor and latents."""
     recipe = explored.recipe.replace("TRUNCATION", repr(truncation))
+    if recipe == explored.recipe and truncation != explored.truncation:
+        recipe += f"\n# of which the images shown have another truncation, {truncation}"
     if explored.has_draw:
         return f"{recipe}\nlatents = draw({n}, {seed})"
     return (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,11 @@ from sklearn.base import clone
 from torch import Tensor, nn
 
 from panda_sklearn.datasets import sample_latents
-from panda_sklearn.editing import LocalEditor
+from panda_sklearn.editing import LocalEditor, PreparedImages
+from panda_sklearn.explorer._session import Session
 from panda_sklearn.feature_extractor import GeneratorFeatureExtractor
-from panda_sklearn.generators import StyleGAN2
+from panda_sklearn.generators import Diffusion, StyleGAN2
+from panda_sklearn.generators._calls import takes_rows
 from panda_sklearn.utils.validation import (
     check_function,
     check_kind,
@@ -24,6 +27,8 @@ from panda_sklearn.utils.validation import (
 __all__ = ["MOST_IMAGES", "N_SAMPLES", "Explored"]
 
 MOST_IMAGES = 12
+
+MOST_PREPARED = 8  # sets of picked images
 
 # Latents to learn their mean and spread from, for inversion.
 N_SAMPLES = 500
@@ -81,16 +86,33 @@ class Explored:
                 f"editor's generator gives {shape}."
             )
         self.editor, self.recipe = editor, recipe
+        maps = editor.decomposition.map_shape_
+        if len(maps) != 3:
+            raise ValueError(
+                "The page shows maps of shape (n_channels, height, width), but the "
+                f"editor's decomposition is of {maps}."
+            )
+        extractor = editor.extractor
+        if extractor.calls_as == "samples" and extractor.n_calls_ > 1:
+            raise ValueError(
+                "The extractor takes several calls as samples, whose parts lie "
+                "elsewhere in each: take one call, or calls_as='channels'."
+            )
+        if _has_conditions(extractor):
+            raise ValueError(
+                "The generator has a condition for each sample, by its number, but "
+                "images are picked here in any order: give it one for all."
+            )
         self.n_colors, *size = shape
         self.image_size: tuple[int, int] = tuple(size)
         self.lock = threading.RLock()
         self._draw, self.has_draw = draw, draw is not None
-        extractor = editor.extractor
         self.truncation: float | None = None
         if draw is None:
             self.truncation = _truncation(extractor)
         self._extractors = {self.truncation: extractor}
         self._for_photographs: GeneratorFeatureExtractor | None = None
+        self._prepared: OrderedDict[tuple, tuple] = OrderedDict()
 
     def draw(self, n: int, seed: int) -> Tensor:
         """Latents of new images."""
@@ -108,6 +130,22 @@ class Explored:
                 extractor = self._truncated(truncation)
                 self._extractors[truncation] = extractor.fit(self.draw(1, 0))
             return LocalEditor(self._extractors[truncation], decomposition)
+
+    def prepared(self, session: Session) -> PreparedImages:
+        """A session's picked images, of which edits do not compute all anew.
+
+        Of the last sessions that were looked at: what is kept takes memory.
+        """
+        key = (id(session.editor), id(session.latents), session.picked)
+        with self.lock:
+            if key not in self._prepared:
+                images = session.editor.prepare(session.chosen)
+                # The editor and the latents are kept for their ids.
+                self._prepared[key] = (images, session.editor, session.latents)
+                if len(self._prepared) > MOST_PREPARED:
+                    self._prepared.popitem(last=False)
+            self._prepared.move_to_end(key)
+            return self._prepared[key][0]
 
     def for_photographs(self) -> GeneratorFeatureExtractor:
         """An extractor whose latents match photographs best."""
@@ -147,6 +185,16 @@ class Explored:
         return sample_latents(
             extractor.generator, N_SAMPLES, 0, forward=extractor.forward
         )
+
+
+def _has_conditions(extractor: GeneratorFeatureExtractor) -> bool:
+    """Whether what a sample is made from depends on its number."""
+    generator = extractor.generator
+    if extractor.forward is not None:
+        return takes_rows(extractor.forward)
+    if isinstance(generator, Diffusion):
+        return generator.n_conditions > 1
+    return bool(getattr(generator, "takes_rows", False))
 
 
 @dataclasses.dataclass(frozen=True)

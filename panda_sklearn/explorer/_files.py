@@ -73,10 +73,9 @@ def read_factors(explored: Explored, session: Session, path: Any) -> Session:
             raise ValueError(str(warning)) from None
     return session.but(
         editor=editor,
-        source=session.source
-        + "\nfrom panda_sklearn import LocalEditor, PartsAppearanceDecomposition"
-        + f"\npanda = PartsAppearanceDecomposition.load({path.name!r})"
-        + "\neditor = LocalEditor(editor.extractor, panda)",
+        factors="from panda_sklearn import LocalEditor, PartsAppearanceDecomposition\n"
+        f"panda = PartsAppearanceDecomposition.load({path.name!r})\n"
+        "editor = LocalEditor(editor.extractor, panda)",
         part=0,
         kind="variation",
         index=0,
@@ -92,7 +91,7 @@ def read_photograph(explored: Explored, path: Any) -> Tensor:
 
     path = _checked(path, "photograph")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("JPEG", "PNG", "WEBP")) as image:
             pixels = image.width * image.height
             if pixels > MOST_PIXELS:
                 raise ValueError(
@@ -146,6 +145,7 @@ def invert_photograph(
         editor=editor,
         latents=torch.as_tensor(latents),
         source=f"{session.source}\n{_recipe(explored, extractor)}",
+        truncation=None,  # that of the next images has to be set anew
         picked=(0,),
         index=0 if session.kind == "transfer" else session.index,
     )
@@ -163,6 +163,7 @@ def _recipe(explored: Explored, extractor: GeneratorFeatureExtractor) -> str:
         lines += [
             "from sklearn.base import clone",
             "from panda_sklearn import LocalEditor",
+            "from panda_sklearn.datasets import sample_latents",
             f"from panda_sklearn.generators import {kind}",
             f"codes = {extractor.forward!r}",
             "extractor = clone(editor.extractor).set_params(forward=codes)",
@@ -172,7 +173,8 @@ def _recipe(explored: Explored, extractor: GeneratorFeatureExtractor) -> str:
             "editor = LocalEditor(extractor.fit(samples[:2]), editor.decomposition)",
         ]
     else:
-        lines += ["extractor, samples = editor.extractor, None"]
+        samples = f"draw({N_SAMPLES}, 0)" if explored.has_draw else "None"
+        lines += [f"extractor, samples = editor.extractor, {samples}"]
     lines += [
         "latents, residuals = invert(",
         "    extractor, photograph, samples=samples, n_starts=1,",

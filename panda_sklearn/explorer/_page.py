@@ -26,7 +26,7 @@ __all__ = ["explore"]
 
 TITLE = "Parts and appearances"
 YOURS = "editor = ...  # the LocalEditor that the page was opened with"
-HOUR = 3600  # seconds that a visitor's choices are kept after the last event
+HOUR = 3600  # seconds that a visitor's choices are kept after the last one
 
 CSS = """
 footer { display: none !important; }
@@ -130,7 +130,8 @@ def explore(
 def page_of(explored: Explored) -> Any:
     """The page, as a gradio app."""
     gr = needed("gradio", "gradio")
-    start = functools.partial(actions.start, explored)
+    height, width = explored.image_size
+    canvas_size = (views.LARGE, round(views.LARGE * height / width))
 
     def guarded(function: Callable) -> Callable:
         """The function, with what it cannot do said on the page."""
@@ -139,7 +140,7 @@ def page_of(explored: Explored) -> Any:
         def run(*args: Any, **kwargs: Any) -> Any:
             try:
                 return function(*args, **kwargs)
-            except (ValueError, TypeError, OSError) as error:
+            except (ValueError, TypeError, OSError, RuntimeError) as error:
                 raise gr.Error(str(error), print_exception=False) from None
 
         return run
@@ -157,6 +158,7 @@ def page_of(explored: Explored) -> Any:
         elem_id="explorer",
     ) as app:
         state = gr.State(None, time_to_live=HOUR)
+        found = gr.State(None, time_to_live=HOUR)  # by what takes long, not yet used
         out = gr.Textbox(visible="hidden", label="File")
         gr.Markdown(f"## {TITLE}")
         with gr.Row():
@@ -283,7 +285,7 @@ def page_of(explored: Explored) -> Any:
                             colors=["#ff5a00"], color_mode="fixed", default_size=20
                         ),
                         transforms=(),
-                        canvas_size=(views.LARGE, views.LARGE),
+                        canvas_size=canvas_size,
                         fixed_canvas=True,
                         elem_id="canvas",
                         buttons=[],
@@ -308,33 +310,27 @@ def page_of(explored: Explored) -> Any:
                         elem_id="code",
                     )
 
-        # What a session shows everywhere; of these nothing but buttons and choices
-        # makes sessions. The slider makes images alone: a slide that is still on its
-        # way when something is kept takes nothing back.
-        everywhere = [
-            state,
-            face,
-            shown,
-            stack,
-            picked,
-            parts,
-            kind,
-            index,
-            refine,
-            strip,
-            lines,
-        ]
+        # What is chosen, and how it is seen, are separate events. The first are over at
+        # once and alone change a session; what takes long, pictures above all, only
+        # reads it, so that nothing that is chosen meanwhile is taken back.
+        seen = [face, stack, picked, parts, kind, index, refine, strip, lines]
+        # As defaults of arguments, which is how gradio hands progress over.
+        steps, bars = gr.Progress(), gr.Progress(track_tqdm=True)
+        common = [state, strength, shown]
+        quiet: dict[str, Any] = {"api_visibility": "private"}
+        hidden: dict[str, Any] = {"show_progress": "hidden", **quiet}
+        newest: dict[str, Any] = {"trigger_mode": "always_last", **quiet}
 
-        def everything(session: Session, s: float, which: str) -> list[Any]:
+        @guarded
+        def see(session: Session | None, s: float, which: str) -> list[Any]:
+            session = current(session)
             n_parts = len(session.editor.decomposition.parts_)
             names = [k.edit.name for k in session.stack]
             on = [k.edit.name for k in session.stack if k.on]
             choices = views.names_of(session, session.kind)
             each = [f"image {k + 1}" for k in range(len(session.latents))]
             return [
-                session,
                 views.scene(explored, session, s, which),
-                which,
                 gr.CheckboxGroup(names, value=on),
                 gr.Dropdown(each, value=[each[k] for k in session.picked]),
                 gr.Dropdown(
@@ -348,271 +344,207 @@ def page_of(explored: Explored) -> Any:
                 views.code(session, s),
             ]
 
-        def act(function: Callable, then: str | None) -> Callable:
-            """A function (session, strength, *more) -> session as an event.
-
-            ``then`` is what is shown after it; ``None`` is what was before.
-            """
-
-            @guarded
-            def run(session: Session | None, s: float, which: str, *more: Any) -> Any:
-                session = function(session or start(), s, *more)
-                return everything(session, s, then or which)
-
-            return run
-
-        # As defaults of arguments, which is how gradio hands progress over.
-        steps, bars = gr.Progress(), gr.Progress(track_tqdm=True)
-        common = [state, strength, shown]
-        quiet: dict[str, Any] = {"api_visibility": "private"}
-
-        def on(
-            event: Any, function: Callable, more: Any = (), then: str | None = None
-        ) -> Any:
-            return event(
-                act(function, then),
-                [*common, *more],
-                everywhere,
-                show_progress="hidden",
-                **quiet,
-            )
-
         @guarded
-        def slide(session: Session | None, s: float, which: str) -> Any:
-            which = which if which in ("before", "change") else "after"
-            return views.scene(explored, session or start(), s, which), which
-
-        @guarded
-        def show(session: Session | None, s: float, which: str) -> Any:
-            return views.scene(explored, session or start(), s, which)
-
-        @guarded
-        def follow(session: Session | None, s: float) -> Any:
-            session = session or start()
-            return views.strip(explored, session), views.code(session, s)
-
-        @guarded
-        def show_images(session: Session | None) -> Any:
-            session = session or start()
-            small = views.thumbnails(explored, session)
+        def see_images(session: Session | None) -> Any:
+            small = views.thumbnails(explored, current(session))
             return [(image, f"image {k + 1}") for k, image in enumerate(small)]
 
         @guarded
-        def show_tiles(session: Session | None, progress: Any = steps) -> Any:
-            session = session or start()
+        def see_tiles(session: Session | None, progress: Any = steps) -> Any:
+            session = current(session)
             names = views.names_of(session, session.kind)
-            found: list[np.ndarray] = []
-            for found, n in views.tiles(explored, session, session.kind):
-                progress((len(found), n), desc="What can change here")
-            return list(zip(found, names, strict=False))
+            made: list[np.ndarray] = []
+            for made, n in views.tiles(explored, session, session.kind):
+                progress((len(made), n), desc="What can change here")
+            return list(zip(made, names, strict=False))
 
-        def refresh_tiles(event: Any) -> Any:
-            return event.then(
-                show_tiles, state, tiles, show_progress="minimal", **quiet
-            )
+        def then_seen(event: Any, *, new_images: bool = False, new_tiles: bool) -> None:
+            event.success(see, common, seen, show_progress="hidden", **newest)
+            if new_images:
+                event.success(
+                    see_images, state, images, show_progress="hidden", **newest
+                )
+            if new_tiles:
+                event.success(
+                    see_tiles, state, tiles, show_progress="minimal", **newest
+                )
 
-        slide_options: dict[str, Any] = {
-            "trigger_mode": "always_last",
-            "queue": False,
-            "show_progress": "hidden",
-            **quiet,
-        }
-        strength.input(slide, common, [face, shown], **slide_options)
-        shown.input(show, common, face, **slide_options)
-        strength.release(
-            follow, [state, strength], [strip, lines], show_progress="hidden", **quiet
-        )
+        def chosen_by(
+            event: Any,
+            function: Callable,
+            more: Any = (),
+            *,
+            shows: str | None = None,
+            new_images: bool = False,
+            new_tiles: bool = True,
+        ) -> None:
+            """A function (session, *more) -> session as what an event does.
+
+            ``shows`` is what the large image shows from then on; ``None`` leaves it.
+            """
+
+            @guarded
+            def run(session: Session | None, which: str, *more: Any) -> Any:
+                return function(current(session), *more), shows or which
+
+            event = event(run, [state, shown, *more], [state, shown], **hidden)
+            then_seen(event, new_images=new_images, new_tiles=new_tiles)
+
+        def selected(
+            event: Any,
+            function: Callable,
+            *,
+            shows: str | None = None,
+            new_tiles: bool = True,
+        ) -> None:
+            """The same of a function (session, what was selected) -> session."""
+
+            def run(session: Session | None, which: str, event: Any) -> Any:
+                return function(current(session), event.index), shows or which
+
+            event = event(selecting(run), [state, shown], [state, shown], **hidden)
+            then_seen(event, new_tiles=new_tiles)
+
+        # The slider makes images alone.
+        @guarded
+        def slide(session: Session | None, s: float, which: str) -> Any:
+            which = which if which in ("before", "change") else "after"
+            return views.scene(explored, current(session), s, which), which
 
         @guarded
-        def begin() -> Any:
-            return everything(start(), 0.0, "after")
+        def show(session: Session | None, s: float, which: str) -> Any:
+            return views.scene(explored, current(session), s, which)
+
+        @guarded
+        def follow(session: Session | None, s: float) -> Any:
+            session = current(session)
+            return views.strip(explored, session), views.code(session, s)
+
+        at_once = {"queue": False, "show_progress": "hidden", **newest}
+        strength.input(slide, common, [face, shown], **at_once)
+        shown.input(show, common, face, **at_once)
+        strength.release(follow, [state, strength], [strip, lines], **hidden)
 
         app.load(None, None, None, js=NAME, **quiet)
-        begun = app.load(begin, None, everywhere, show_progress="hidden", **quiet)
-        begun.then(show_images, state, images, show_progress="hidden", **quiet)
-        refresh_tiles(begun)
+        begun = app.load(lambda: actions.start(explored), None, state, **hidden)
+        then_seen(begun, new_images=True, new_tiles=True)
 
-        drawn = on(
+        chosen_by(
             drawing.click,
-            lambda session, s, *given: actions.draw(explored, session, *given),
+            lambda session, *given: actions.draw(explored, session, *given),
             [number, seed, truncation],
+            new_images=True,
         )
-        drawn.then(show_images, state, images, show_progress="hidden", **quiet)
-        refresh_tiles(drawn)
 
         def numbers(names: list[str]) -> list[int]:
             return [int(each.split()[1]) for each in names]
 
-        def pick(session: Session, s: float, names: list[str]) -> Session:
-            chosen = [k - 1 for k in numbers(names)]
-            return actions.pick(session, chosen) if chosen else session
+        def pick(session: Session, names: list[str]) -> Session:
+            wanted = [k - 1 for k in numbers(names)]
+            return actions.pick(session, wanted) if wanted else session
 
-        refresh_tiles(on(picked.input, pick, [picked]))
+        chosen_by(picked.input, pick, [picked])
+        selected(images.select, lambda session, k: actions.pick(session, [k]))
 
-        @selecting
-        def pick_one(session: Session | None, s: float, which: str, event: Any) -> Any:
-            session = actions.pick(session or start(), [event.index])
-            return everything(session, s, which)
+        def point(session: Session, where: Any) -> Session:
+            row, column = views.point_of(explored, session, *where)
+            return actions.point_at(session, row, column)
 
-        refresh_tiles(
-            images.select(pick_one, common, everywhere, show_progress="hidden", **quiet)
-        )
-
-        @selecting
-        def point(session: Session | None, s: float, which: str, event: Any) -> Any:
-            session = session or start()
-            row, column = views.point_of(explored, session, *event.index)
-            return everything(actions.point_at(session, row, column), s, "part")
-
-        refresh_tiles(
-            face.select(point, common, everywhere, show_progress="hidden", **quiet)
-        )
-
-        def put_parts(session: Session, s: float, names: list[str]) -> Session:
+        def put_parts(session: Session, names: list[str]) -> Session:
             return actions.put_parts(session, numbers(names)) if names else session
 
-        refresh_tiles(on(parts.input, put_parts, [parts], "part"))
-        refresh_tiles(
-            on(
-                refine.input,
-                lambda session, s, flag: actions.refine(session, flag),
-                [refine],
-                "part",
-            )
-        )
-        refresh_tiles(
-            on(
-                kind.input,
-                lambda session, s, chosen: actions.choose(session, chosen),
-                [kind],
-            )
-        )
+        selected(face.select, point, shows="part")
+        chosen_by(parts.input, put_parts, [parts], shows="part")
+        chosen_by(refine.input, actions.refine, [refine], shows="part")
+        chosen_by(kind.input, actions.choose, [kind])
 
-        def choose(session: Session, s: float, title: str) -> Session:
+        def choose(session: Session, title: str) -> Session:
             names = views.names_of(session, session.kind)
             return actions.choose(session, session.kind, names.index(title))
 
-        on(index.input, choose, [index])
+        def choose_tile(session: Session, k: int) -> Session:
+            return actions.choose(session, session.kind, k)
 
-        @selecting
-        def choose_tile(
-            session: Session | None, s: float, which: str, event: Any
-        ) -> Any:
-            session = session or start()
-            session = actions.choose(session, session.kind, event.index)
-            return everything(session, s, which)
-
-        tiles.select(choose_tile, common, everywhere, show_progress="hidden", **quiet)
+        chosen_by(index.input, choose, [index], new_tiles=False)
+        selected(tiles.select, choose_tile, new_tiles=False)
 
         @guarded
-        def find_directions(
-            session: Session | None,
-            s: float,
-            which: str,
-            progress: Any = bars,
-        ) -> Any:
-            session = actions.find(explored, session or start(), verbose=1)
-            return everything(session, s, which)
+        def find_directions(session: Session | None, progress: Any = bars) -> Any:
+            return actions.find(explored, current(session), verbose=1)
 
-        refresh_tiles(
-            find.click(
-                find_directions, common, everywhere, show_progress="minimal", **quiet
-            )
+        directions = find.click(
+            find_directions, state, found, show_progress="minimal", **quiet
         )
+        chosen_by(directions.success, actions.with_directions, [found])
 
         @guarded
-        def keep_it(
-            session: Session | None, s: float, which: str, title: str
-        ) -> list[Any]:
-            session = actions.keep(explored, session or start(), s, title)
-            return [*everything(session, 0.0, which), 0.0, ""]
+        def keep_it(session: Session | None, s: float, title: str) -> list[Any]:
+            return [actions.keep(explored, current(session), s, title), 0.0, ""]
 
-        keep.click(
-            keep_it,
-            [*common, name],
-            [*everywhere, strength, name],
-            show_progress="hidden",
-            **quiet,
+        kept = keep.click(
+            keep_it, [state, strength, name], [state, strength, name], **hidden
         )
-        on(
-            stack.input,
-            lambda session, s, names: actions.switch(session, names),
-            [stack],
-        )
-        on(undo.click, lambda session, s: actions.undo(session))
-        on(reset.click, lambda session, s: actions.reset(session))
+        then_seen(kept, new_tiles=True)
+        chosen_by(stack.input, actions.switch, [stack])
+        chosen_by(undo.click, actions.undo)
+        chosen_by(reset.click, actions.reset)
 
         @guarded
         def underlay(session: Session | None, s: float) -> Any:
-            session = session or start()
+            session = current(session)
             one = session.but(picked=session.picked[:1])
             picture = views.scene(explored, one, s, "after")
             return {"background": picture, "layers": [], "composite": picture}
 
-        over.click(underlay, [state, strength], canvas, **quiet)
-
-        def use_painted(session: Session, s: float, drawn: Any) -> Session:
+        def use_painted(session: Session, drawn: Any) -> Session:
             return actions.paint(explored, session, painted(explored, drawn))
 
-        refresh_tiles(on(paint.click, use_painted, [canvas], "part"))
+        over.click(underlay, [state, strength], canvas, **quiet)
+        chosen_by(paint.click, use_painted, [canvas], shows="part")
 
         @guarded
-        def photograph_in(
-            session: Session | None,
-            s: float,
-            which: str,
-            path: Any,
-            progress: Any = bars,
-        ) -> Any:
-            session, text = files.invert_photograph(
-                explored, session or start(), path, verbose=1
-            )
-            return [*everything(session, s, which), text]
+        def invert(session: Session | None, path: Any, progress: Any = bars) -> Any:
+            return files.invert_photograph(explored, current(session), path, verbose=1)
 
-        uploaded = photograph.upload(
-            photograph_in,
-            [*common, photograph],
-            [*everywhere, about],
+        inverted = photograph.upload(
+            invert,
+            [state, photograph],
+            [found, about],
             show_progress="minimal",
             **quiet,
         )
-        uploaded.then(show_images, state, images, show_progress="hidden", **quiet)
-        refresh_tiles(uploaded)
+        chosen_by(inverted.success, actions.with_images, [found], new_images=True)
 
-        on(
+        chosen_by(
             load.upload,
-            lambda session, s, path: files.read_edits(explored, session, path),
+            lambda session, path: files.read_edits(explored, session, path),
             [load],
         )
-        refresh_tiles(
-            on(
-                factors.upload,
-                lambda session, s, path: files.read_factors(explored, session, path),
-                [factors],
-            )
+        chosen_by(
+            factors.upload,
+            lambda session, path: files.read_factors(explored, session, path),
+            [factors],
         )
 
         @guarded
         def saved(session: Session | None) -> str:
-            data = files.edits_as_bytes(session or start())
+            data = files.edits_as_bytes(current(session))
             return _as_text("edits.safetensors", "application/octet-stream", data)
-
-        save.click(saved, state, out, show_progress="hidden", **quiet).then(
-            None, out, None, js=SAVE, **quiet
-        )
 
         @guarded
         def pictures(session: Session | None, s: float, which: str) -> str:
             from PIL import Image
 
             buffer = io.BytesIO()
-            scene = views.scene(explored, session or start(), s, which)
+            scene = views.scene(explored, current(session), s, which)
             Image.fromarray(scene).save(buffer, format="png")
             return _as_text("images.png", "image/png", buffer.getvalue())
 
-        png.click(pictures, common, out, show_progress="hidden", **quiet).then(
-            None, out, None, js=SAVE, **quiet
-        )
+        for event in (
+            save.click(saved, state, out, **hidden),
+            png.click(pictures, common, out, **hidden),
+        ):
+            event.success(None, out, None, js=SAVE, **quiet)
 
     app.queue(default_concurrency_limit=4)
     app.launch = functools.partial(
@@ -628,6 +560,13 @@ def page_of(explored: Explored) -> Any:
         max_threads=4,  # each holds memory of its own, and they take turns anyway
     )
     return app
+
+
+def current(session: Session | None) -> Session:
+    """The visitor's session, if it is still there."""
+    if session is None:
+        raise ValueError("What you had chosen has expired: load the page again.")
+    return session
 
 
 def painted(explored: Explored, drawn: Any) -> torch.Tensor:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from panda_sklearn.editing import Edit, LocalEditor, PreparedImages
+from panda_sklearn.editing import Edit, LocalEditor
 
 __all__ = ["KINDS", "Kept", "Session"]
 
@@ -44,6 +43,8 @@ class Session:
         Of the images that were drawn.
     source : str
         The Python lines that make ``editor`` and ``latents``.
+    factors : str
+        The lines that give the editor the factors of a file; none of its own.
     truncation : float or None
     picked : tuple of int
         The images that are edited, one at least.
@@ -66,6 +67,7 @@ class Session:
     editor: LocalEditor
     latents: Tensor
     source: str
+    factors: str = ""
     truncation: float | None = None
     picked: tuple[int, ...] = (0,)
     part: Any = 0
@@ -78,20 +80,11 @@ class Session:
 
     def but(self, **changes: Any) -> Session:
         """The session with some choices changed."""
-        session = replace(self, **changes)
-        same = session.editor is self.editor and session.latents is self.latents
-        if same and session.picked == self.picked and "prepared" in vars(self):
-            vars(session)["prepared"] = self.prepared
-        return session
+        return replace(self, **changes)
 
     def with_stack(self, stack: tuple[Kept, ...]) -> Session:
         """The session with another stack, which can be undone."""
         return self.but(stack=stack, past=(*self.past, self.stack)[-100:])
-
-    @functools.cached_property
-    def prepared(self) -> PreparedImages:
-        """The picked images, of which edits do not compute all anew."""
-        return self.editor.prepare(self.chosen)
 
     @property
     def chosen(self) -> Tensor:

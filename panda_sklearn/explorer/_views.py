@@ -20,6 +20,7 @@ from panda_sklearn.explorer._explored import Explored
 from panda_sklearn.explorer._session import Session
 
 __all__ = [
+    "LARGE",
     "SHOWN",
     "code",
     "faces",
@@ -47,10 +48,11 @@ LINE = torch.tensor([1.0, 1.0, 1.0])
 def faces(explored: Explored, session: Session, edits: list[Edit]) -> Tensor:
     """Images of the picked latents with edits, values from 0 to 1."""
     with explored.lock:
-        images = session.prepared.images
+        prepared = explored.prepared(session)
+        images = prepared.images
         if edits:
             learnt = any(isinstance(e.part, int | tuple | list) for e in edits)
-            images = session.prepared.edit(edits, refine=session.refine and learnt)
+            images = prepared.edit(edits, refine=session.refine and learnt)
     return _unit(explored, torch.as_tensor(images))
 
 
@@ -158,44 +160,53 @@ def strip(explored: Explored, session: Session) -> np.ndarray:
 def code(session: Session, strength: float) -> str:
     """Python lines that reproduce what is shown."""
     lines = ["from panda_sklearn import Edit", session.source]
+    if session.factors:
+        lines.append(session.factors)
     lines.append(f"latents = latents[{list(session.picked)}]")
-    edits = [kept.edit for kept in session.stack if kept.on]
-    if strength != 0 and n_of(session, session.kind):
-        edits.append(edit_of(session, strength))
-    said = [_said(session, edit) for edit in edits]
+    kept = [kept.edit for kept in session.stack if kept.on]
+    said = [_said(edit) for edit in kept]
     if None in said:
-        lines.append("from panda_sklearn.editing import load_edits")
+        names = [edit.name for edit in kept]
+        lines += [
+            "from panda_sklearn.editing import load_edits",
+            'found = load_edits("edits.safetensors", editor.decomposition)  # of Save',
+            f"edits = [edit for edit in found if edit.name in {names}]",
+        ]
+    else:
+        lines += ["edits = [", *(f"    {text}," for text in said), "]"]
+    edits = kept
+    if strength != 0 and n_of(session, session.kind):
+        chosen = edit_of(session, strength)
+        edits = [*kept, chosen]
+        text = _said(chosen)
         lines.append(
-            'edits = load_edits("edits.safetensors", editor.decomposition)'
-            "  # the file that Save gives, with what is chosen kept"
+            "# And what is chosen, once it is kept and saved."
+            if text is None
+            else f"edits.append({text})"
         )
-    else:
-        lines.append("edits = [")
-        lines.extend(f"    {text}," for text in said)
-        lines.append("]")
-    refine = session.refine and any(
-        isinstance(e.part, int | tuple | list) for e in edits
+    learnt = any(isinstance(e.part, int | tuple | list) for e in edits)
+    more = ", refine=True" if session.refine and learnt else ""
+    lines.append(
+        f"images = editor.edit(latents, edits{more})"
+        if edits
+        else "images = editor.extractor.generate(latents)"
     )
-    if edits:
-        more = ", refine=True" if refine else ""
-        lines.append(f"images = editor.edit(latents, edits{more})")
-    else:
-        lines.append("images = editor.extractor.generate(latents)")
     return "\n".join(lines)
 
 
-def _said(session: Session, edit: Edit) -> str | None:
-    """An edit as it is written; ``None`` if it has arrays in it."""
-    if not isinstance(edit.part, int | tuple | list) or edit.kind not in (
-        "variation",
-        "appearance",
-    ):
+def _said(edit: Edit) -> str | None:
+    """An edit as it is written; ``None`` if there is more to it than fits a line."""
+    what = getattr(edit, edit.kind)
+    if edit.kind not in ("variation", "appearance") or not isinstance(what, int):
         return None
-    if not isinstance(getattr(edit, edit.kind), int):
+    if not isinstance(edit.part, int | tuple | list):
+        return None
+    if not isinstance(edit.strength, int | float) or edit.unit != "std":
+        return None
+    if edit.given is not None or edit.calls is not None or edit.branches != "own":
         return None
     part = list(edit.part) if isinstance(edit.part, tuple | list) else edit.part
     name = "" if edit.name is None else f", name={edit.name!r}"
-    what = getattr(edit, edit.kind)
     return f"Edit({edit.kind}={what}, part={part}, strength={edit.strength!r}{name})"
 
 

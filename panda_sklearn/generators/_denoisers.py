@@ -45,12 +45,16 @@ class Denoiser:
 
     own_part : {"first", "last"} or None
         Where guidance, if it doubles the batch, has the rows with the condition.
+
+    decodes_in_single : bool
+        Whether its pipeline runs decoders that say so in single precision.
     """
 
     name: ClassVar[str] = "unet"
     takes: ClassVar[str | None] = None
     guidance_scale: ClassVar[float] = 1.0
     own_part: ClassVar[str | None] = None
+    decodes_in_single: ClassVar[bool] = False
 
     def size(self, pipeline: Any, network: nn.Module) -> Any:
         """Rows and columns of the noise that the network was trained for."""
@@ -160,6 +164,7 @@ class TextsAndSizes(Texts):
     """Stable Diffusion XL: texts, also as a whole, and the size of the image."""
 
     guidance_scale: ClassVar[float] = 5.0
+    decodes_in_single: ClassVar[bool] = True
     encoded: ClassVar[dict[str, int]] = {"text": 3, "pooled": 2}
 
     def condition(self, pipeline, network, name, given):
@@ -308,9 +313,8 @@ def denoiser_of(pipeline: Any) -> tuple[Denoiser, nn.Module]:
         return Denoiser(), pipeline
     for name in ("unet", "transformer"):
         network = getattr(pipeline, name, None)
-        config = getattr(network, "config", None)
-        if isinstance(network, nn.Module) and config is not None:
-            kind = _kind(name, config)
+        if isinstance(network, nn.Module) and not hasattr(pipeline, "vqvae"):
+            kind = _kind(network)
             if kind is not None:
                 return kind, network
     raise TypeError(
@@ -320,21 +324,23 @@ def denoiser_of(pipeline: Any) -> tuple[Denoiser, nn.Module]:
     )
 
 
-def _kind(name: str, config: Any) -> Denoiser | None:
-    """How a network of a configuration is called, if that is known."""
-    if name == "unet":
-        if config.get("cross_attention_dim") is None:
-            return Denoiser()
-        kinds = {None: Texts, "text_time": TextsAndSizes}
-        kind = kinds.get(config.get("addition_embed_type"))
-        return None if kind is None else kind()
-    if "num_embeds_ada_norm" in config:
-        return Classes()
-    if "axes_dims_rope" in config and "pooled_projection_dim" in config:
-        return Flux()
-    if "pos_embed_max_size" in config and "pooled_projection_dim" in config:
-        return StableDiffusion3()
-    return None
+def _kind(network: nn.Module) -> Denoiser | None:
+    """How a network is called, if that is known."""
+    classes = type(getattr(network, "_orig_mod", network)).__mro__
+    names, config = {each.__name__ for each in classes}, network.config
+    if "UNet2DModel" in names:
+        return Denoiser()
+    kinds: dict[str, type[Denoiser]] = {
+        "DiTTransformer2DModel": Classes,
+        "SD3Transformer2DModel": StableDiffusion3,
+        "FluxTransformer2DModel": Flux,
+    }
+    # Those that are told how much guidance there is are called otherwise.
+    if not config.get("time_cond_proj_dim"):  # type: ignore[union-attr,operator]
+        adds = config.get("addition_embed_type")  # type: ignore[union-attr,operator]
+        if adds in (None, "text_time"):
+            kinds["UNet2DConditionModel"] = Texts if adds is None else TextsAndSizes
+    return next((kind() for name, kind in kinds.items() if name in names), None)
 
 
 def _sample(found: Any) -> Tensor:

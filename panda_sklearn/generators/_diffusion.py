@@ -93,6 +93,9 @@ class Diffusion(nn.Module):
     network_name : {"unet", "transformer"}
         Name of the network that takes the noise away.
 
+    n_conditions : int
+        How many labels or prompts there are: 1 if it is the same for all samples.
+
     n_calls : int
         How often it is called for an image.
 
@@ -197,8 +200,8 @@ class Diffusion(nn.Module):
         Raises
         ------
         TypeError, ValueError
-            If the latents are something else, a sample has no label or prompt, or a
-            cache that skips blocks is on.
+            If the latents are something else, a sample has no label or prompt, a cache
+            that skips blocks is on, or a decoder would overflow in half precision.
         """
         check_kind("latents", latents, Tensor)
         if not latents.is_floating_point():
@@ -219,7 +222,9 @@ class Diffusion(nn.Module):
         for t in scheduler.timesteps:
             predicted = self._predicted(scheduler, x, t, condition)
             x = scheduler.step(predicted, t, x).prev_sample
-        return x if self.vae is None else _decoded(self.vae, x)
+        if self.vae is None:
+            return x
+        return _decoded(self.vae, x, in_single=self._kind.decodes_in_single)
 
     def calls_at(self, steps):
         """Which calls of the network are made in some of the steps.
@@ -265,6 +270,12 @@ class Diffusion(nn.Module):
     def network_name(self):
         """Name of the network that takes the noise away: "unet" or "transformer"."""
         return self._kind.name
+
+    @property
+    def n_conditions(self):
+        """How many labels or prompts there are: 1 if it is the same for all samples."""
+        buffers = [b for name, b in self.named_buffers(recurse=False) if b is not None]
+        return max((len(buffer) for buffer in buffers), default=1)
 
     @property
     def n_calls(self):
@@ -337,11 +348,21 @@ def _check_scheduler(scheduler: Any) -> Any:
     return scheduler
 
 
-def _decoded(vae: Any, x: Tensor) -> Tensor:
+def _decoded(vae: Any, x: Tensor, *, in_single: bool) -> Tensor:
     """Images of what the last step gives."""
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-    x = x.to(next(vae.parameters()).dtype)
-    return vae.decode(x / vae.config.scaling_factor + shift).sample
+    config, dtype = vae.config, next(vae.parameters()).dtype
+    if in_single and dtype == torch.float16 and getattr(config, "force_upcast", False):
+        raise ValueError(
+            "This decoder, vae, overflows in float16, and its pipeline runs it in "
+            "single precision. Say pipeline.vae.float() before."
+        )
+    x = x.to(dtype)
+    mean, std = (getattr(config, f"latents_{name}", None) for name in ("mean", "std"))
+    if mean is not None and std is not None:
+        mean, std = (x.new_tensor(each).reshape(1, -1, 1, 1) for each in (mean, std))
+        return vae.decode(x * std / config.scaling_factor + mean).sample
+    shift = getattr(config, "shift_factor", None) or 0.0
+    return vae.decode(x / config.scaling_factor + shift).sample
 
 
 def _of_rows(condition: Tensor, rows: Tensor, name: str | None) -> Tensor:

@@ -8,6 +8,7 @@ place.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,6 +21,9 @@ from panda_sklearn.utils.taps import Tap
 from panda_sklearn.utils.undo import Undo
 
 __all__ = ["Replay"]
+
+LOCKS: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+LOCKS_LOCK = threading.Lock()
 
 
 class _Given(NamedTuple):
@@ -48,6 +52,7 @@ class Replay:
     def __init__(self, network: nn.Module, tap: Tap) -> None:
         self._network, self._tap = network, tap
         self._first = tap.calls[0] if tap.calls else 0
+        self._devices = _accelerators(network)
         self.n_skipped = 0
         # Of each layer, in the order of its calls.
         self._given: dict[nn.Module, list[_Given]] = {}
@@ -62,6 +67,7 @@ class Replay:
         kept: list[tuple[nn.Module, _Given]] = []
         begun: list[int] = []  # how many were kept when the running layers began
         n_tapped, ended = 0, False
+        noise: list[Tensor] = []
 
         def on_begin(layer, args):
             nonlocal ended
@@ -71,22 +77,22 @@ class Replay:
             begun.append(len(kept))
 
         def on_end(layer, args, output):
-            nonlocal ended, n_tapped
+            nonlocal ended, n_tapped, noise
             if threading.get_ident() != thread or ended:
                 return
             del kept[begun.pop() :]
-            kept.append((layer, _Given(_copied(output), _noise(self._network))))
+            now = self._noise()
+            if not noise or not all(map(torch.equal, noise, now)):
+                noise = now  # else one copy is enough for all
+            kept.append((layer, _Given(_copied(output), noise)))
             if layer is tapped:
                 n_tapped += 1
                 ended = not of_input and n_tapped > self._first
 
         with Undo() as undo, undo:
-            for layer in self._network.modules():
-                if layer is not self._network and not isinstance(
-                    layer, torch.jit.ScriptModule
-                ):
-                    add_hook(undo, layer._forward_pre_hooks, on_begin)
-                    add_hook(undo, layer._forward_hooks, on_end)
+            for layer in self._looked_at():
+                add_hook(undo, layer._forward_pre_hooks, on_begin)
+                add_hook(undo, layer._forward_hooks, on_end)
             result = run()
         self.forget()
         if ended:
@@ -95,13 +101,41 @@ class Replay:
             self.n_skipped = n_tapped - len(self._given.get(tapped, ()))
         return result
 
+    def _looked_at(self) -> list[nn.Module]:
+        """The tapped layer, what contains it, and what stands beside these.
+
+        What is within the others they give in one.
+        """
+        name = self._tap.name
+        above = {self._network}
+        for end in [k for k, letter in enumerate(name) if letter == "."] + [len(name)]:
+            above.add(self._network.get_submodule(name[:end]))
+        found: dict[nn.Module, None] = {}
+
+        def look(module: nn.Module) -> None:
+            for child in module.children():
+                if isinstance(child, torch.jit.ScriptModule):
+                    continue
+                # Lists and the like are never called themselves.
+                if type(child).forward is not nn.Module.forward:
+                    found[child] = None
+                    if child not in above:
+                        continue
+                look(child)
+
+        look(self._network)
+        return [layer for layer in found if layer is not self._network]
+
     def forget(self) -> None:
         """Compute everything again from now on."""
         self._given, self.n_skipped = {}, 0
 
     def again(self, run: Callable[[], Any]) -> Any:
-        """Make the pass again, with what is known in the place of the layers."""
-        with Undo() as undo, undo:
+        """Make the pass again, with what is known in the place of the layers.
+
+        One at a time of each network: stand-ins of two would be mixed up.
+        """
+        with _lock_of(self._network), Undo() as undo, undo:
             for layer, given in self._given.items():
                 self._stand_in(undo, layer, given)
             return run()
@@ -116,7 +150,9 @@ class Replay:
             one = next(left, None) if threading.get_ident() == thread else None
             if one is None:
                 return forward(*args, **kwargs)
-            _restore_noise(self._network, one.noise)
+            torch.set_rng_state(one.noise[0])
+            for device, state in zip(self._devices, one.noise[1:], strict=True):
+                torch.cuda.set_rng_state(state, device)
             return _copied(one.output)
 
         def put_back():
@@ -128,25 +164,34 @@ class Replay:
         undo.note(put_back)
         layer.forward = known
 
+    def _noise(self) -> list[Tensor]:
+        """The states of random numbers, the CPU's first."""
+        states = [torch.cuda.get_rng_state(device) for device in self._devices]
+        return [torch.get_rng_state(), *states]
+
+
+def _lock_of(network: nn.Module) -> Any:
+    """The lock of a network's replays."""
+    with LOCKS_LOCK:
+        return LOCKS.setdefault(network, threading.RLock())
+
 
 def _copied(output: Any) -> Any:
-    """The same with copies of its tensors, since later layers may write in place."""
-    return _pytree.tree_map_only(Tensor, Tensor.clone, output)
+    """The same with copies of its tensors, since later layers may write in place.
+
+    A tensor that is in several places is one in the copy, too.
+    """
+    copies: dict[int, Tensor] = {}
+
+    def copy(tensor: Tensor) -> Tensor:
+        if id(tensor) not in copies:
+            copies[id(tensor)] = tensor.clone()
+        return copies[id(tensor)]
+
+    return _pytree.tree_map_only(Tensor, copy, output)
 
 
-def _devices(network: nn.Module) -> list[torch.device]:
-    """Accelerators that a network draws noise on."""
+def _accelerators(network: nn.Module) -> list[torch.device]:
+    """Devices beside the CPU that a network draws noise on."""
     found = {p.device for p in network.parameters() if p.device.type == "cuda"}
     return sorted(found, key=str)
-
-
-def _noise(network: nn.Module) -> list[Tensor]:
-    """The states of random numbers, the CPU's first."""
-    states = [torch.get_rng_state()]
-    return states + [torch.cuda.get_rng_state(d) for d in _devices(network)]
-
-
-def _restore_noise(network: nn.Module, states: list[Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    for device, state in zip(_devices(network), states[1:], strict=True):
-        torch.cuda.set_rng_state(state, device)
