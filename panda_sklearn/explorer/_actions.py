@@ -198,7 +198,8 @@ def find(
 
 def with_directions(session: Session, found: Session) -> Session:
     """The session with the directions of another, if these are of the same part."""
-    if found.part is not session.part and found.parts != session.parts:
+    learnt = bool(found.parts) and found.parts == session.parts
+    if found.part is not session.part and not learnt:
         raise ValueError("The directions that were found are of another part.")
     return session.but(directions=found.directions, kind="direction", index=0)
 

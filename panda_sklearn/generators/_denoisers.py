@@ -327,7 +327,8 @@ def denoiser_of(pipeline: Any) -> tuple[Denoiser, nn.Module]:
 def _kind(network: nn.Module) -> Denoiser | None:
     """How a network is called, if that is known."""
     classes = type(getattr(network, "_orig_mod", network)).__mro__
-    names, config = {each.__name__ for each in classes}, network.config
+    names = {each.__name__ for each in classes}
+    config: Any = getattr(network, "config", {})
     if "UNet2DModel" in names:
         return Denoiser()
     kinds: dict[str, type[Denoiser]] = {
@@ -336,8 +337,8 @@ def _kind(network: nn.Module) -> Denoiser | None:
         "FluxTransformer2DModel": Flux,
     }
     # Those that are told how much guidance there is are called otherwise.
-    if not config.get("time_cond_proj_dim"):  # type: ignore[union-attr,operator]
-        adds = config.get("addition_embed_type")  # type: ignore[union-attr,operator]
+    if not config.get("time_cond_proj_dim"):
+        adds = config.get("addition_embed_type")
         if adds in (None, "text_time"):
             kinds["UNet2DConditionModel"] = Texts if adds is None else TextsAndSizes
     return next((kind() for name, kind in kinds.items() if name in names), None)

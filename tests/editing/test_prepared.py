@@ -161,6 +161,56 @@ def test_networks_that_remember_are_run_whole(kind):
     assert torch.equal(editor.prepare(z).edit(edit), editor.edit(z, edit))
 
 
+class Skipping(nn.Module):
+    """Its first layer leaves a skip connection as an attribute."""
+
+    class First(nn.Conv2d):
+        def forward(self, x):
+            self.skip = super().forward(x)
+            return self.skip
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.block = self.First(2, 4, 1), nn.Conv2d(4, 4, 1)
+        self.last = nn.Conv2d(4, 3, 1)
+
+    def forward(self, z):
+        return self.last(self.block(self.first(z)) + self.first.skip)
+
+
+def test_skips_past_what_is_returned():
+    """Which a pass of other latents has overwritten since."""
+    torch.manual_seed(0)
+    network, z = Skipping().eval(), torch.randn(6, 2, 4, 4)
+    editor = editor_of(network, z, "block", batch_size=3)
+    edit = Edit(0, 1, 2.0)
+    prepared = editor.prepare(z)
+    editor.extractor.generate(z.flip(0))
+    torch.testing.assert_close(prepared.edit(edit), editor.edit(z, edit))
+
+
+def test_threads_take_turns(z):
+    network = TinyGenerator()
+    editor = editor_of(network, z)
+    prepared = editor.prepare(z)
+    edits = [Edit(0, 1, float(k)) for k in range(3)]
+    expected = [editor.edit(z, edit) for edit in edits]
+    wrong = []
+
+    def work(k):
+        for _ in range(20):
+            if not torch.equal(prepared.edit(edits[k]), expected[k]):
+                wrong.append(k)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert not any("forward" in vars(module) for module in network.modules())
+
+
 def test_numpy_gives_numpy(z):
     editor = editor_of(TinyGenerator(), z)
     prepared = editor.prepare(z.numpy())
@@ -195,6 +245,12 @@ class TestSteps:
                 up_block_types=("UpBlock2D", "UpBlock2D"),
             ).eval()
         return Diffusion(unet, diffusers.DDIMScheduler(), n_steps=6)
+
+    def test_of_a_block_that_returns_a_tensor_twice(self, model):
+        z = sample_latents(model, 2, random_state=0)
+        editor = editor_of(model, z, "unet.down_blocks.1", select=0, call=1)
+        edit = Edit(0, 1, 5.0)
+        assert torch.equal(editor.prepare(z).edit(edit), editor.edit(z, edit))
 
     @pytest.mark.parametrize("how", ["samples", "channels"])
     def test_earlier_steps_run_once(self, model, how):

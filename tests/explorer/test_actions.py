@@ -138,6 +138,10 @@ class TestChanges:
         change = images_of(explored, actions.keep(explored, found, 2.0))
         change = (change - images_of(explored, session)).abs()
         assert change[..., 44:54, 20:44].mean() > 5 * change[..., :20, :].mean()
+        later = actions.keep(explored, mouth, 1.0)  # meanwhile
+        assert actions.with_directions(later, found).stack == later.stack
+        with pytest.raises(ValueError, match="another part"):
+            actions.with_directions(actions.put_parts(mouth, [0]), found)
         elsewhere = actions.put_parts(found, [0])
         assert elsewhere.directions is None and elsewhere.kind == "variation"
 
@@ -236,6 +240,28 @@ class TestOtherEditors:
             Explored(editor, 3, (-1, 1), "")
         with pytest.raises(ValueError, match="value_range"):
             Explored(editor, None, (1, -1), "")
+
+    def test_calls_as_samples_and_maps_of_other_shapes(self):
+        class Twice(TinyGenerator):
+            def forward(self, z):
+                return super().forward(z) + super().forward(z)
+
+        z = np.random.default_rng(0).standard_normal((20, 6))
+        extractor = GeneratorFeatureExtractor(Twice(), "block1", call="all")
+        panda = PartsAppearanceDecomposition(2, 3, max_iter=2, tol=0, random_state=0)
+        editor = LocalEditor(extractor, panda.fit(extractor.fit_transform(z)))
+        with pytest.raises(ValueError, match="several calls as samples"):
+            Explored(editor, None, (-1, 1), "")
+
+    def test_conditions_of_each_sample(self):
+        z = np.random.default_rng(0).standard_normal((20, 6))
+        extractor = GeneratorFeatureExtractor(
+            TinyGenerator(), "block1", forward=lambda network, z, rows: network(z)
+        )
+        panda = PartsAppearanceDecomposition(2, 3, max_iter=2, tol=0, random_state=0)
+        editor = LocalEditor(extractor, panda.fit(extractor.fit_transform(z)))
+        with pytest.raises(ValueError, match="condition for each sample"):
+            Explored(editor, None, (-1, 1), "")
 
     def test_what_makes_no_images(self):
         network = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 1), torch.nn.Flatten())

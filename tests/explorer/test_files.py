@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from panda_sklearn import PartsAppearanceDecomposition, editing
+from panda_sklearn import Edit, PartsAppearanceDecomposition, editing
 from panda_sklearn.datasets import load_face_generator, sample_latents
 from panda_sklearn.explorer import _actions as actions
 from panda_sklearn.explorer import _files as files
@@ -34,6 +34,14 @@ def test_edits_come_back(explored, session, edited, tmp_path):
     twice = files.read_edits(explored, again, path)
     assert twice.stack[-1].edit.name == "smile (2)"
     assert actions.undo(twice).stack == again.stack
+
+
+def test_edits_of_a_fixed_number_of_images(explored, session, tmp_path):
+    path = tmp_path / "edits.safetensors"
+    edit = Edit(variation=0, part=1, strength=np.array([2.0]))
+    editing.save_edits(path, edit, explored.editor.decomposition)
+    with pytest.raises(ValueError, match="strength"):
+        files.read_edits(explored, session, path)
 
 
 def test_no_edits_are_no_file(session):
@@ -74,6 +82,7 @@ class TestFactors:
         assert views.scene(explored, kept, 0.0).any()
         assert "factors.safetensors" in views.code(kept, 0.0)
         drawn = actions.draw(explored, kept, 3, 1, 0.2)
+        assert "factors.safetensors" in views.code(drawn, 0.0)
         assert len(drawn.editor.decomposition.parts_) == 5
 
     def test_of_another_layer(self, explored, session, other, tmp_path):
@@ -146,6 +155,9 @@ class TestPhotographs:
 
     def test_what_is_no_photograph(self, explored, session, tmp_path, monkeypatch):
         path = tmp_path / "a.png"
+        path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+        with pytest.raises(ValueError, match="no photograph"):
+            files.read_photograph(explored, path)
         path.write_bytes(b"GIF89a no")
         with pytest.raises(ValueError, match="no photograph"):
             files.read_photograph(explored, path)

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from panda_sklearn import Edit
 from panda_sklearn.explorer import _actions as actions
 from panda_sklearn.explorer import _views as views
+from panda_sklearn.explorer._session import Kept
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,16 @@ class TestCode:
             images.clamp(0, 1),
             views.faces(explored, refined, [actions.edit_of(refined, 4.0)]),
         )
+
+    def test_units_and_the_like_are_not_lost(self, explored, session):
+        for edit in (
+            Edit(3, 2, 8.0, "alpha", name="a"),
+            Edit(variation=0, part=2, strength=2.0, given="others", name="b"),
+            Edit(0, 1, np.array([2.0]), name="c"),
+        ):
+            kept = session.with_stack((Kept(edit),))
+            lines = views.code(kept, 0.0)
+            assert "load_edits" in lines and f"in ['{edit.name}']" in lines
 
     def test_what_has_arrays_is_in_a_file(self, explored, session):
         painted = actions.paint(explored, session, torch.ones(64, 64))

@@ -727,6 +727,46 @@ class TestWhatCannotBe:
         with pytest.raises((TypeError, ValueError), match="sample_size"):
             Diffusion(text_pipeline, prompt=pair[0], sample_size=0)
 
+    def test_pipelines_of_other_kinds(self):
+        class Pipeline:
+            def __init__(self, **networks):
+                vars(self).update(networks)
+
+        pixart = diffusers.PixArtTransformer2DModel(
+            sample_size=8,
+            num_layers=1,
+            attention_head_dim=4,
+            num_attention_heads=2,
+            in_channels=4,
+            out_channels=8,
+            cross_attention_dim=8,
+            caption_channels=8,
+        )
+        told = sdxl().unet
+        told.register_to_config(time_cond_proj_dim=8)
+        for pipeline in (
+            Pipeline(transformer=pixart),
+            Pipeline(unet=told),
+            Pipeline(unet=tiny_unet(), vqvae=nn.Identity()),
+            Pipeline(unet=nn.Identity()),
+        ):
+            with pytest.raises(TypeError, match="pipeline must be"):
+                Diffusion(pipeline, SCHEDULERS["ddim"](), label=1)
+
+    def test_decoders(self):
+        pytest.importorskip("transformers")
+        pipeline, texts = sdxl(), (torch.ones(6, 8), torch.ones(8))
+        more = {"n_steps": 1, "prompt": texts, "negative_prompt": texts}
+        z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        plain = Diffusion(pipeline, **more)(z)
+        pipeline.vae.register_to_config(
+            latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0]
+        )
+        assert not torch.allclose(Diffusion(pipeline, **more)(z), plain)
+        pipeline.vae.half()
+        with pytest.raises(ValueError, match=r"pipeline\.vae\.float\(\)"):
+            Diffusion(pipeline, **more)(z)
+
     def test_caches(self, z):
         unet = tiny_unet()
         unet.is_cache_enabled = True
