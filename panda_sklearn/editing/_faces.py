@@ -160,7 +160,7 @@ def _similarity(points: np.ndarray, size: int) -> tuple[complex, complex]:
 def _resampled(whole: Tensor, turn: complex, shift: complex, size: int) -> Tensor:
     """The crop (1, n_colors, size, size) of a photograph (1, n_colors, H, W)."""
     # A photograph of many more pixels is reduced first, so that none is left out.
-    factor = max(1, int(abs(turn) / 2))
+    factor = max(1, int(abs(turn) / 2 + 1e-6))  # whole numbers up to rounding are whole
     factor = min(factor, *whole.shape[2:])
     if factor > 1:
         whole = functional.avg_pool2d(whole, factor, ceil_mode=True)
