@@ -473,7 +473,7 @@ def page_of(explored: Explored) -> Any:
             return actions.find(explored, current(session), verbose=1)
 
         directions = find.click(
-            find_directions, state, found, show_progress="minimal", **quiet
+            find_directions, state, found, show_progress_on=tiles, **quiet
         )
         chosen_by(directions.success, actions.with_directions, [found])
 
@@ -510,7 +510,7 @@ def page_of(explored: Explored) -> Any:
             invert,
             [state, photograph],
             [found, about],
-            show_progress="minimal",
+            show_progress_on=images,
             **quiet,
         )
         chosen_by(inverted.success, actions.with_images, [found], new_images=True)
