@@ -95,6 +95,7 @@ def test_defaults_are_those_of_the_signature(name):
         "panda_sklearn.editing._editor",
         "panda_sklearn.editing._generator",
         "panda_sklearn.editing._parts",
+        "panda_sklearn.generators._diffusion",
         "panda_sklearn.generators._families",
         "panda_sklearn.generators._latents",
         "panda_sklearn.generators._layers",

@@ -728,6 +728,8 @@ class TestWhatCannotBe:
             Diffusion(text_pipeline, prompt=pair[0], sample_size=0)
 
     def test_pipelines_of_other_kinds(self):
+        pytest.importorskip("transformers")
+
         class Pipeline:
             def __init__(self, **networks):
                 vars(self).update(networks)
