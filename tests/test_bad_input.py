@@ -608,7 +608,7 @@ def generator_rows(w):
         valid={
             "label": "none",
             "prompt": "none",
-            "guidance_scale": "none fraction",
+            "guidance_scale": "none",
             "sample_size": "none",
         },
     )

@@ -50,13 +50,8 @@ LONGEST_NAME = 60
 def start(explored: Explored) -> Session:
     """What a new visitor sees."""
     latents = explored.draw(8, 0)
-    session = Session(
-        explored.editor,
-        latents,
-        _source(explored, 8, 0, explored.truncation),
-        truncation=explored.truncation,
-    )
-    return session
+    source = _source(explored, 8, 0, explored.truncation)
+    return Session(explored.editor, latents, source, truncation=explored.truncation)
 
 
 def draw(
@@ -85,13 +80,11 @@ def draw(
     editor = session.editor
     if truncation != session.truncation or not _fits(session, explored):
         editor = explored.editor_for(editor.decomposition, truncation)
-    return session.but(
-        editor=editor,
-        latents=explored.draw(n, seed),
-        source=_source(explored, n, seed, truncation),
-        truncation=truncation,
-        picked=(0,),
-        index=0 if session.kind == "transfer" else session.index,
+    return session.with_images(
+        editor,
+        explored.draw(n, seed),
+        _source(explored, n, seed, truncation),
+        truncation,
     )
 
 
@@ -179,9 +172,7 @@ def n_of(session: Session, kind: str) -> int:
     return len(panda.appearances_)
 
 
-def find(
-    explored: Explored, session: Session, verbose: int = 0, derivatives: str = "auto"
-) -> Session:
+def find(explored: Explored, session: Session, verbose: int = 0) -> Session:
     """Find directions that change the region and little else."""
     where = list(session.parts) or session.part
     if isinstance(where, Tensor):
@@ -190,9 +181,7 @@ def find(
         latents = session.latents
         if _fits(session, explored):
             latents = explored.draw(N_LATENTS, 1)
-        found = session.editor.find_directions(
-            latents, where, N_FOUND, derivatives=derivatives, verbose=verbose
-        )
+        found = session.editor.find_directions(latents, where, N_FOUND, verbose=verbose)
     return session.but(directions=torch.as_tensor(found), kind="direction", index=0)
 
 
@@ -206,13 +195,8 @@ def with_directions(session: Session, found: Session) -> Session:
 
 def with_images(session: Session, found: Session) -> Session:
     """The session with the images of another."""
-    return session.but(
-        editor=found.editor,
-        latents=found.latents,
-        source=found.source,
-        truncation=found.truncation,
-        picked=(0,),
-        index=0 if session.kind == "transfer" else session.index,
+    return session.with_images(
+        found.editor, found.latents, found.source, found.truncation
     )
 
 
@@ -270,7 +254,7 @@ def _described(session: Session) -> str:
     what = (
         f"image {session.index + 1}"
         if session.kind == "transfer"
-        else (f"{session.kind} {session.index}")
+        else f"{session.kind} {session.index}"
     )
     return f"{what} at {place}"
 

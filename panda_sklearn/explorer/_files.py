@@ -141,15 +141,9 @@ def invert_photograph(
             " That is much: the face may lie other than the generator's do. Crop it so "
             "that eyes and mouth are where those of the drawn images are."
         )
-    changed = session.but(
-        editor=editor,
-        latents=torch.as_tensor(latents),
-        source=f"{session.source}\n{_recipe(explored, extractor)}",
-        truncation=None,  # that of the next images has to be set anew
-        picked=(0,),
-        index=0 if session.kind == "transfer" else session.index,
-    )
-    return changed, text
+    source = f"{session.source}\n{_recipe(explored, extractor)}"
+    # Without a truncation: that of the next images has to be set anew.
+    return session.with_images(editor, torch.as_tensor(latents), source, None), text
 
 
 def _recipe(explored: Explored, extractor: GeneratorFeatureExtractor) -> str:

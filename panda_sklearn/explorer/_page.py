@@ -26,7 +26,7 @@ __all__ = ["explore"]
 
 TITLE = "Parts and appearances"
 YOURS = "editor = ...  # the LocalEditor that the page was opened with"
-HOUR = 3600  # seconds that a visitor's choices are kept after the last one
+HOUR = 3600  # seconds that a visitor's choices are kept after the last of them
 
 CSS = """
 footer { display: none !important; }

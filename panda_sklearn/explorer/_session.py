@@ -82,6 +82,23 @@ class Session:
         """The session with some choices changed."""
         return replace(self, **changes)
 
+    def with_images(
+        self,
+        editor: LocalEditor,
+        latents: Tensor,
+        source: str,
+        truncation: float | None,
+    ) -> Session:
+        """The session with other images, of which the first is picked."""
+        return self.but(
+            editor=editor,
+            latents=latents,
+            source=source,
+            truncation=truncation,
+            picked=(0,),
+            index=0 if self.kind == "transfer" else self.index,
+        )
+
     def with_stack(self, stack: tuple[Kept, ...]) -> Session:
         """The session with another stack, which can be undone."""
         return self.but(stack=stack, past=(*self.past, self.stack)[-100:])

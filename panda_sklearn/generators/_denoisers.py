@@ -64,6 +64,10 @@ class Denoiser:
         """Channels of the noise."""
         return int(network.config.in_channels)  # type: ignore[union-attr,arg-type]
 
+    def takes_guidance(self, network: nn.Module) -> bool:
+        """Whether a scale of guidance does anything."""
+        return self.takes is not None
+
     def patch_size(self, network: nn.Module) -> int | None:
         """Sides of the square of noise that is a token; ``None`` without tokens."""
         return None
@@ -254,6 +258,9 @@ class Flux(Texts):
 
     def size(self, pipeline, network):
         return pipeline.default_sample_size
+
+    def takes_guidance(self, network):
+        return bool(network.config.guidance_embeds)
 
     def patch_size(self, network):
         return 2

@@ -63,13 +63,15 @@ class Diffusion(nn.Module):
         Stable Diffusion 1 and 2 with the pooled one, ([n_samples,] size).
 
     negative_prompt : str, sequence of str, Tensor or pair of Tensor, default=""
-        With texts, what guidance leads away from; nothing of Flux's.
+        With texts, what guidance leads away from, where there is any; nothing of
+        Flux's.
 
     guidance_scale : float, default=None
         How much classes or texts count: with more than 1 the network sees each sample
         twice, with its condition and without it. ``None`` is what the pipeline has by
         default: 4 with classes, 7.5, 5 (XL) or 7 (3) of Stable Diffusion, and 3.5 of
-        Flux, whose network is told the number instead.
+        Flux, whose network is told the number instead. Unconditional networks, and
+        Flux's that were distilled without it, take none.
 
     sample_size : int or tuple of int, default=None
         Rows and columns of the noise; ``None`` is what the network was trained for.
@@ -151,6 +153,10 @@ class Diffusion(nn.Module):
                 raise ValueError(f"The pipeline {need} {name}, got {shown(value)}.")
         if guidance_scale is None:
             guidance_scale = kind.guidance_scale
+        elif not kind.takes_guidance(network):
+            raise ValueError(
+                f"The pipeline takes no guidance_scale, got {shown(guidance_scale)}."
+            )
         self.guidance_scale = check_single("guidance_scale", guidance_scale, at_least=0)
         self.guidance = kind.own_part if self.guidance_scale > 1 else None
         unsaid = isinstance(negative_prompt, str) and negative_prompt == ""
@@ -258,8 +264,7 @@ class Diffusion(nn.Module):
         """
         steps = [steps] if isinstance(steps, Integral) else steps
         wanted = set(check_indices("steps", steps, self.n_steps))
-        scheduler = self._new_scheduler(torch.empty(1, *self.latent_shape))
-        n_calls, order = len(scheduler.timesteps), getattr(scheduler, "order", 1)
+        n_calls, order = self.n_calls, getattr(self.scheduler, "order", 1)
         # Those that are too many come first, as the pipelines' progress bars have it.
         more = max(n_calls - order * self.n_steps, 0)
         return [
@@ -274,14 +279,13 @@ class Diffusion(nn.Module):
     @property
     def n_conditions(self):
         """How many labels or prompts there are: 1 if it is the same for all samples."""
-        buffers = [b for name, b in self.named_buffers(recurse=False) if b is not None]
-        return max((len(buffer) for buffer in buffers), default=1)
+        return max((len(buffer) for buffer in self.buffers(recurse=False)), default=1)
 
     @property
     def n_calls(self):
         """How often that network is called for an image."""
-        scheduler = self._new_scheduler(torch.empty(1, *self.latent_shape))
-        return len(scheduler.timesteps)
+        noise = torch.empty(1, *self.latent_shape, device="cpu")
+        return len(self._new_scheduler(noise).timesteps)
 
     @property
     def token_grid(self):
@@ -330,7 +334,7 @@ class Diffusion(nn.Module):
 
 
 def _check_scheduler(scheduler: Any) -> Any:
-    """A scheduler whose steps draw no noise."""
+    """A scheduler; DDIM's in the place of those that draw noise in each step."""
     if scheduler is None:
         raise ValueError(
             "There is no scheduler: give that which the network was trained with, or a "

@@ -94,7 +94,7 @@ class Replay:
                 add_hook(undo, layer._forward_pre_hooks, on_begin)
                 add_hook(undo, layer._forward_hooks, on_end)
             result = run()
-        self.forget()
+        self._given, self.n_skipped = {}, 0
         if ended:
             for layer, given in kept:
                 self._given.setdefault(layer, []).append(given)
@@ -106,10 +106,11 @@ class Replay:
 
         What is within the others they give in one.
         """
-        name = self._tap.name
-        above = {self._network}
-        for end in [k for k, letter in enumerate(name) if letter == "."] + [len(name)]:
-            above.add(self._network.get_submodule(name[:end]))
+        names = self._tap.name.split(".")
+        above = {
+            self._network.get_submodule(".".join(names[:k]))
+            for k in range(len(names) + 1)
+        }
         found: dict[nn.Module, None] = {}
 
         def look(module: nn.Module) -> None:
@@ -125,10 +126,6 @@ class Replay:
 
         look(self._network)
         return [layer for layer in found if layer is not self._network]
-
-    def forget(self) -> None:
-        """Compute everything again from now on."""
-        self._given, self.n_skipped = {}, 0
 
     def again(self, run: Callable[[], Any]) -> Any:
         """Make the pass again, with what is known in the place of the layers.
