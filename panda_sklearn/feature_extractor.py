@@ -57,7 +57,7 @@ from panda_sklearn.utils.validation import (
     check_fits,
     check_indices,
     check_is_fitted,
-    check_numbers,
+    check_numeric_array,
     check_parameters,
     check_values,
     fit_method,
@@ -833,7 +833,9 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
 
     def _check_new(self, X: ArrayLike) -> ArrayLike:
         """Latents of any shape, for ``fit``."""
-        latents = check_numbers(self, X, reset=True, keep_dtype=True, shape=SAMPLES)
+        latents = check_numeric_array(
+            self, X, reset=True, keep_dtype=True, shape=SAMPLES
+        )
         check_fits(latents, "X", dtype_of(self.generator, torch.float64))
         return latents
 
@@ -847,7 +849,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         check_is_fitted(self)
         check_parameters(self)
         shape = ", ".join(["(n_samples", *map(str, self.latent_shape_)]) + ")"
-        latents = check_numbers(
+        latents = check_numeric_array(
             self, X, reset=False, keep_dtype=True, name=name, shape=shape
         )
         if is_floating(latents) != self._takes_floats:

@@ -55,7 +55,7 @@ from panda_sklearn.utils.validation import (
     check_is_fitted,
     check_kind,
     check_mask,
-    check_numbers_of,
+    check_numbers,
     check_parameters,
     check_single,
     check_value_range,
@@ -1007,7 +1007,7 @@ def _both_signs(strength: Any) -> list[float]:
     """Strengths above 0, each followed by its negative."""
     if isinstance(strength, Real) or getattr(strength, "ndim", 1) == 0:
         strength = [strength]
-    given = check_numbers_of("strength", strength)
+    given = check_numbers("strength", strength)
     for value in given:
         check_single("strength", value, above=0)
     return [sign * value for value in dict.fromkeys(given) for sign in (1, -1)]

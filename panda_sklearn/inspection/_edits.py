@@ -31,7 +31,7 @@ from panda_sklearn.utils.validation import (
     check_choice,
     check_indices,
     check_kind,
-    check_numbers_of,
+    check_numbers,
     check_value_range,
 )
 
@@ -290,7 +290,7 @@ class StrengthsDisplay:
         check_editor(editor)
         check_kind("edit", edit, Edit)
         check_value_range(value_range)
-        strengths = check_numbers_of("strengths", strengths)
+        strengths = check_numbers("strengths", strengths)
         n_samples = count_latents(editor, latents)
         check_axes(axes, n_samples, len(strengths))
         edits = [replace(edit, strength=strength) for strength in strengths]

@@ -30,7 +30,7 @@ from panda_sklearn.sources.writing import Writer
 from panda_sklearn.utils.validation import (
     check_axes,
     check_columns,
-    check_numbers,
+    check_numeric_array,
     shown,
 )
 
@@ -163,7 +163,7 @@ def open_data(
         if source.ndim == 2:
             check_columns(estimator, source, reset=reset)
         return source
-    X = check_numbers(estimator, X, reset=reset, finite=False)
+    X = check_numeric_array(estimator, X, reset=reset, finite=False)
     return LoadedArray(X, estimator.device)
 
 

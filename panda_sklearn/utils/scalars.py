@@ -28,7 +28,7 @@ __all__ = [
     "check_items",
     "check_kind",
     "check_number",
-    "check_numbers_of",
+    "check_numbers",
     "check_random_state",
     "check_single",
     "check_value_range",
@@ -121,7 +121,7 @@ def check_items(
     raise TypeError(f"{name} must be {expected}, got {shown(values)}.")
 
 
-def check_numbers_of(name: str, values: Any) -> list[float]:
+def check_numbers(name: str, values: Any) -> list[float]:
     """Finite numbers that fit in single precision, one at least.
 
     Raises

@@ -39,7 +39,7 @@ from panda_sklearn.utils.scalars import (
     check_items,
     check_kind,
     check_number,
-    check_numbers_of,
+    check_numbers,
     check_random_state,
     check_single,
     check_value_range,
@@ -84,7 +84,7 @@ __all__ = [
     "check_mask",
     "check_number",
     "check_numbers",
-    "check_numbers_of",
+    "check_numeric_array",
     "check_parameters",
     "check_random_state",
     "check_rank",
@@ -189,7 +189,7 @@ def _constraints(kind: type) -> dict[str, list]:
     }
 
 
-def check_numbers(
+def check_numeric_array(
     estimator: Any,
     X: Any,
     *,
