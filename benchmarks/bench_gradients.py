@@ -54,7 +54,7 @@ from panda_sklearn import PartsAppearanceDecomposition
 from panda_sklearn.core.objective import (
     gradient_appearances,
     gradient_parts,
-    objective,
+    objective_of,
     sample_energies,
 )
 
@@ -91,7 +91,7 @@ def closed_form(Z, energy, A, P):
     """The objective and its gradients in P and in A."""
     W = Z @ P
     return (
-        objective(Z, A, P, W=W, energy=energy),
+        objective_of(Z, A, P, W=W, energy=energy),
         gradient_parts(Z, A, P, W=W),
         gradient_appearances(Z, A, P, W=W),
     )

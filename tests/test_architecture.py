@@ -1,6 +1,7 @@
 """Imports only go down: the floors of the package."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -187,3 +188,12 @@ def test_importing_the_package_is_light():
         "scipy.optimize"
     )
     assert {m for m in ours - basis if not m.startswith("_")} == {"panda_sklearn"}
+
+
+@pytest.mark.parametrize("module", [*map(name_of, MODULES)])
+def test_no_package_hides_a_module(module):
+    """A package binds the name of a submodule to that module, if to anything."""
+    package, _, name = module.rpartition(".")
+    if name not in ("", "panda_sklearn", "__main__"):
+        found = importlib.import_module(module)
+        assert getattr(importlib.import_module(package), name) is found

@@ -4,7 +4,7 @@ Floor 0 of the package: depends on torch alone and knows nothing of numpy,
 scikit-learn, estimators or networks.
 """
 
-from panda_sklearn.core.canonical import canonical
+from panda_sklearn.core.canonical import canonical_factors
 from panda_sklearn.core.constraint import FREE, NONNEGATIVE, Constraint
 from panda_sklearn.core.factors import Factors
 from panda_sklearn.core.moments import (
@@ -16,7 +16,7 @@ from panda_sklearn.core.moments import (
 from panda_sklearn.core.objective import (
     gradient_appearances,
     gradient_parts,
-    objective,
+    objective_of,
 )
 from panda_sklearn.core.starts import (
     grown_parts,
@@ -33,12 +33,12 @@ __all__ = [
     "Factors",
     "Moments",
     "appearance_moments",
-    "canonical",
+    "canonical_factors",
     "gradient_appearances",
     "gradient_parts",
     "grown_parts",
     "hosvd",
-    "objective",
+    "objective_of",
     "part_moments",
     "random_appearances",
     "random_parts",

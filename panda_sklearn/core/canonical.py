@@ -27,14 +27,14 @@ from torch import Tensor
 from panda_sklearn.core.constraint import Constraint
 from panda_sklearn.core.moments import Moments
 
-__all__ = ["canonical", "signed"]
+__all__ = ["canonical_factors", "signed"]
 
 # Energies that differ by less than this share are the same up to rounding, which a fit
 # magnifies.
 SAME = 1e-6
 
 
-def canonical(
+def canonical_factors(
     A: Tensor,
     P: Tensor,
     part_products: tuple[Tensor, Tensor],

@@ -68,7 +68,7 @@ __all__ = [
     "cancels",
     "gradient_appearances",
     "gradient_parts",
-    "objective",
+    "objective_of",
     "sample_energies",
     "sample_objectives",
     "sum_over_rows",
@@ -116,7 +116,7 @@ def sample_energies(Z: Tensor) -> Tensor:
     return rows.square_().sum(dim=1)
 
 
-def objective(
+def objective_of(
     Z: Tensor,
     A: Tensor,
     P: Tensor,
@@ -160,7 +160,7 @@ def objective(
 
 
 def total_objective(Z: Samples | Tensor, A: Tensor, P: Tensor) -> Tensor:
-    """:func:`objective`, batch by batch: no product as long as Z is held whole."""
+    """:func:`objective_of`, batch by batch: no product as long as Z is held whole."""
     samples = as_samples(Z)
     total = torch.zeros(
         (), dtype=accumulator_dtype(samples.device), device=samples.device
@@ -177,7 +177,7 @@ class _AddObjective:
     P: Tensor
 
     def __call__(self, batch: Tensor, total: Tensor) -> None:
-        total += objective(batch, self.A, self.P)
+        total += objective_of(batch, self.A, self.P)
 
 
 def sample_objectives(Z: Tensor, A: Tensor, P: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ def gradient_parts(
     Parameters
     ----------
     Z, A, P, W
-        As in :func:`objective`.
+        As in :func:`objective_of`.
 
     Returns
     -------
@@ -269,7 +269,7 @@ def gradient_appearances(
     Parameters
     ----------
     Z, A, P, W
-        As in :func:`objective`.
+        As in :func:`objective_of`.
 
     Returns
     -------

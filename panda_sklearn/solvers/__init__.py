@@ -7,11 +7,11 @@ A solver is a function that returns a :class:`SolverResult`, and a line in ``SOL
 that says what it needs and can do.
 """
 
-from panda_sklearn.solvers.adam import adam
+from panda_sklearn.solvers.adam import fit_adam
 from panda_sklearn.solvers.base import Callback, DivergenceError, SolverResult
-from panda_sklearn.solvers.pgd import pgd
+from panda_sklearn.solvers.pgd import fit_pgd
 from panda_sklearn.solvers.refinement import refine_parts
-from panda_sklearn.solvers.spg import spg
+from panda_sklearn.solvers.spg import fit_spg
 from panda_sklearn.solvers.starting import SOLVERS, Solver, best_fit
 from panda_sklearn.solvers.streaming import Past, learn
 
@@ -22,10 +22,10 @@ __all__ = [
     "Past",
     "Solver",
     "SolverResult",
-    "adam",
     "best_fit",
+    "fit_adam",
+    "fit_pgd",
+    "fit_spg",
     "learn",
-    "pgd",
     "refine_parts",
-    "spg",
 ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from panda_sklearn.core.constraint import Constraint
-from panda_sklearn.core.objective import objective
+from panda_sklearn.core.objective import objective_of
 from panda_sklearn.solvers.base import (
     EPS,
     Callback,
@@ -31,7 +31,7 @@ from panda_sklearn.solvers.base import (
 RATE_OF_UNIT_COLUMN = 0.1
 
 
-def adam(
+def fit_adam(
     Z: Tensor,
     A: Tensor,
     P: Tensor,
@@ -71,7 +71,7 @@ def adam(
 
     def relative_objective(batch):
         unit = batch.energy.clamp(min=EPS)
-        return objective(batch.Z, A, P, energy=batch.energy) / unit, unit
+        return objective_of(batch.Z, A, P, energy=batch.energy) / unit, unit
 
     with torch.enable_grad():
         loss, unit = relative_objective(batch)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from panda_sklearn.core.canonical import canonical
+from panda_sklearn.core.canonical import canonical_factors
 from panda_sklearn.core.constraint import FREE, Constraint
 from panda_sklearn.core.moments import (
     FactoredMoments,
@@ -278,7 +278,7 @@ def canonical_pair(
 
     def pair() -> tuple[Tensor, Tensor, float]:
         given = fit.A, fit.P, fit.part_products, fit.of_appearances
-        return canonical(*given, constraint=constraint)
+        return canonical_factors(*given, constraint=constraint)
 
     A, P, c = pair()
     wide = accumulator_dtype(fit.samples.device)

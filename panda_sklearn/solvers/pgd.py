@@ -13,7 +13,7 @@ from panda_sklearn.core.constraint import Constraint
 from panda_sklearn.core.objective import (
     gradient_appearances,
     gradient_parts,
-    objective,
+    objective_of,
 )
 from panda_sklearn.solvers.base import (
     STUCK,
@@ -41,7 +41,7 @@ ANNEALING = 0.25
 MAX_ANNEALINGS = 4
 
 
-def pgd(
+def fit_pgd(
     Z: Tensor,
     A: Tensor,
     P: Tensor,
@@ -76,7 +76,7 @@ def pgd(
     whole = batch.size == len(Z)
     automatic = AutomaticStep()
     W = batch.Z @ P
-    f = float(objective(batch.Z, A, P, W=W, energy=batch.energy))
+    f = float(objective_of(batch.Z, A, P, W=W, energy=batch.energy))
     if learning_rate is None:
         P, W, f = scale_down(batch, A, P, W, f)
     limit = divergence_limit(f, batch)
@@ -86,7 +86,7 @@ def pgd(
         if n_iter > 1 and not whole:
             batch = next(batches)
             W = batch.Z @ P
-            f = float(objective(batch.Z, A, P, W=W, energy=batch.energy))
+            f = float(objective_of(batch.Z, A, P, W=W, energy=batch.energy))
         before = f
         if learning_rate is None:
             A, P, W, f = automatic.take(batch, A, P, W, f, constraint)
@@ -199,4 +199,4 @@ def step(
     P = constraint.project(P - learning_rate * gradient)
     W = batch.Z @ P
     A = A - learning_rate * gradient_appearances(batch.Z, A, P, W=W)
-    return A, P, W, float(objective(batch.Z, A, P, W=W, energy=batch.energy))
+    return A, P, W, float(objective_of(batch.Z, A, P, W=W, energy=batch.energy))

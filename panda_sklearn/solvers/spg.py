@@ -43,7 +43,7 @@ ROUGH, ROUGHLY = 1e-3, 2
 TOL_OF_KEPT = 1e-4
 
 
-def spg(
+def fit_spg(
     samples: Samples,
     R_C: int,
     R_S: int,

@@ -17,10 +17,10 @@ from torch import Tensor
 from panda_sklearn.core.objective import total_objective
 from panda_sklearn.core.samples import InMemory, Samples
 from panda_sklearn.core.starts import hosvd, random_appearances, random_parts
-from panda_sklearn.solvers.adam import adam
+from panda_sklearn.solvers.adam import fit_adam
 from panda_sklearn.solvers.base import Callback, SolverResult
-from panda_sklearn.solvers.pgd import pgd
-from panda_sklearn.solvers.spg import spg
+from panda_sklearn.solvers.pgd import fit_pgd
+from panda_sklearn.solvers.spg import fit_spg
 
 __all__ = ["SOLVERS", "Solver", "best_fit"]
 
@@ -58,10 +58,10 @@ class Solver:
 
 #: Solvers by the name that the estimator's ``solver`` parameter takes.
 SOLVERS = {
-    "adam": Solver(adam, takes_rate=True),
-    "pgd": Solver(pgd, takes_rate=True),
+    "adam": Solver(fit_adam, takes_rate=True),
+    "pgd": Solver(fit_pgd, takes_rate=True),
     "spg": Solver(
-        spg, chooses_starts=True, reads_in_order=True, learns_from_streams=True
+        fit_spg, chooses_starts=True, reads_in_order=True, learns_from_streams=True
     ),
 }
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from panda_sklearn.core import FREE, NONNEGATIVE, objective
-from panda_sklearn.core.canonical import canonical
+from panda_sklearn.core import FREE, NONNEGATIVE, objective_of
+from panda_sklearn.core.canonical import canonical_factors
 from panda_sklearn.core.moments import appearance_moments, part_moments
 from panda_sklearn.core.objective import sample_energies
 
@@ -24,7 +24,7 @@ def make(seed, nonnegative):
 
 def canonical_of(Z, A, P, nonnegative):
     energy = sample_energies(Z).sum()
-    return canonical(
+    return canonical_factors(
         A,
         P,
         [M[0] for M in part_moments(Z, A, energy=energy).products(P[None])],
@@ -46,7 +46,7 @@ def test_equivalent_pairs_have_the_same_form(seed, c, order, nonnegative):
     other = canonical_of(Z, c * A @ R, P[:, list(order)] / c, nonnegative)
     torch.testing.assert_close(one[0], other[0], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(one[1], other[1], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(objective(Z, A, P), objective(Z, *one[:2]))
+    torch.testing.assert_close(objective_of(Z, A, P), objective_of(Z, *one[:2]))
 
 
 @pytest.mark.parametrize("nonnegative", [True, False])
@@ -86,5 +86,5 @@ def test_many_weak_appearances_are_kept_together():
     Z[:, 1:] *= 5e-3
     one = torch.ones(1, 1, dtype=torch.float64)
     A, _, _ = canonical_of(Z, torch.eye(128, dtype=torch.float64), one, True)
-    lost = float(objective(Z.double(), A, one)) / float((Z.double() ** 2).sum())
+    lost = float(objective_of(Z.double(), A, one)) / float((Z.double() ** 2).sum())
     assert lost < 1e-6

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from panda_sklearn.core import gradient_appearances, gradient_parts, objective
+from panda_sklearn.core import gradient_appearances, gradient_parts, objective_of
 from panda_sklearn.core.moments import (
     appearance_moments,
     factored_part_moments,
@@ -47,7 +47,7 @@ def test_objective_and_gradients_are_those_of_the_data(n, c, s, data):
     r_c, r_s = data.draw(st.integers(1, c)), data.draw(st.integers(1, s))
     Z, A, P = make(n, c, s, r_c, r_s, seed=data.draw(st.integers(0, 99)))
     energy = sample_energies(Z).sum()
-    f = objective(Z, A, P)
+    f = objective_of(Z, A, P)
     for form in (part_moments, factored_part_moments):
         moments = form(Z, A, energy=energy)
         f_parts, gradient = value(moments, P)

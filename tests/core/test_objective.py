@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from panda_sklearn.core import (
     gradient_appearances,
     gradient_parts,
-    objective,
+    objective_of,
 )
 from panda_sklearn.core.objective import sample_energies
 from tests.allocations import LargestResult
@@ -79,7 +79,7 @@ def assert_close(actual, desired, rtol=1e-9):
 
 @given(problems())
 def test_objective_is_equation_3(problem):
-    assert_close(objective(*problem), literal_objective(*problem))
+    assert_close(objective_of(*problem), literal_objective(*problem))
 
 
 @given(problems())
@@ -92,7 +92,7 @@ def test_gradients_are_equations_4_and_5(problem):
 def test_given_products_change_nothing(problem):
     Z, _, P = problem
     known = {"W": Z @ P}
-    assert_close(objective(*problem, **known), objective(*problem))
+    assert_close(objective_of(*problem, **known), objective_of(*problem))
     assert_close(gradient_parts(*problem, **known), gradient_parts(*problem))
     assert_close(
         gradient_appearances(*problem, **known), gradient_appearances(*problem)
@@ -113,7 +113,7 @@ def test_gradients_agree_with_autograd_through_the_plain_formula(problem):
 def test_autograd_through_the_objective_gives_the_same_gradients(problem):
     Z, A, P = problem
     leaves = A.clone().requires_grad_(), P.clone().requires_grad_()
-    wrt_A, wrt_P = torch.autograd.grad(objective(Z, *leaves), leaves)
+    wrt_A, wrt_P = torch.autograd.grad(objective_of(Z, *leaves), leaves)
     assert_close(wrt_A, gradient_appearances(Z, A, P))
     assert_close(wrt_P, gradient_parts(Z, A, P))
 
@@ -124,7 +124,7 @@ class _WithOurGradients(torch.autograd.Function):
     @staticmethod
     def forward(ctx, Z, A, P):
         ctx.save_for_backward(Z, A, P)
-        return objective(Z, A, P)
+        return objective_of(Z, A, P)
 
     @staticmethod
     def backward(ctx, upstream):
@@ -144,8 +144,8 @@ def test_gradcheck(problem):
 @given(problems())
 def test_single_precision_agrees_with_double(problem):
     single, size = problem.to(torch.float32), float(sample_energies(problem.Z).sum())
-    f = objective(*problem)
-    assert abs(objective(*single) - f) < 1e-5 * (f + size)
+    f = objective_of(*problem)
+    assert abs(objective_of(*single) - f) < 1e-5 * (f + size)
     for gradient in (gradient_parts, gradient_appearances):
         result = gradient(*single)
         assert result.dtype == torch.float32
@@ -168,7 +168,7 @@ def test_invariant_under_rotation_of_the_appearances(problem):
     Z, A, P = problem
     R = orthogonal(A.shape[1])
     rotated = Z, A @ R, P
-    assert_close(objective(*rotated), objective(*problem))
+    assert_close(objective_of(*rotated), objective_of(*problem))
     assert_close(gradient_parts(*rotated), gradient_parts(*problem))
     assert_close(gradient_appearances(*rotated), gradient_appearances(*problem) @ R)
 
@@ -177,7 +177,7 @@ def test_invariant_under_rotation_of_the_appearances(problem):
 def test_invariant_under_exchange_of_scale(problem, factor):
     Z, A, P = problem
     scaled = Z, A * factor, P / factor
-    assert_close(objective(*scaled), objective(*problem))
+    assert_close(objective_of(*scaled), objective_of(*problem))
     assert_close(gradient_parts(*scaled), gradient_parts(*problem) * factor)
     assert_close(gradient_appearances(*scaled), gradient_appearances(*problem) / factor)
 
@@ -185,21 +185,21 @@ def test_invariant_under_exchange_of_scale(problem, factor):
 @given(problems())
 def test_invariant_under_order_of_parts_samples_and_positions(problem):
     Z, A, P = problem
-    f = objective(*problem)
+    f = objective_of(*problem)
     wrt_A, wrt_P = gradient_appearances(*problem), gradient_parts(*problem)
 
     parts = torch.randperm(
         P.shape[1], generator=torch.Generator().manual_seed(P.shape[1])
     )
-    assert_close(objective(Z, A, P[:, parts]), f)
+    assert_close(objective_of(Z, A, P[:, parts]), f)
     assert_close(gradient_appearances(Z, A, P[:, parts]), wrt_A)
     assert_close(gradient_parts(Z, A, P[:, parts]), wrt_P[:, parts])
 
-    assert_close(objective(Z.flip(0), A, P), f)
+    assert_close(objective_of(Z.flip(0), A, P), f)
     assert_close(gradient_appearances(Z.flip(0), A, P), wrt_A)
     assert_close(gradient_parts(Z.flip(0), A, P), wrt_P)
 
-    assert_close(objective(Z.roll(1, 2), A, P.roll(1, 0)), f)
+    assert_close(objective_of(Z.roll(1, 2), A, P.roll(1, 0)), f)
     assert_close(gradient_appearances(Z.roll(1, 2), A, P.roll(1, 0)), wrt_A)
     assert_close(gradient_parts(Z.roll(1, 2), A, P.roll(1, 0)), wrt_P.roll(1, 0))
 
@@ -210,7 +210,7 @@ def test_zero_with_zero_gradients_at_planted_factors(problem):
     A, P = torch.linalg.qr(A).Q, torch.linalg.qr(P).Q
     planted = A @ (A.T @ Z @ P) @ P.T
     energy = float(sample_energies(planted).sum())
-    assert abs(objective(planted, A, P)) <= 1e-12 * energy
+    assert abs(objective_of(planted, A, P)) <= 1e-12 * energy
     assert gradient_parts(planted, A, P).abs().max() <= 1e-12 * energy
     assert gradient_appearances(planted, A, P).abs().max() <= 1e-12 * energy
 
@@ -248,7 +248,7 @@ def best_order(term, shapes):
 # r q appearances, k l parts. Products of ranks alone count as free: where a term has
 # A A'A or P P'P, these are given as one factor.
 TERMS = {
-    objective: ["ncs,cr,sk,dr,ndt,tk->", "ncs,cr,dr,ndt,tk,sk->"],
+    objective_of: ["ncs,cr,sk,dr,ndt,tk->", "ncs,cr,dr,ndt,tk,sk->"],
     gradient_parts: [
         "ncs,cr,dr,ndt,tk->sk",
         "ncs,cr,dr,ndt,tk,kl->sl",

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from panda_sklearn.core import FREE, NONNEGATIVE, objective
+from panda_sklearn.core import FREE, NONNEGATIVE, objective_of
 from panda_sklearn.core.samples import InMemory, Samples
 from panda_sklearn.core.starts import hosvd, random_parts
 from panda_sklearn.datasets import make_parts_appearances
-from panda_sklearn.solvers import spg
+from panda_sklearn.solvers import fit_spg
 
 SPG = sys.modules["panda_sklearn.solvers.spg"]
 ALTERNATION = sys.modules["panda_sklearn.solvers.alternation"]
@@ -65,7 +65,7 @@ def solve(samples, r_c, r_s, init="hosvd", seed=0, **options):
     options = {"max_iter": 200, "tol": 1e-8, "constraint": NONNEGATIVE, **options}
     generator = torch.Generator().manual_seed(seed)
     options = {"n_init": None, "generator": generator, **options}
-    return spg(samples, r_c, r_s, init=init, **options)
+    return fit_spg(samples, r_c, r_s, init=init, **options)
 
 
 def planted(snr_db=10, c=8, r_c=5, r_s=3, seed=0, n=N):
@@ -90,7 +90,7 @@ def rough(c=8, s=30, seed=0):
 def share(Z, result):
     """The objective, as a share of the energy."""
     Z, A, P = Z.double(), result.A.double(), result.P.double()
-    return float(objective(Z, A, P)) / float((Z**2).sum())
+    return float(objective_of(Z, A, P)) / float((Z**2).sum())
 
 
 def check(Z, result):

@@ -9,7 +9,7 @@ from panda_sklearn.core import (
     NONNEGATIVE,
     Factors,
     hosvd,
-    objective,
+    objective_of,
     random_parts,
 )
 from panda_sklearn.core.samples import InMemory
@@ -110,7 +110,7 @@ def test_solvers_reach_the_noise(problem, name, batch_size):
     Z, A, P = problem
     result = solve(name, Z, A, P, max_iter=600, batch_size=batch_size)
     # At 10 dB a model that finds the planted factors leaves nearly the noise's 1/11.
-    share = float(objective(Z, result.A, result.P)) / float((Z**2).sum())
+    share = float(objective_of(Z, result.A, result.P)) / float((Z**2).sum())
     assert share < 1 / 11
     assert result.P.min() == 0
     assert not result.A.requires_grad and not result.P.requires_grad
@@ -124,7 +124,7 @@ def test_batches_go_through_all_samples(name):
     # Without the constraint, under which two positions may get stuck on one part.
     options = {"batch_size": 1, "max_iter": 1000, "constraint": FREE}
     result = solve(name, Z, *start, **options)
-    errors = [float(objective(z[None], result.A, result.P)) for z in Z]
+    errors = [float(objective_of(z[None], result.A, result.P)) for z in Z]
     assert max(errors) < 0.1 * 3
 
 
@@ -133,7 +133,7 @@ def test_history_ends_with_the_objective_of_the_result(problem, name):
     Z, A, P = problem
     result = solve(name, Z, A, P, max_iter=3)
     assert 1 < len(result.objective_history) == result.n_iter <= 3
-    mean = float(objective(Z, result.A, result.P)) / len(Z)
+    mean = float(objective_of(Z, result.A, result.P)) / len(Z)
     assert result.objective_history[-1] == pytest.approx(mean, rel=1e-9)
 
 
@@ -159,7 +159,7 @@ def test_too_large_a_learning_rate_says_so(problem, name):
 def test_a_start_of_large_objective_is_no_divergence(problem):
     Z, A, P = problem
     result = solve("pgd", Z, A, 300 * P, learning_rate=1e-9, max_iter=5)
-    first = float(objective(Z, A, 300 * P)) / len(Z)
+    first = float(objective_of(Z, A, 300 * P)) / len(Z)
     assert first > 20 * float((Z**2).sum()) / len(Z)
     assert result.objective_history[-1] < first
 
@@ -172,7 +172,7 @@ def test_small_batches_settle_where_the_full_gradient_does(problem, batch_size):
     small = solve("pgd", Z, A, P, batch_size=batch_size, **options)
     assert small.converged
     energy = float((Z**2).sum())
-    difference = objective(Z, small.A, small.P) - objective(Z, whole.A, whole.P)
+    difference = objective_of(Z, small.A, small.P) - objective_of(Z, whole.A, whole.P)
     assert float(difference) < 2e-3 * energy
 
 
@@ -182,7 +182,7 @@ def test_start_that_is_worse_than_nothing_is_scaled_down():
     Z = torch.rand(2, 3, 200 * 200, generator=generator)
     A, P = hosvd(Z, 3), random_parts(200 * 200, 8, generator).float()
     energy = float((Z**2).sum())
-    assert float(objective(Z, A, P)) > energy
+    assert float(objective_of(Z, A, P)) > energy
     result = solve("pgd", Z, A, P, max_iter=20)
     assert result.P.any(dim=0).all()
     assert result.objective_history[0] < energy / 2
@@ -264,9 +264,9 @@ def test_refinement_descends_each_sample_on_its_own(problem):
     alone = torch.cat([refine_parts(z[None], factors, max_iter=20) for z in Z])
     together = refine_parts(Z, factors, max_iter=20)
     np.testing.assert_allclose(together, alone, atol=1e-9)
-    before = np.array([float(objective(z[None], A, P)) for z in Z])
+    before = np.array([float(objective_of(z[None], A, P)) for z in Z])
     after = np.array(
-        [float(objective(z[None], A, p.T)) for z, p in zip(Z, together, strict=True)]
+        [float(objective_of(z[None], A, p.T)) for z, p in zip(Z, together, strict=True)]
     )
     assert np.all(after <= before) and np.mean(after) < 0.9 * np.mean(before)
     assert together.min() >= 0

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from panda_sklearn.core import FREE, NONNEGATIVE, hosvd, objective, random_parts
+from panda_sklearn.core import FREE, NONNEGATIVE, hosvd, objective_of, random_parts
 from panda_sklearn.core.samples import InMemory
 from panda_sklearn.datasets import make_parts_appearances
-from panda_sklearn.solvers import pgd, spg
+from panda_sklearn.solvers import fit_pgd, fit_spg
 
 SOLVERS = "panda_sklearn.solvers."
 ALTERNATION = sys.modules[SOLVERS + "alternation"]
@@ -31,7 +31,7 @@ def solve(Z, r_c, r_s, init="hosvd", seed=0, **options):
     samples = InMemory(Z, batch_size=options.pop("batch_size", None))
     options = {"max_iter": 200, "tol": 1e-9, "constraint": constraint, **options}
     options = {"n_init": None, "generator": generator, **options}
-    return spg(samples, r_c, r_s, init=init, **options)
+    return fit_spg(samples, r_c, r_s, init=init, **options)
 
 
 def solve_from(Z, A, P, **options):
@@ -69,7 +69,9 @@ def test_never_raises_the_objective(dtype, ranks, nonnegative):
     # The last value is that of the factors once they are rounded.
     energy = float((Z**2).sum()) / len(Z)
     assert np.all(np.diff(history) <= 10 * torch.finfo(dtype).eps ** 2 * energy)
-    mean = float(objective(Z.double(), result.A.double(), result.P.double())) / len(Z)
+    mean = float(objective_of(Z.double(), result.A.double(), result.P.double())) / len(
+        Z
+    )
     assert history[-1] == pytest.approx(mean, rel=1e-4, abs=1e-7 * energy)
 
 
@@ -112,7 +114,7 @@ def test_ends_with_finite_canonical_factors(n, c, s, data, kind, dtype):
     assert np.isfinite(result.objective_history).all()
     # Never worse than no factors at all; and with all appearances and parts, exact.
     energy = float((Z.double() ** 2).sum())
-    f = float(objective(Z.double(), result.A.double(), result.P.double()))
+    f = float(objective_of(Z.double(), result.A.double(), result.P.double()))
     assert f <= (1 + 1e-5) * energy
     if r_c == c and r_s == s and not nonnegative:
         assert f <= 1e-5 * energy
@@ -129,7 +131,7 @@ def test_single_precision_loses_little(data, ranks):
     energy = float((Z**2).sum())
     exact = solve_from(Z, A, P).objective_history[-1]
     single = solve_from(Z.float(), A, P)
-    f = float(objective(Z, single.A.double(), single.P.double()))
+    f = float(objective_of(Z, single.A.double(), single.P.double()))
     assert f / energy <= exact * len(Z) / energy + 1e-4
 
 
@@ -141,7 +143,7 @@ def test_is_no_worse_than_long_descent(make, slack, ranks):
     for seed in range(3):
         Z = make(c=8, seed=seed)
         Z = Z[0] if make is planted else Z
-        reference = pgd(
+        reference = fit_pgd(
             Z,
             *start(Z, *ranks, seed=seed),
             learning_rate=None,
@@ -222,9 +224,9 @@ def test_unconstrained_is_the_tucker_optimum(ranks):
         P = torch.linalg.eigh((Y.mT @ Y).sum(dim=0)).eigenvectors[:, -r_s:]
         W = Z @ P
         A = torch.linalg.eigh((W @ W.mT).sum(dim=0)).eigenvectors[:, -r_c:]
-    tucker = float(objective(Z, A, P))
+    tucker = float(objective_of(Z, A, P))
     result = solve_from(Z, *start(Z, r_c, r_s), nonnegative=False)
-    f = float(objective(Z, result.A, result.P))
+    f = float(objective_of(Z, result.A, result.P))
     assert f == pytest.approx(tucker, rel=1e-4)
     for factor in (result.A, result.P):
         torch.testing.assert_close(
@@ -235,7 +237,7 @@ def test_unconstrained_is_the_tucker_optimum(ranks):
 def test_the_best_of_several_starts_is_taken():
     """Single random starts often merge two of many parts and split a third."""
     Z, A, P = planted(100, 12, 6, side=8)
-    noise = 1.02 * float(objective(Z, A, P)) / len(Z)
+    noise = 1.02 * float(objective_of(Z, A, P)) / len(Z)
     found = []
     for seed in range(4, 8):
         ends = [
@@ -249,7 +251,7 @@ def test_the_best_of_several_starts_is_taken():
 
 def test_the_grown_start_needs_no_luck():
     Z, A, P = planted(100, 16, 6, side=8)
-    noise = 1.02 * float(objective(Z, A, P)) / len(Z)
+    noise = 1.02 * float(objective_of(Z, A, P)) / len(Z)
     result = solve(Z, 6, 16, n_init=1)
     assert result.objective_history[-1] < noise
 
