@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,33 +14,11 @@ import panda_sklearn
 ROOT = Path(panda_sklearn.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 
-# The floor of each module, by the longest matching prefix of its dotted name.
+# The floor of each module, as the table of the documentation has it.
+TABLE = Path(__file__).parents[1] / "docs" / "development.rst"
 FLOORS = {
-    "panda_sklearn.core": 0,
-    "panda_sklearn.solvers": 1,
-    "panda_sklearn.utils": 2,
-    "panda_sklearn.utils.undo": 0,
-    "panda_sklearn.generators": 2,
-    "panda_sklearn.sources": 2,
-    "panda_sklearn.datasets": 4,
-    "panda_sklearn.datasets._face_diffusion": 2,
-    "panda_sklearn.datasets._face_generator": 2,
-    "panda_sklearn.datasets._faces": 2,
-    "panda_sklearn.datasets._synthetic": 2,
-    "panda_sklearn.memory": 2,
-    "panda_sklearn.metrics": 4,
-    "panda_sklearn.model_selection": 4,
-    "panda_sklearn.decomposition": 3,
-    "panda_sklearn.feature_extractor": 3,
-    "panda_sklearn.editing": 3,
-    "panda_sklearn._alignment": 3,
-    "panda_sklearn._ranks": 3,
-    "panda_sklearn._state": 3,
-    "panda_sklearn._variations": 3,
-    "panda_sklearn.inspection": 4,
-    "panda_sklearn.explorer": 5,
-    "panda_sklearn._version": 0,
-    "panda_sklearn": 5,
+    f"panda_sklearn.{name}": int(floor)
+    for floor, name in re.findall(r"^(\d) +``([\w.]+)``", TABLE.read_text(), re.M)
 }
 
 # What else each floor may import.
@@ -59,9 +38,15 @@ def name_of(path):
 
 
 def floor_of(module):
-    while module not in FLOORS:
-        module = module.rpartition(".")[0]
-    return FLOORS[module]
+    """That of the module's row, or of its package's; of the highest row within it."""
+    within = [FLOORS[row] for row in FLOORS if row.startswith(f"{module}.")]
+    if within and module not in FLOORS:
+        return max(within)
+    row = module
+    while row not in FLOORS:
+        row = row.rpartition(".")[0]
+        assert row, f"{module} has no row in {TABLE.name}"
+    return FLOORS[row]
 
 
 def imports_of(path):

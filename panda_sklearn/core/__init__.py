@@ -1,7 +1,6 @@
 """The mathematics: plain functions of torch tensors.
 
-Floor 0 of the package: depends on torch alone and knows nothing of numpy,
-scikit-learn, estimators or networks.
+Depends on torch alone: knows nothing of numpy, scikit-learn, estimators or networks.
 """
 
 from panda_sklearn.core.canonical import canonical_factors

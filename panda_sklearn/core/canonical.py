@@ -16,7 +16,7 @@ orthogonal, nor when parts change places. The canonical pair of all these has
 Where parts may be negative they have the freedom of the appearances, and are
 rotated and signed as these are: sum_i L_i' L_i is diagonal.
 
-Floor 0: torch only. Notation as in :mod:`panda_sklearn.core.objective`.
+Notation as in :mod:`panda_sklearn.core.objective`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 And what a fit asks of its data first, in one pass: how many there are, their sum of
 squares, that scatter where it is wanted, and some samples to keep in memory.
 
-Floor 0: torch only. Notation as in :mod:`panda_sklearn.core.objective`.
+Notation as in :mod:`panda_sklearn.core.objective`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ With :math:`l_{ik}` the coefficients of sample i at part k, a column of
 of channels :math:`A l_{ik}`. The principal components of these are the part's
 variations.
 
-Floor 0: torch only. Notation as in :mod:`panda_sklearn.core.objective`.
+Notation as in :mod:`panda_sklearn.core.objective`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The factors of a fit, and what they make of samples.
 
-Floor 0: torch only. Notation as in :mod:`panda_sklearn.core.objective`.
+Notation as in :mod:`panda_sklearn.core.objective`.
 """
 
 from __future__ import annotations

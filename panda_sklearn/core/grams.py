@@ -1,7 +1,4 @@
-"""Sums of outer products, of which little more than one half is computed.
-
-Floor 0: torch only.
-"""
+"""Sums of outer products, of which little more than one half is computed."""
 
 from __future__ import annotations
 

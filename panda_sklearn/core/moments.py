@@ -13,7 +13,7 @@ instead and P'P = diag(g), the same holds of X = A with Y_i = (Z_i P)', and the
 gradient is equation (5). M1 and M2 are sums over samples: they add over batches,
 processes and machines, and once they are known a step costs nothing in N.
 
-Floor 0: torch only. Notation as in :mod:`panda_sklearn.core.objective`.
+Notation as in :mod:`panda_sklearn.core.objective`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 r"""The objective of PandA and its gradients.
 
 Oldfield et al., *PandA: Unsupervised Learning of Parts and Appearances in the
-Feature Maps of GANs* (ICLR 2023), equations (3) to (5). Floor 0: torch only.
+Feature Maps of GANs* (ICLR 2023), equations (3) to (5).
 
 Notation
 --------

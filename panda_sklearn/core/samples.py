@@ -6,7 +6,7 @@ something of each one. So data may be in memory, on disk, made anew in each pass
 since sums add, on many machines. Kinds other than "in memory" are in
 :mod:`panda_sklearn.sources`.
 
-Floor 0: torch only. Notation as in :mod:`panda_sklearn.core.objective`.
+Notation as in :mod:`panda_sklearn.core.objective`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Starting points for the solvers (section 3.4 of the paper).
 
-Floor 0: torch only. Notation as in :mod:`panda_sklearn.core.objective`.
+Notation as in :mod:`panda_sklearn.core.objective`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Threads wait for each other after every operation. Where operations take microseconds
 and anything else runs on the machine, they wait for milliseconds each time.
-
-Floor 0: torch only.
 """
 
 from __future__ import annotations

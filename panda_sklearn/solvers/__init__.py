@@ -1,7 +1,7 @@
 """Loops over the mathematics that minimise the objective.
 
-Floor 1 of the package: torch and :mod:`panda_sklearn.core` alone; knows nothing of
-numpy arrays, scikit-learn or networks.
+Depends on torch and :mod:`panda_sklearn.core` alone: knows nothing of numpy,
+scikit-learn or networks.
 
 A solver is a function that returns a :class:`SolverResult`, and a line in ``SOLVERS``
 that says what it needs and can do.

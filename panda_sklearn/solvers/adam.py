@@ -1,7 +1,6 @@
 """Adam through automatic differentiation (section 4.3.3 of the paper).
 
-Floor 1: torch and :mod:`panda_sklearn.core` alone. Notation as in
-:mod:`panda_sklearn.core.objective`.
+Notation as in :mod:`panda_sklearn.core.objective`.
 """
 
 from __future__ import annotations

@@ -8,8 +8,7 @@ little beyond their solution before it solves for the appearances, as far as tha
 helped so far (extrapolation: Ang and Gillis, "Accelerating nonnegative matrix
 factorization algorithms using extrapolation", Neural Computation 31(2), 2019).
 
-Floor 1: torch and :mod:`panda_sklearn.core` alone. Notation as in
-:mod:`panda_sklearn.core.objective`.
+Notation as in :mod:`panda_sklearn.core.objective`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What all solvers share: the record they return, batches, the stopping rule.
-
-Floor 1: torch and :mod:`panda_sklearn.core` alone.
-"""
+"""What all solvers share: the record they return, batches, the stopping rule."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@ r"""Descent on one factor: the spectral projected gradient and a spectral soluti
 
 Both minimise f(X) = E - 2 <X, M1 X> + <X'X, X'M2X> of
 :mod:`panda_sklearn.core.moments`, in which parts and appearances look alike.
-Floor 1: torch and :mod:`panda_sklearn.core` alone.
 """
 
 from __future__ import annotations

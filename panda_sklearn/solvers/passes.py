@@ -20,8 +20,7 @@ alone: a linear one in A would not, while the objective does, and the fit would 
 along rotations of A. Where the kept samples lead nowhere, since minima are many or they
 are unlike the others, the alternation goes on with all samples, in more passes.
 
-Floor 1: torch and :mod:`panda_sklearn.core` alone. Notation as in
-:mod:`panda_sklearn.core.objective`.
+Notation as in :mod:`panda_sklearn.core.objective`.
 """
 
 from __future__ import annotations

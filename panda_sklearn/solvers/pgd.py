@@ -1,7 +1,6 @@
 """Projected gradient descent: Algorithm 1 of the paper.
 
-Floor 1: torch and :mod:`panda_sklearn.core` alone. Notation as in
-:mod:`panda_sklearn.core.objective`.
+Notation as in :mod:`panda_sklearn.core.objective`.
 """
 
 from __future__ import annotations

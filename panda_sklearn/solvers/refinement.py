@@ -1,7 +1,7 @@
 """Parts refined to single samples (section 3.5 of the paper, equation (6)).
 
-Floor 1: torch and :mod:`panda_sklearn.core` alone. Notation as in
-:mod:`panda_sklearn.core.objective`; here P is (N, S, R_S), one set of parts a sample.
+Notation as in :mod:`panda_sklearn.core.objective`, but P is (N, S, R_S): one set of
+parts a sample.
 """
 
 from __future__ import annotations

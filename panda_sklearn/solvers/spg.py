@@ -5,8 +5,7 @@ It begins on some samples, kept in memory, with the alternation of
 once through all of them (:mod:`panda_sklearn.solvers.passes`), so that few passes are
 enough.
 
-Floor 1: torch and :mod:`panda_sklearn.core` alone. Notation as in
-:mod:`panda_sklearn.core.objective`.
+Notation as in :mod:`panda_sklearn.core.objective`.
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@ and those add (:mod:`panda_sklearn.core.moments`). They were taken at the factor
 their time, so that they are a little out of date; the closer the factors are to where
 they settle, the less.
 
-Floor 1: torch and :mod:`panda_sklearn.core` alone. Notation as in
-:mod:`panda_sklearn.core.objective`.
+Notation as in :mod:`panda_sklearn.core.objective`.
 """
 
 from __future__ import annotations
