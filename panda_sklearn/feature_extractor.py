@@ -32,7 +32,7 @@ from panda_sklearn.generators._layers import list_layers
 from panda_sklearn.sources import ExtractedBatches, Writer
 from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor, is_floating
 from panda_sklearn.utils.batches import Batches
-from panda_sklearn.utils.borrowing import hold
+from panda_sklearn.utils.borrowing import move
 from panda_sklearn.utils.hooks import (
     Moment,
     can_be_stopped,
@@ -215,7 +215,8 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     Latents may be numpy arrays or torch tensors; answers are of the same kind, on the
     same device. Floating latents are cast to the dtype of the network's parameters.
 
-    Calls from several threads do not see each other's activations.
+    Several threads may use one network or several; they take turns, one call at a
+    time.
 
     References
     ----------
@@ -484,8 +485,9 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             An object to iterate over as often as wanted, with a length: in each pass it
             runs the network on all latents and gives the layer's activations, arrays of
             shape (batch_size, n_channels, \*spatial), batch by batch. Changes of the
-            transformer do not reach it; the network is borrowed from the first batch of
-            a pass to its end, or until the iterator is closed or deleted.
+            transformer do not reach it. The network is borrowed for each batch; with
+            ``device`` set it stays there until the pass ends, or the iterator is closed
+            or deleted.
 
         Raises
         ------
@@ -523,8 +525,8 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     def _passing(self, latents: ArrayLike) -> Generator[ArrayLike, None, None]:
         """Activations of checked latents, batch by batch.
 
-        Between batches the network is only held, and the process is as it was: its mode
-        of gradients, its random numbers.
+        Between batches network and process are as they were, but for the network's
+        device, and other threads have their turns.
         """
         extract = self._extraction(self._tap(), latents)
         origin = Origin.of(latents)
@@ -534,7 +536,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
                 return extract(self._running(undo), where)
 
         with Undo() as undo, undo:
-            hold(undo, self.generator, self._destination())
+            move(undo, self.generator, self._destination())
             rows = self._n_rows()
             for _, part in self._each(make, latents, "activations", rows=rows):
                 yield origin.give(part)

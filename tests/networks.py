@@ -1,6 +1,7 @@
 """Small networks, each with a trait that trips up hooks."""
 
 import contextlib
+import threading
 
 import torch
 from torch import nn
@@ -16,6 +17,16 @@ def borrowed(network, device=None):
     with Undo() as undo, undo:
         borrow(undo, network, device)
         yield
+
+
+def run_threads(work, n):
+    """Call ``work(i)`` in each of n threads; an error if they do not come to an end."""
+    threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(n)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
 
 
 class TinyGenerator(nn.Module):

@@ -17,7 +17,6 @@ for that. h is the largest that the sum before it can be for u of length 1.
 from __future__ import annotations
 
 import functools
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -173,7 +172,7 @@ class Responses:
 
     def _exact(self, latent: Numbered, vectors: Tensor) -> Tensor:
         _load_forward_mode()
-        with _one_at_a_time, forward_mode.dual_level():
+        with forward_mode.dual_level():
             moving = forward_mode.make_dual(torch.zeros_like(vectors), vectors)
             found = forward_mode.unpack_dual(self._images(latent, moving)).tangent
         if found is None:
@@ -186,10 +185,6 @@ class Responses:
         steps = self.step / vectors.norm(dim=1, keepdim=True).clamp(min=tiny)
         ahead, back = (self._images(latent, s * steps * vectors) for s in (1, -1))
         return (ahead - back) / (2 * steps.reshape(-1, *[1] * (ahead.ndim - 1)))
-
-
-# Torch's forward mode belongs to the process, and cannot be entered twice.
-_one_at_a_time = threading.RLock()
 
 
 @functools.cache

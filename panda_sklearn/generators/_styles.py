@@ -5,8 +5,6 @@ Floor 2: see :mod:`panda_sklearn.generators`.
 
 from __future__ import annotations
 
-import threading
-import weakref
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -20,6 +18,7 @@ from panda_sklearn.generators._families import Family, check_batch, convention_o
 from panda_sklearn.generators._labels import Label, Numbers
 from panda_sklearn.utils.arrays import as_tensor
 from panda_sklearn.utils.borrowing import borrow
+from panda_sklearn.utils.turns import take_turn
 from panda_sklearn.utils.undo import Undo
 from panda_sklearn.utils.validation import (
     check_choice,
@@ -255,7 +254,8 @@ class StyleGAN3(StyleFamily):
     def __call__(self, generator: nn.Module, latents: Tensor) -> Any:
         """Images of latents, or of codes."""
         check_kind("generator", generator, nn.Module)
-        with _lock_of(generator), Undo() as undo, undo:
+        with Undo() as undo, undo:
+            take_turn(undo)
             self._set_transform(undo, generator)
             return super().__call__(generator, latents)
 
@@ -273,16 +273,6 @@ class StyleGAN3(StyleFamily):
         undo.note(lambda: setattr(source, "transform", own))
         # Another tensor rather than other values, which gradients may need still.
         source.transform = own.new_tensor(np.linalg.inv(self.transform).tolist())
-
-
-_locks: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
-_locks_lock = threading.Lock()
-
-
-def _lock_of(generator: nn.Module) -> Any:
-    """The lock of a generator, which a thread may take more than once."""
-    # One line, between which and the release no interrupt can come.
-    with _locks_lock: return _locks.setdefault(generator, threading.RLock())  # noqa: E701  # fmt: skip
 
 
 def codes_of(

@@ -2,13 +2,13 @@
 
 Floor 2: torch alone. A :class:`~panda_sklearn.utils.taps.Tap` says which tensor of a
 network is meant, and how maps lie in it; :func:`capture` and :func:`replace` attach to
-it for the length of a forward pass, for the calling thread only.
+it for the length of a forward pass, in the calling thread only: they take a turn
+(:mod:`panda_sklearn.utils.turns`).
 """
 
 from __future__ import annotations
 
 import difflib
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from torch.nn.modules import module as torch_module
 from torch.utils.hooks import RemovableHandle
 
 from panda_sklearn.utils.taps import Tap
+from panda_sklearn.utils.turns import has_turn, take_turn
 from panda_sklearn.utils.undo import Undo
 
 __all__ = [
@@ -358,17 +359,13 @@ def watch(undo: Undo, tap: Tap, act: Callable[[Any, Tensor | None], Any]) -> Non
     its output and input. What it returns, if not ``None``, takes the place of the
     former. Calls made by other threads pass by.
     """
-    thread, layer = threading.get_ident(), tap.layer
+    layer = tap.layer
     inputs: list[Tensor] = []  # of the calls that are going on
 
     def on_output(layer, args, output):
-        if threading.get_ident() != thread:
-            return None
         return act(output, inputs.pop() if tap.where == "update" else None)
 
     def on_input(layer, args, kwargs):
-        if threading.get_ident() != thread:
-            return None
         name = tap.keyword(args, kwargs)
         value = args[0] if name is None else kwargs[name]
         if tap.where == "update":
@@ -394,18 +391,23 @@ def watch(undo: Undo, tap: Tap, act: Callable[[Any, Tensor | None], Any]) -> Non
 
 
 def add_hook(undo: Undo, hooks: Any, hook: Callable, **options: dict) -> None:
-    """Add a hook to one of a module's dicts of hooks.
+    """Add a hook to one of a module's dicts of hooks, for the calling thread.
 
     As ``register_forward_hook`` and the like do, of which the handle is known only
     once they are done, and lost if they are interrupted before.
 
     ``options`` are those dicts in which torch notes of which kind a hook is.
     """
+    take_turn(undo)
+
+    def own(*args: Any) -> Any:
+        return hook(*args) if has_turn() else None
+
     handle = RemovableHandle(hooks, extra_dict=list(options.values()))
     undo.note(handle.remove)
     for option in options.values():
         option[handle.id] = True
-    hooks[handle.id] = hook
+    hooks[handle.id] = own
 
 
 def can_be_stopped(model: nn.Module) -> bool:

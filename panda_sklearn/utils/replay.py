@@ -7,8 +7,6 @@ place.
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,12 +16,10 @@ from torch.utils import _pytree
 
 from panda_sklearn.utils.hooks import add_hook
 from panda_sklearn.utils.taps import Tap
+from panda_sklearn.utils.turns import has_turn, take_turn
 from panda_sklearn.utils.undo import Undo
 
 __all__ = ["Replay"]
-
-LOCKS: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
-LOCKS_LOCK = threading.Lock()
 
 
 class _Given(NamedTuple):
@@ -62,8 +58,7 @@ class Replay:
 
         Of layers within each other the outermost that end before it are kept.
         """
-        thread, tapped = threading.get_ident(), self._tap.layer
-        of_input = self._tap.where == "input"
+        tapped, of_input = self._tap.layer, self._tap.where == "input"
         kept: list[tuple[nn.Module, _Given]] = []
         begun: list[int] = []  # how many were kept when the running layers began
         n_tapped, ended = 0, False
@@ -71,14 +66,14 @@ class Replay:
 
         def on_begin(layer, args):
             nonlocal ended
-            if threading.get_ident() != thread or ended:
+            if ended:
                 return
             ended = of_input and layer is tapped and n_tapped == self._first
             begun.append(len(kept))
 
         def on_end(layer, args, output):
             nonlocal ended, n_tapped, noise
-            if threading.get_ident() != thread or ended:
+            if ended:
                 return
             del kept[begun.pop() :]
             now = self._noise()
@@ -128,23 +123,20 @@ class Replay:
         return [layer for layer in found if layer is not self._network]
 
     def again(self, run: Callable[[], Any]) -> Any:
-        """Make the pass again, with what is known in the place of the layers.
-
-        One at a time of each network: stand-ins of two would be mixed up.
-        """
-        with _lock_of(self._network), Undo() as undo, undo:
+        """Make the pass again, with what is known in the place of the layers."""
+        with Undo() as undo, undo:
+            take_turn(undo)
             for layer, given in self._given.items():
                 self._stand_in(undo, layer, given)
             return run()
 
     def _stand_in(self, undo: Undo, layer: nn.Module, given: list[_Given]) -> None:
         """Put a function in the place of a layer's forward, for this thread."""
-        thread, forward = threading.get_ident(), layer.forward
-        own = vars(layer).get("forward")
+        forward, own = layer.forward, vars(layer).get("forward")
         left = iter(given)
 
         def known(*args, **kwargs):
-            one = next(left, None) if threading.get_ident() == thread else None
+            one = next(left, None) if has_turn() else None
             if one is None:
                 return forward(*args, **kwargs)
             torch.set_rng_state(one.noise[0])
@@ -165,12 +157,6 @@ class Replay:
         """The states of random numbers, the CPU's first."""
         states = [torch.cuda.get_rng_state(device) for device in self._devices]
         return [torch.get_rng_state(), *states]
-
-
-def _lock_of(network: nn.Module) -> Any:
-    """The lock of a network's replays."""
-    with LOCKS_LOCK:
-        return LOCKS.setdefault(network, threading.RLock())
 
 
 def _copied(output: Any) -> Any:

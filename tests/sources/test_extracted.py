@@ -23,7 +23,7 @@ from panda_sklearn import (
 from panda_sklearn.memory import TensorMemory
 from panda_sklearn.sources import ExtractedBatches, is_source, open_source
 from panda_sklearn.utils.arrays import MapLayout
-from panda_sklearn.utils.borrowing import _uses
+from panda_sklearn.utils.turns import _line
 from tests.bad_values import counted_passes
 from tests.networks import TinyGenerator
 
@@ -144,7 +144,7 @@ def test_the_process_is_as_it_was_between_batches(network, z, extractor, in_trai
     for _ in extractor.batches(z):
         assert torch.is_grad_enabled()
         assert torch.get_rng_state().tolist() == in_training[3]
-        assert not network.training and network.norm in set(network.modules())
+        assert state_of(network) == in_training
     assert state_of(network) == in_training
 
 
@@ -153,23 +153,20 @@ def test_the_network_is_given_back(way, network, z, extractor, in_training):
     batches = extractor.batches(z)
     if way == "break":
         for _ in batches:
-            assert not network.training
             break
     elif way == "close":
         passing = iter(batches)
         next(passing)
-        assert not network.training
         passing.close()
     else:
         error = {"interrupt": KeyboardInterrupt, "error": ZeroDivisionError}[way]
 
         def stop(batch):
-            assert not network.training
             raise error
 
         with pytest.raises(error):
             open_source(batches).samples(LAYOUT, batch_size=2).accumulate(stop)
-    assert state_of(network) == in_training and not _uses
+    assert state_of(network) == in_training and not _line
 
 
 def test_an_interrupt_inside_the_network(network, z, extractor, in_training):
@@ -180,14 +177,14 @@ def test_an_interrupt_inside_the_network(network, z, extractor, in_training):
     with pytest.raises(KeyboardInterrupt):
         list(extractor.batches(z))
     handle.remove()
-    assert state_of(network) == in_training and not _uses
+    assert state_of(network) == in_training and not _line
 
 
 def test_passes_at_a_time(network, z, extractor, in_training):
     batches = extractor.batches(z)
     for one, other in zip(batches, batches, strict=True):
         torch.testing.assert_close(one, other)
-    assert state_of(network) == in_training and not _uses
+    assert state_of(network) == in_training and not _line
 
 
 # Streams.
@@ -305,7 +302,7 @@ def test_a_failing_out(network, z, extractor, in_training, error):
     with pytest.raises((KeyboardInterrupt, OSError)) as caught:
         extractor.transform(z, out=Failing())
     assert "results of 6 of its 8 samples were written" in caught.value.__notes__[0]
-    assert state_of(network) == in_training and not _uses
+    assert state_of(network) == in_training and not _line
 
 
 def test_out_is_no_metadata(extractor):

@@ -1,7 +1,6 @@
 """Running a network, and leaving it and the process as they were."""
 
 import contextlib
-import threading
 import types
 
 import pytest
@@ -9,10 +8,10 @@ import torch
 from torch import nn
 
 from panda_sklearn import GeneratorFeatureExtractor
-from panda_sklearn.utils import borrowing
+from panda_sklearn.utils import turns
 from panda_sklearn.utils.borrowing import preserve_random_state, seed_noise
 from panda_sklearn.utils.undo import Undo
-from tests.networks import TinyGenerator, borrowed
+from tests.networks import TinyGenerator, borrowed, run_threads
 
 CPU = torch.device("cpu")
 
@@ -49,18 +48,6 @@ def test_everything_is_restored_after_an_exception(network, z, error):
     assert all(torch.equal(v, after[k]) for k, v in state.items())
 
 
-def test_random_numbers_of_overlapping_calls_on_one_generator():
-    """The device has two names; whoever comes second must not keep the seeded state."""
-    before = torch.get_rng_state()
-    first, second = fixed_noise(CPU), fixed_noise(torch.device("cpu", 0))
-    first.__enter__()
-    torch.rand(3)
-    second.__enter__()
-    first.__exit__(None, None, None)
-    second.__exit__(None, None, None)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def test_a_network_on_two_devices_is_left_there(network):
     network.unused.to("meta")  # a layer that does not run
     with borrowed(network, None):
@@ -73,19 +60,13 @@ def test_a_network_on_two_devices_is_left_there(network):
     assert network.unused.weight.device.type == "meta"
 
 
-def test_overlapping_loans_restore_once_at_the_end(network):
+def test_a_network_is_borrowed_while_it_is(network):
     network.train()
     with borrowed(network, CPU):
-        with borrowed(network, CPU):
+        with borrowed(network):
             assert not network.training
         assert not network.training
-    assert network.training
-    with (
-        borrowed(network, CPU),
-        pytest.raises(RuntimeError, match="in use with device=cpu"),
-        borrowed(network, torch.device("meta")),
-    ):
-        pass
+    assert network.training and not turns._line
 
 
 def test_noise_is_fixed_and_the_global_state_restored(z):
@@ -103,40 +84,29 @@ def test_noise_is_fixed_and_the_global_state_restored(z):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_noise_in_overlapping_threads_restores_the_global_state():
+def test_noise_of_several_threads_and_networks_is_exact(z):
+    """Each pass has the noise that it has alone, and nobody's state is lost."""
+    networks = [TinyGenerator(noise=1.0, seed=seed) for seed in range(2)] * 2
+    extractors = [GeneratorFeatureExtractor(n, "block2").fit(z) for n in networks]
     before = torch.get_rng_state()
-    inside, leave = threading.Event(), threading.Event()
+    expected = [(e.transform(z), e.generate(z)) for e in extractors]
+    wrong = []
 
-    def first():
-        with fixed_noise(CPU):
-            inside.set()
-            leave.wait()
+    def work(i):
+        for _ in range(20):
+            found = extractors[i].transform(z), extractors[i].generate(z)
+            if not all(map(torch.equal, found, expected[i])):
+                wrong.append(i)
 
-    thread = threading.Thread(target=first)
-    thread.start()
-    inside.wait()
-    with fixed_noise(CPU):
-        leave.set()
-        thread.join()
-        torch.randn(3)
-    assert torch.equal(torch.get_rng_state(), before)
+    run_threads(work, len(networks))
+    assert not wrong and torch.equal(torch.get_rng_state(), before)
 
 
-def test_compilation_is_on_again_after_overlapping_threads(network):
+def test_compilation_is_on_again(network):
     network.block1.compile(backend="eager")
-    inside, leave = threading.Event(), threading.Event()
-
-    def first():
-        with borrowed(network, CPU):
-            inside.set()
-            leave.wait()
-
-    thread = threading.Thread(target=first)
-    thread.start()
-    inside.wait()
     with borrowed(network, CPU):
-        leave.set()
-        thread.join()
+        with borrowed(network, CPU):
+            assert torch._dynamo.eval_frame._stance.stance == "force_eager"
         assert torch._dynamo.eval_frame._stance.stance == "force_eager"
     assert torch._dynamo.eval_frame._stance.stance == "default"
 
@@ -252,7 +222,7 @@ def test_a_method_that_raises_leaves_nothing_behind():
     with pytest.raises(ArithmeticError, match="fixed"), borrowed(network):
         pass
     assert all(m.training for m in network.modules()) and torch.is_grad_enabled()
-    assert not borrowing._uses
+    assert not turns._line
 
     class Refuses(nn.Identity):
         def train(self, mode=True):
@@ -263,25 +233,24 @@ def test_a_method_that_raises_leaves_nothing_behind():
     network = nn.Sequential(nn.Dropout(), Refuses(), nn.Dropout())
     with pytest.raises(ArithmeticError, match="not back"), borrowed(network):
         assert not any(m.training for m in network.modules())
-    assert all(m.training for m in network.modules()) and not borrowing._uses
+    assert all(m.training for m in network.modules()) and not turns._line
 
 
-def test_networks_that_share_modules_are_put_back_by_the_last():
+def test_networks_that_share_modules():
     shared = nn.Sequential(nn.Dropout(), Merging(3, 3))
     one, two = nn.Sequential(shared, nn.Dropout()), Averaged(shared)
     for network in (one, two):
         network.train()
     shared[0].eval()
     modes = [m.training for network in (one, two) for m in network.modules()]
-    first, second = Undo(), Undo()
-    borrowing.borrow(first, one)
-    borrowing.borrow(second, two)
-    second.__exit__(None, None, None)  # its own train() would reach into what is in use
-    assert not any(m.training for m in one.modules()) and shared[1].merged
-    first.__exit__(None, None, None)
+    with borrowed(one):
+        with borrowed(two):
+            assert two.swapped
+        # Its own train() reaches into what is in use.
+        assert not any(m.training for m in one.modules()) and shared[1].merged
     after = [m.training for network in (one, two) for m in network.modules()]
     assert after == modes and not shared[1].merged and not two.swapped
-    assert not borrowing._uses
+    assert not turns._line
 
 
 def test_threads_on_networks_that_share_modules():
@@ -318,23 +287,10 @@ def test_threads_on_networks_that_share_modules():
             if not torch.allclose(found, expected[i], atol=1e-5):
                 wrong.append(i)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in (0, 1, 2, 0)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_threads(lambda i: work(i % 3), 4)
     assert not wrong and torch.equal(inner[1].running_mean, mean)
     assert all(m.training for n in networks for m in n.modules())
-    assert not borrowing._uses
-
-
-def test_networks_that_share_modules_must_agree_on_a_move(network):
-    other = nn.Sequential(network)
-    message = "in use with device=cpu by another call"
-    with borrowed(network, CPU), pytest.raises(RuntimeError, match=message):
-        borrowing.borrow(Undo(), other, torch.device("cuda", 0))
-    with borrowed(network, CPU), borrowed(other):
-        pass  # nothing is moved
+    assert not turns._line
 
 
 def test_weights_without_values():

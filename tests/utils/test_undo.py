@@ -9,7 +9,7 @@ from torch import nn
 
 from panda_sklearn import GeneratorFeatureExtractor, PartsAppearanceDecomposition
 from panda_sklearn.generators import StyleGAN3, list_layers, sample_latents
-from panda_sklearn.utils import borrowing
+from panda_sklearn.utils import turns
 from panda_sklearn.utils.undo import MAX_TRIES, Undo
 from tests.generators.families import StyleGAN3Net
 
@@ -70,7 +70,7 @@ def state_of(network):
         torch.is_grad_enabled(),
         torch.is_autocast_enabled("cpu"),
         torch.initial_seed(),
-        (len(borrowing._uses), len(borrowing._moves)),
+        len(turns._line),
         getattr(getattr(network, "synthesis", None), "input", None)
         and network.synthesis.input.transform.tolist(),
     )
