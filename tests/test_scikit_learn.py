@@ -75,7 +75,6 @@ def expected_failures(estimator):
 @parametrize_with_checks(
     DECOMPOSITIONS + EXTRACTORS,
     expected_failed_checks=expected_failures,
-    xfail_strict=True,
 )
 def test_scikit_learn_checks(estimator, check):
     check(estimator)

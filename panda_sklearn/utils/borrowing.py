@@ -164,7 +164,7 @@ def seed_noise(device: torch.device) -> None:
 
 def _random_generators(device: torch.device) -> list[torch.Generator]:
     """The global generators that a network on the device may draw from."""
-    generators = [torch.random.default_generator]
+    generators = [torch.default_generator]
     if device.type == "cuda" and torch.cuda.is_available():
         index = torch.cuda.current_device() if device.index is None else device.index
         generators.append(torch.cuda.default_generators[index])
