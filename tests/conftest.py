@@ -24,7 +24,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 @pytest.fixture(autouse=True)
 def alike_whatever_ran_before():
-    """Global random numbers are as in every run, and no figure stays open."""
+    """Each test starts from the same global random state and leaves no figure open."""
     np.random.seed(0)
     torch.manual_seed(0)
     yield
@@ -33,7 +33,7 @@ def alike_whatever_ran_before():
 
 
 def pytest_collection_modifyitems(items):
-    """Skip the tests that need a real accelerator where there is none."""
+    """Skip the tests that need a real accelerator when there is none."""
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")
@@ -46,8 +46,8 @@ def pytest_collection_modifyitems(items):
 def refining_briefly(monkeypatch):
     """Refinements end after five steps.
 
-    Up to there roundings grow tenfold or so; after a hundred steps even those of double
-    precision have grown to per cents of some samples' parts.
+    By then rounding errors have grown about tenfold. After a hundred steps, even those of
+    double precision reach several per cent of some samples' parts.
     """
     refined = refinement._refined
     monkeypatch.setattr(
