@@ -46,8 +46,8 @@ def pytest_collection_modifyitems(items):
 def refining_briefly(monkeypatch):
     """Refinements end after five steps.
 
-    By then rounding errors have grown about tenfold. After a hundred steps, even those of
-    double precision reach several per cent of some samples' parts.
+    By then rounding errors have grown about tenfold. After a hundred steps, even those
+    of double precision reach several per cent of some samples' parts.
     """
     refined = refinement._refined
     monkeypatch.setattr(
