@@ -1,20 +1,21 @@
-r"""One pair of factors for each minimum.
+r"""The canonical form: one pair of factors for each minimum.
 
 The objective (3) of the paper does not change under A -> c A R, P -> P / c with R
-orthogonal, nor when parts change places. The canonical pair of all these has
+orthogonal, nor when parts change places. Of all these pairs, the canonical one has
 
-- scale: A as near to orthonormal columns as a factor can bring it, that is
+- scale: the columns of A are as near to orthonormal as a scale can bring them, that is
   sum_k g_k = sum_k g_k^2 for the eigenvalues g of A'A;
 - rotation: coefficients of different appearances are uncorrelated over samples and
-  parts, sum_i L_i L_i' is diagonal, and falls: the first appearances are the dominant
-  ones. The last appearances are zero if together they hold no more energy than
-  rounding may have put there, as those beyond the rank of the data;
-- order: parts by the energy that each contributes, sum_i ||A l_ik p_k'||^2, falling;
-  of those whose energies differ by rounding alone, the one that peaks first;
+  parts, that is sum_i L_i L_i' is diagonal. Its entries fall: the first appearances are
+  the dominant ones. The last appearances are zero if together they hold no more energy
+  than rounding may account for, as do those beyond the rank of the data;
+- order: parts are by the energy that each contributes, sum_i ||A l_ik p_k'||^2,
+  falling. Of parts whose energies differ by rounding alone, the one that peaks at an
+  earlier position comes first;
 - signs: the entry of largest magnitude of each appearance is positive.
 
-Where parts may be negative they have the freedom of the appearances, and are
-rotated and signed as these are: sum_i L_i' L_i is diagonal.
+Where parts may be negative they are as free as the appearances, and are rotated and
+signed alike: sum_i L_i' L_i is diagonal.
 
 Notation as in :mod:`panda_sklearn.core.objective`.
 """
@@ -29,8 +30,8 @@ from panda_sklearn.core.moments import Moments
 
 __all__ = ["canonical_factors", "signed"]
 
-# Energies that differ by less than this share are the same up to rounding, which a fit
-# magnifies.
+# Energies that differ by less than this fraction are the same up to rounding, which a
+# fit magnifies.
 SAME = 1e-6
 
 
@@ -42,7 +43,7 @@ def canonical_factors(
     *,
     constraint: Constraint,
 ) -> tuple[Tensor, Tensor, float]:
-    """The canonical pair of A and P.
+    """Return the canonical pair of A and P.
 
     Parameters
     ----------
@@ -50,13 +51,13 @@ def canonical_factors(
         Shapes (C, R_C) and (S, R_S).
 
     part_products : tuple of Tensor of shape (S, R_S)
-        M1 P and M2 P, for the moments of the problem of the parts at A or close to it.
+        M1 P and M2 P, with the moments of the problem of the parts at A or close to it.
 
     of_appearances : Moments
-        Those of the problem of the appearances at P.
+        The moments of the problem of the appearances at P.
 
     constraint : Constraint
-        What P may be; it is rotated only if it may be.
+        The constraint on P, which is rotated only where that allows it.
 
     Returns
     -------
@@ -80,7 +81,7 @@ def canonical_factors(
 
 
 def _falling(energies: Tensor, places: Tensor) -> Tensor:
-    """Indices by falling energy; of all but equal ones by rising place."""
+    """Return indices by falling energy; of the same energy, by rising place."""
     order = energies.argsort(descending=True, stable=True)
     falls = energies[order].diff().neg()
     new = falls > SAME * energies[order[:-1]]
@@ -89,7 +90,7 @@ def _falling(energies: Tensor, places: Tensor) -> Tensor:
 
 
 def _rotated(A: Tensor, B: Tensor, eps: float) -> Tensor:
-    """A with the columns uncorrelated in the metric B, by falling energy, signed."""
+    """Return A with columns uncorrelated in the metric B, by falling energy, signed."""
     A = A @ _falling_eigenvectors(A.T @ B @ A)
     energies = (A * (B @ A)).sum(dim=0).clamp(min=0)
     left = energies.flip(0).cumsum(0).flip(0)  # of each appearance and those after it
@@ -101,6 +102,6 @@ def _falling_eigenvectors(M: Tensor) -> Tensor:
 
 
 def signed(X: Tensor) -> Tensor:
-    """Columns times 1 or -1, so that the entry of largest magnitude is positive."""
+    """Return the columns with signs that make their largest entries positive."""
     peaks = X.gather(0, X.abs().argmax(dim=0, keepdim=True))
     return torch.where(peaks < 0, -X, X)

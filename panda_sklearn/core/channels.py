@@ -1,7 +1,8 @@
-"""The vectors that channels form, over samples and positions: mean and scatter.
+"""Mean and scatter of the channels, and the first pass of a fit.
 
-And what a fit asks of its data first, in one pass: how many there are, their sum of
-squares, that scatter where it is wanted, and some samples to keep in memory.
+At each position of each sample the channels form a vector. The first pass counts the
+samples, sums their squares, computes the scatter of these vectors where it is wanted,
+and keeps some samples in memory.
 
 Notation as in :mod:`panda_sklearn.core.objective`.
 """
@@ -26,17 +27,17 @@ from panda_sklearn.core.samples import (
 
 __all__ = ["ChannelMoments", "ChannelSums", "EnergySums", "Summary", "summarise"]
 
-# Sums are taken about the mean of the first batch where that is more than this many
-# standard deviations from zero.
+# Sums are about the mean of the first batch where that is more than this many standard
+# deviations from zero.
 FAR = 3.0
 
 
 @dataclass(frozen=True)
 class ChannelMoments:
-    """Mean and scatter of the vectors that channels form, over samples and positions.
+    """Mean and scatter of the vectors of channels, over samples and positions.
 
-    About the mean: of data far from zero the scatter about zero is nearly all offset,
-    and in single precision nothing is left of the rest.
+    The scatter is about the mean. That about zero of data far from zero would be nearly
+    all offset, and single precision would lose the rest.
 
     Attributes
     ----------
@@ -61,15 +62,15 @@ class ChannelMoments:
         *,
         products: torch.dtype | None = None,
     ) -> ChannelMoments:
-        """Those of Z (N, C, S), or of A'Z.
+        """Return those of Z (N, C, S), or of A'Z.
 
-        ``products`` is their type, by default that of Z.
+        ``products`` is the type of the products, by default that of Z.
         """
         samples = as_samples(Z)
         sums = ChannelSums(samples, A, products)
         samples.begin(sums)
         found = samples.accumulate(sums.add, *sums.totals())
-        assert samples.n_samples is not None  # a pass has told
+        assert samples.n_samples is not None  # a pass has counted them
         return sums.moments(found, samples.n_samples)
 
     def __add__(self, other: ChannelMoments) -> ChannelMoments:
@@ -83,19 +84,20 @@ class ChannelMoments:
         )
 
     def to(self, device: torch.device) -> ChannelMoments:
-        """The same, on a device."""
+        """Return the same on a device."""
         return ChannelMoments(self.n, self.mean.to(device), self.scatter.to(device))
 
     def turned(self, A: Tensor) -> ChannelMoments:
-        """Those of A'z, for A (C, R_C)."""
+        """Return those of A'z, for A (C, R_C)."""
         A = A.to(self.scatter)
         return ChannelMoments(self.n, A.T @ self.mean, A.T @ self.scatter @ A)
 
     def tells(self, A: Tensor, eps: float) -> bool:
-        """Whether the variances of A'z can be had from these.
+        """Whether these are exact enough to give the variances of A'z.
 
-        Not if they are what is left of much larger ones of z, whose sums are good to
-        about ``eps``: below a hundred times that they are off by a hundredth.
+        They are not where variances of A'z are small differences of much larger ones of
+        z. Sums are good to about ``eps``, so variances below a hundred times that
+        fraction are off by a hundredth or more.
         """
         A = A.to(self.scatter)
         left = (A * (self.scatter @ A)).sum(dim=0)
@@ -103,14 +105,14 @@ class ChannelMoments:
         return bool((left >= 100 * eps * whole).all())
 
     def about_zero(self) -> Tensor:
-        """Sum of z z', of shape (C, C)."""
+        """Return the sum of z z', of shape (C, C)."""
         return self.scatter + self.n * torch.outer(self.mean, self.mean)
 
 
 class ChannelSums:
-    """The sums of one pass that make :class:`ChannelMoments`, of z or of A'z.
+    """The sums of one pass that :class:`ChannelMoments` of z or of A'z are made of.
 
-    About a vector near the mean, which the first batch tells.
+    They are about a vector near the mean, taken from the first batch.
     """
 
     def __init__(
@@ -125,13 +127,13 @@ class ChannelSums:
         self.shift: Tensor | None = None
 
     def totals(self) -> tuple[Tensor, Tensor]:
-        """Sum of the vectors, and of their outer products; to be added to."""
+        """Return the sums of the vectors and of their outer products, zeros."""
         dtype = accumulator_dtype(self.device)
         total = torch.zeros(self.size, dtype=dtype, device=self.device)
         return total, total.new_zeros(self.size, self.size)
 
     def begin(self, batch: Tensor) -> None:
-        """Take the sums about the mean of a batch, where that is far from zero."""
+        """Let the sums be about the mean of a batch, where that is far from zero."""
         batch = self._vectors(batch)
         mean, spread = batch.mean(dim=(0, 2)), batch.std(dim=(0, 2), correction=0)
         self.shift = torch.where(mean.abs() > FAR * spread, mean, 0)
@@ -149,12 +151,12 @@ class ChannelSums:
         add_gram(scatter, rows.T)
 
     def _vectors(self, batch: Tensor) -> Tensor:
-        """Z or A'z of a batch, (n, size, S)."""
+        """Return Z or A'Z of a batch, (n, size, S)."""
         batch = batch.to(self.products)
         return batch if self.A is None else self.A.T.to(batch) @ batch
 
     def moments(self, totals: tuple[Tensor, ...], n_samples: int) -> ChannelMoments:
-        """What the sums of all batches make."""
+        """Return the moments, from the sums over all samples."""
         total, scatter = totals
         assert self.shift is not None
         n = n_samples * self.n_positions
@@ -170,19 +172,19 @@ class EnergySums:
         self.device = device
 
     def totals(self) -> tuple[Tensor]:
-        """The sum, to be added to."""
+        """Return the sum, zero."""
         dtype = accumulator_dtype(self.device)
         return (torch.zeros((), dtype=dtype, device=self.device),)
 
     def begin(self, batch: Tensor) -> None:
-        """Nothing: the sum is about zero."""
+        """Do nothing: the sum is about zero."""
 
     def add(self, batch: Tensor, energy: Tensor) -> None:
         """Add that of a batch."""
         energy += sample_energies(batch).sum()
 
     def moments(self, totals: tuple[Tensor, ...], n_samples: int) -> Tensor:
-        """The sum itself."""
+        """Return the sum itself."""
         return totals[0]
 
 
@@ -200,7 +202,7 @@ class Summary:
     channels : ChannelMoments or None
 
     kept : InMemory
-        Some samples, in memory; all of them if they are not more than asked for.
+        Some samples, in memory; all of them if there are no more than asked for.
 
     energy_of_kept : scalar Tensor
         Their sum of squares.
@@ -220,20 +222,20 @@ def summarise(
     *,
     channels: bool,
 ) -> Summary:
-    """Look at all samples, in one pass.
+    """Go through all samples, in one pass.
 
     Parameters
     ----------
     samples : Samples
 
     n_some : callable
-        How many of N samples to keep in memory; of more samples, no fewer.
+        Returns how many of N samples to keep in memory; for a larger N, no fewer.
 
     generator : torch.Generator
-        Draws them, the same ones wherever the samples are.
+        Draws them: the same ones, wherever the samples are.
 
     channels : bool
-        Whether to take the channels' moments, which cost most.
+        Whether to compute the channels' moments, which cost most.
     """
     sums: list[Sums] = [EnergySums(samples.device)]
     if channels:
@@ -244,7 +246,7 @@ def summarise(
         together.add, *together.totals(), n_some=n_some, generator=generator
     )
     n_samples = samples.n_samples
-    assert n_samples is not None  # a pass has told
+    assert n_samples is not None  # a pass has counted them
     energy, *moments = together.moments(found, n_samples)
     return Summary(
         n_samples,

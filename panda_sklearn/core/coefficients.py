@@ -1,8 +1,8 @@
 r"""How the coefficients of each part vary over samples, and what that looks like.
 
-With :math:`l_{ik}` the coefficients of sample i at part k, a column of
-:math:`L_i = A^\top Z_i P` (equation (2)), what a part shows of a sample is the vector
-of channels :math:`A l_{ik}`. The principal components of these are the part's
+Let :math:`l_{ik}`, a column of :math:`L_i = A^\top Z_i P` (equation (2)), be the
+coefficients of sample i at part k. What the part shows of the sample is the vector of
+channels :math:`A l_{ik}`. The principal components of these vectors are the part's
 variations.
 
 Notation as in :mod:`panda_sklearn.core.objective`.
@@ -26,9 +26,9 @@ __all__ = [
     "without_others",
 ]
 
-# What is added to variances of coefficients before they are divided by, as a share of
-# their mean: to those of the other parts before anything is explained by them, and to
-# those of a part before distances are measured.
+# The ridge added to variances of coefficients before dividing by them, as a fraction of
+# their mean: those of the other parts, where these explain a part's variance; and those
+# of a part, where distances are measured.
 RIDGE = 1e-2
 
 
@@ -47,7 +47,7 @@ class CoefficientMoments:
         Sum over samples of (l_k - mean)(l_k - mean)'.
 
     cross : Tensor of shape (R_S, R_C, R_C)
-        The same of l_k and the sum over all parts; all in double precision.
+        Likewise of l_k and the sum of l over all parts; all in double precision.
     """
 
     n: int
@@ -67,18 +67,18 @@ class CoefficientMoments:
         )
 
     def to(self, device: torch.device) -> CoefficientMoments:
-        """The same, on a device."""
+        """Return the same on a device."""
         arrays = (T.to(device) for T in (self.mean, self.own, self.cross))
         return CoefficientMoments(self.n, *arrays)
 
     def turned(
         self, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]
     ) -> CoefficientMoments:
-        """Those at other factors (A, P), as far as these tell.
+        """Return those at other factors (A, P), as far as these determine them.
 
-        New appearances are taken for the nearest combinations of the old ones, a new
-        part for a multiple, of either sign, of the old one that is most like it, and
-        the sum over parts for the mean multiple of the old sum.
+        Each new appearance counts as the nearest combination of the old ones, each new
+        part as a multiple, of either sign, of the old part most similar to it, and the
+        sum over parts as the mean multiple of the old sum.
         """
         (A, P), (new_A, new_P) = (
             tuple(factor.to(self.own) for factor in pair) for pair in (before, after)
@@ -98,9 +98,9 @@ class CoefficientMoments:
 
 
 class CoefficientSums:
-    """The sums of one pass that make :class:`CoefficientMoments`.
+    """The sums of one pass that :class:`CoefficientMoments` are made of.
 
-    About the mean of the first samples, which is near that of all.
+    They are about the mean of the first samples, which is near that of all.
     """
 
     def __init__(self, A: Tensor, P: Tensor) -> None:
@@ -108,17 +108,17 @@ class CoefficientSums:
         self.shift: Tensor | None = None
 
     def totals(self) -> tuple[Tensor, ...]:
-        """Sums of the coefficients and of their products, to be added to."""
+        """Return the sums of the coefficients and of their products, zeros."""
         R_C, R_S, device = self.A.shape[1], self.P.shape[1], self.A.device
         total = torch.zeros(R_S, R_C, dtype=accumulator_dtype(device), device=device)
         return total, total.new_zeros(R_S, R_C, R_C), total.new_zeros(R_S, R_C, R_C)
 
     def begin(self, batch: Tensor) -> None:
-        """Take the sums about the mean of a batch."""
+        """Let the sums be about the mean of a batch."""
         self.shift = self._coefficients(batch).mean(dim=1)
 
     def _coefficients(self, batch: Tensor) -> Tensor:
-        """Those of a batch, (R_S, n, R_C)."""
+        """Return the coefficients of a batch, (R_S, n, R_C)."""
         W = (batch @ self.P.to(batch)).permute(2, 0, 1)  # (R_S, n, C)
         rows = W.flatten(0, 1) @ self.A.to(batch)
         return rows.unflatten(0, W.shape[:2])
@@ -137,40 +137,43 @@ class CoefficientSums:
         )
 
     def moments(self, totals: tuple[Tensor, ...], n_samples: int) -> CoefficientMoments:
-        """What the sums of all batches make."""
+        """Return the moments, from the sums over all samples."""
         total, own, cross = totals
         assert self.shift is not None
-        n = n_samples
-        away = total / n
+        away = total / n_samples
         return CoefficientMoments(
-            n,
+            n_samples,
             self.shift.to(away) + away,
-            own - n * _outer(away, away),
-            cross - n * _outer(away, away.sum(dim=0)),
+            own - n_samples * _outer(away, away),
+            cross - n_samples * _outer(away, away.sum(dim=0)),
         )
 
 
 def without_others(own: Tensor, cross: Tensor, of_sum: Tensor) -> Tensor:
-    """Covariances of some parts' coefficients, less what the others' sum explains.
+    """Return covariances of parts' coefficients, less what the other parts explain.
 
-    The partial covariance C - B (O + ridge)^-1 B', with B the covariance of the part
-    and the sum of the others, and O that of this sum.
+    That is the partial covariance C - B (O + ridge)^-1 B', with B the covariance of the
+    part with the sum of the others, and O the covariance of this sum.
 
     Parameters
     ----------
     own, cross : Tensor of shape (n, R_C, R_C)
-        Covariances of each of these parts' coefficients, and of these and the sum over
-        all parts.
+        Covariances of the coefficients of each of these parts, and their covariances
+        with the sum over all parts.
 
     of_sum : Tensor of shape (R_C, R_C)
-        Covariance of this sum.
+        Covariance of the sum over all parts.
+
+    Returns
+    -------
+    covariances : Tensor of shape (n, R_C, R_C)
     """
     explaining = of_sum - cross - cross.mT + own
-    # Of a stream they are known nearly: what is no covariance is cut off.
+    # Those of a stream are approximate, and may not be positive semi-definite.
     variances, V = torch.linalg.eigh((explaining + explaining.mT) / 2)
     variances = variances.clamp(min=0)
     level = variances.mean(dim=1, keepdim=True)
-    # Where nothing else varies nothing is explained.
+    # Where nothing else varies, nothing is explained.
     ridge = torch.where(level > 0, RIDGE * level, 1.0)
     B = (cross - own) @ V
     return own - (B / (variances + ridge)[:, None]) @ B.mT
@@ -178,17 +181,17 @@ def without_others(own: Tensor, cross: Tensor, of_sum: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Distances:
-    """How far coefficients of a part are from where those of the samples are.
+    """How far coefficients of a part are from those of the samples.
 
-    The Mahalanobis distance, with a ridge in the covariance, over its root mean square
-    among the samples.
+    That is the Mahalanobis distance, with a ridge in the covariance, over its root mean
+    square among the samples.
 
     Attributes
     ----------
     mean : Tensor of shape (R_C,)
     axes : Tensor of shape (R_C, R_C) or None
-        Principal axes, each over the root of its variance and of the mean square;
-        ``None`` where samples do not vary.
+        Principal axes, each divided by its standard deviation and by the root mean
+        square; ``None`` where samples do not vary.
     """
 
     mean: Tensor
@@ -196,7 +199,7 @@ class Distances:
 
     @classmethod
     def about(cls, mean: Tensor, covariance: Tensor) -> Distances:
-        """Those about a mean (R_C,) with a covariance (R_C, R_C)."""
+        """Return those about a mean (R_C,) with a covariance (R_C, R_C)."""
         variances, V = torch.linalg.eigh((covariance + covariance.T) / 2)
         variances = variances.clamp(min=0)
         level = variances.mean()
@@ -206,7 +209,10 @@ class Distances:
         return cls(mean, V / (widths * (variances / widths).sum()).sqrt())
 
     def of(self, L: Tensor) -> Tensor:
-        """Of coefficients (..., R_C); infinite off the mean, where nothing varies."""
+        """Return those of coefficients (..., R_C).
+
+        They are infinite off the mean where samples do not vary.
+        """
         away = L - self.mean
         if self.axes is None:
             return torch.where(away.any(dim=-1), torch.inf, 0.0)
@@ -214,7 +220,7 @@ class Distances:
 
 
 def principal_variations(A: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Principal components of the vectors A l, from the covariance of l.
+    """Return the principal components of the vectors A l, from the covariance of l.
 
     Parameters
     ----------
@@ -242,5 +248,5 @@ def principal_variations(A: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _outer(x: Tensor, y: Tensor) -> Tensor:
-    """Outer products of rows."""
+    """Return the outer products of rows."""
     return x[..., :, None] * y[..., None, :]

@@ -1,4 +1,4 @@
-"""What a factor may be.
+"""The constraints that a factor may have.
 
 Notation as in :mod:`panda_sklearn.core.objective`.
 """
@@ -15,17 +15,17 @@ __all__ = ["FREE", "NONNEGATIVE", "Constraint"]
 
 @dataclass(frozen=True)
 class Constraint:
-    """A closed convex cone of factors: with X it also holds c X for each c > 0.
+    """A closed convex cone of factors: if it holds X it holds c X for each c > 0.
 
     Attributes
     ----------
     project : callable
-        The nearest factor in the cone, of a factor or of several, (..., n, r).
+        Returns the nearest factor in the cone, for one factor or several, (..., n, r).
 
     rotatable : bool
-        Whether it holds X R with every X, for R orthogonal. The objective does not
-        change from X to X R; so the best factor is found without a start, and of its
-        rotations the canonical one is taken.
+        Whether the cone holds X R for each of its X and each orthogonal R. The
+        objective is the same at X and X R. So the best factor is found without a
+        start, and the canonical one of its rotations is taken.
     """
 
     project: Callable[[Tensor], Tensor]
@@ -44,7 +44,7 @@ def _clipped(X: Tensor) -> Tensor:
     return X.clamp(min=0)
 
 
-#: Entries of either sign, as those of the appearances.
+#: Entries of either sign, as in the appearances.
 FREE = Constraint(project=_unchanged, rotatable=True)
 
 #: No entry is negative.

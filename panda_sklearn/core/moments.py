@@ -10,8 +10,8 @@ As a function of X = P the objective (3) of the paper is
 
 with the gradient -4 M1 X + 2 (X X'M2X + M2X X'X), which is equation (4). With P held
 instead and P'P = diag(g), the same holds of X = A with Y_i = (Z_i P)', and the
-gradient is equation (5). M1 and M2 are sums over samples: they add over batches,
-processes and machines, and once they are known a step costs nothing in N.
+gradient is equation (5). M1 and M2 are sums over samples. So they add over batches,
+processes and machines, and once they are known the cost of a step does not depend on N.
 
 Notation as in :mod:`panda_sklearn.core.objective`.
 """
@@ -39,12 +39,12 @@ __all__ = [
     "thin_products",
 ]
 
-# Measured on two cores: a descent takes about this many products, and one product of
-# FactoredMoments takes this many times longer than its multiplications say.
+# Measured on two cores: a descent takes about this many products, and a product of
+# FactoredMoments takes this many times longer than its multiplications suggest.
 PRODUCTS = 15
 SLOWNESS = 3
-# A'Z is kept where it takes at most this share of the memory of Z.
-SHARE_TO_KEEP = 1 / 2
+# A'Z is kept where it takes at most this fraction of the memory of Z.
+FRACTION_TO_KEEP = 1 / 2
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,13 @@ class Moments:
     Attributes
     ----------
     M1, M2 : Tensor of shape (n, n)
-        In double precision, whatever the data's.
+        In double precision, whatever the type of the data.
 
     energy : scalar Tensor
         sum ||Z_i||^2.
 
     eps : float
-        Relative rounding error of the sums, or of squares of the data if that is more.
+        Relative rounding error of the sums, or of the squares of the data if larger.
     """
 
     M1: Tensor
@@ -70,22 +70,22 @@ class Moments:
 
     def __add__(self, other: Moments) -> Moments:
         energy = self.energy + other.energy
-        # Each is off by its own share of its own energy.
+        # The error of each is a fraction of its own energy.
         off = float(self.eps * self.energy + other.eps * other.energy)
         eps = off / float(energy) if float(energy) > 0 else max(self.eps, other.eps)
         return Moments(self.M1 + other.M1, self.M2 + other.M2, energy, eps)
 
     def to(self, device: torch.device) -> Moments:
-        """The same, on a device."""
+        """Return the same on a device."""
         M1, M2, energy = (x.to(device) for x in (self.M1, self.M2, self.energy))
         return Moments(M1, M2, energy, self.eps)
 
     def rescaled(self, c: float) -> Moments:
-        """The moments if the factor that was held is multiplied by c."""
+        """Return the moments for the held factor multiplied by c."""
         return Moments(c**2 * self.M1, c**4 * self.M2, self.energy, self.eps)
 
     def products(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """M1 X and M2 X, for X (K, n, r)."""
+        """Return M1 X and M2 X, for X (K, n, r)."""
         return _times(self.M1, X), _times(self.M2, X)
 
 
@@ -93,7 +93,7 @@ class Moments:
 class FactoredMoments:
     """M1 = sum Y_i' Q1 Y_i and M2 = sum Y_i' Q2 Y_i, never formed.
 
-    For n so large that n x n matrices cost more to fill than they save.
+    For n so large that filling n x n matrices costs more than it saves.
 
     Attributes
     ----------
@@ -112,7 +112,7 @@ class FactoredMoments:
         Type of the products.
 
     eps : float
-        As of :class:`Moments`.
+        As in :class:`Moments`.
     """
 
     Y: Tensor
@@ -124,7 +124,7 @@ class FactoredMoments:
     eps: float
 
     def products(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """M1 X and M2 X, for X (K, n, r)."""
+        """Return M1 X and M2 X, for X (K, n, r)."""
         K, n, r = X.shape
         columns = X.transpose(0, 1).reshape(n, K * r).to(self.dtype)
         Q = torch.cat([self.Q1, self.Q2]).to(self.dtype)
@@ -141,14 +141,14 @@ class FactoredMoments:
 
 
 def diagonalised(X: Tensor) -> tuple[Tensor, Tensor]:
-    """X R and g >= 0 with R orthogonal and (X R)'(X R) = diag(g).
+    """Return X R and g >= 0, with R orthogonal and (X R)'(X R) = diag(g).
 
-    The objective does not change when a factor is rotated so.
+    Such a rotation of a factor does not change the objective.
     """
     G = X.T @ X
     g = G.diagonal()
     rounding = torch.finfo(G.dtype).eps * len(G) * g.max()
-    if bool((G - g.diag()).abs().max() <= rounding):  # it is already
+    if bool((G - g.diag()).abs().max() <= rounding):  # G is diagonal already
         return X, g.clone()
     g, R = torch.linalg.eigh(G)
     return X @ R, g.clamp(min=0)
@@ -161,7 +161,7 @@ def part_moments(
     energy: Tensor,
     dtype: torch.dtype | None = None,
 ) -> Moments:
-    """Moments of the problem of the parts, at given appearances.
+    """Return the moments of the problem of the parts, at given appearances.
 
     Parameters
     ----------
@@ -201,8 +201,8 @@ def part_moments(
 class _AddOfParts:
     """Adds a batch's moments of the problem of the parts.
 
-    ``columns`` are A', or ``None`` for the identity; ``roots`` those of the g of A'A =
-    diag(g), or ``None`` for ones, with which M2 is M1.
+    ``columns`` is A', or ``None`` for the identity. With A'A = diag(g), ``roots`` are
+    the square roots of g, or ``None`` if all are 1, where M2 is M1.
     """
 
     columns: Tensor | None
@@ -225,17 +225,17 @@ def factored_part_moments(
     energy: Tensor,
     dtype: torch.dtype | None = None,
 ) -> FactoredMoments:
-    """The same as :func:`part_moments`, with the S x S matrices left unformed.
+    """Return the moments of :func:`part_moments` without forming S x S matrices.
 
-    Of samples in memory. A'Z is kept where that takes little memory beside Z; else each
-    product goes through Z itself.
+    For samples in memory. A'Z is kept where it takes little memory beside Z. Elsewhere
+    each product goes through Z itself.
     """
     N, C, S = Z.shape
     dtype = dtype or Z.dtype
     A, g = diagonalised(A)
     R_C = len(g)
     size, eps = max(1, 2**21 // (C * S)), _rounding(Z, dtype)
-    if R_C > SHARE_TO_KEEP * C:
+    if R_C > FRACTION_TO_KEEP * C:
         B = A @ A.T
         return FactoredMoments(Z, B, B @ B, energy, size, dtype, eps)
     Y = torch.empty(N, R_C, S, dtype=dtype, device=Z.device)
@@ -252,9 +252,9 @@ def appearance_moments(
     energy: Tensor,
     dtype: torch.dtype | None = None,
 ) -> Moments:
-    """Moments of the problem of the appearances, at given parts (S, R_S).
+    """Return the moments of the problem of the appearances, at given parts (S, R_S).
 
-    Parameters and answer are as of :func:`part_moments`, of size n = C.
+    As :func:`part_moments`, with n = C.
     """
     samples = as_samples(Z)
     rows = _Rows(samples, P, dtype)
@@ -270,9 +270,9 @@ def factored_appearance_moments(
     energy: Tensor,
     dtype: torch.dtype | None = None,
 ) -> FactoredMoments:
-    """The same as :func:`appearance_moments`, with the C x C matrices left unformed.
+    """Return those of :func:`appearance_moments` without forming C x C matrices.
 
-    For samples in memory that have fewer W_i' than channels have numbers.
+    For samples in memory, so few that the rows of all W_i' are fewer than channels.
     """
     dtype = dtype or Z.dtype
     P, g = diagonalised(P)
@@ -290,15 +290,15 @@ def thin_products(
     energy: Tensor,
     dtype: torch.dtype | None = None,
 ) -> tuple[Moments, tuple[Tensor, Tensor]]:
-    """What one pass tells at a pair of factors without an S x S product.
+    """Return what one pass tells at a pair of factors without an S x S product.
 
     Returns
     -------
     of_appearances : Moments
-        Those of :func:`appearance_moments` at P.
+        As :func:`appearance_moments` at P.
 
     part_products : tuple of Tensor of shape (S, R_S)
-        M1 P and M2 P for the moments of :func:`part_moments` at A.
+        M1 P and M2 P, with the moments of :func:`part_moments` at A.
     """
     samples = as_samples(Z)
     rows = _Rows(samples, P, dtype)
@@ -324,9 +324,10 @@ def thin_products(
 
 @dataclass(frozen=True)
 class _AddThin:
-    """Adds what :func:`thin_products` takes of a batch.
+    """Adds what :func:`thin_products` sums of a batch.
 
-    ``first`` is A, ``last`` A' and ``metric`` A'A; or AA' and ``None``.
+    ``first`` is A, ``last`` A' and ``metric`` A'A; or ``first`` is AA' and the others
+    are ``None``.
     """
 
     rows: _Rows
@@ -348,7 +349,8 @@ class _AddThin:
 class _Rows:
     """The rows of all W_i' = P'Z_i' and their sums of outer products.
 
-    With P turned so that P'P is diagonal; ``back`` turns what is linear in it back.
+    P is rotated so that P'P is diagonal. ``back`` undoes the rotation in what is linear
+    in P.
     """
 
     def __init__(self, samples: Samples, P: Tensor, dtype: torch.dtype | None) -> None:
@@ -359,7 +361,7 @@ class _Rows:
         self.size = samples.n_channels // P.shape[1]
 
     def add(self, batch: Tensor, M1: Tensor, M2: Tensor) -> Tensor:
-        """Add those of a batch; returns its rows (R_S n, C), part by part."""
+        """Add those of a batch, and return its rows (R_S n, C), part by part."""
         _, C, S = batch.shape
         W = self.columns @ batch.reshape(-1, S).T.to(self.dtype)
         add_gram(M1, W.view(-1, C))
@@ -368,31 +370,31 @@ class _Rows:
 
 
 def _zeros(samples: Samples, n: int) -> tuple[Tensor, Tensor]:
-    """Totals for M1 and M2."""
+    """Return totals for M1 and M2, zero."""
     dtype = accumulator_dtype(samples.device)
     both = torch.zeros(2, n, n, dtype=dtype, device=samples.device)
     return both[0], both[1]
 
 
 def is_cheaper_factored(C: int, S: int, R_C: int, R_S: int) -> bool:
-    """Whether a descent on the parts costs less with the S x S matrices unformed.
+    """Whether a descent on the parts costs less without forming S x S matrices.
 
     Per sample, forming them takes 2 R_C S^2 multiplications, and a product without
     them 2 R S R_S, where R is R_C, or C where A'Z is not kept.
     """
-    R = R_C if R_C <= SHARE_TO_KEEP * C else C
+    R = R_C if R_C <= FRACTION_TO_KEEP * C else C
     return R_C * S > PRODUCTS * SLOWNESS * R * R_S
 
 
 def _rounding(Z: Samples | Tensor, dtype: torch.dtype) -> float:
-    """Share of the energy that rounding may have put anywhere, for a type of products.
+    """Return the fraction of the energy by which rounding may change any sum.
 
-    By the sums of products; or by the values themselves, whose errors are squared.
+    Either that of products of type ``dtype``, or the squared one of the values of Z.
     """
     return max(torch.finfo(dtype).eps, torch.finfo(Z.dtype).eps ** 2)
 
 
 def _times(M: Tensor, X: Tensor) -> Tensor:
-    """M X_k for each X_k of X (K, n, r), in one product."""
+    """Return M X_k for each X_k of X (K, n, r), by one product."""
     K, n, r = X.shape
     return (M @ X.transpose(0, 1).reshape(n, K * r)).reshape(n, K, r).transpose(0, 1)

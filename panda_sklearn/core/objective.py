@@ -8,7 +8,7 @@ Notation
 ====  ==============  ============================================================
 Z     (N, C, S)       activations: N samples, C channels, S positions
 A     (C, R_C)        appearances, free
-P     (S, R_S)        parts; their sign is the solver's business, not of this file
+P     (S, R_S)        parts; here of any sign, which is the solvers' concern
 W     (N, C, R_S)     Z_i P
 Y     (N, R_C, S)     A' Z_i
 L     (N, R_C, R_S)   coefficients A' Z_i P = A' W_i = Y_i P
@@ -27,7 +27,7 @@ Everything follows from X: with E = sum ||Z_i||^2,
 
 which are (3), (4) and (5) with the products associated so that no S x S matrix is
 formed, and a C x C one only where R_C is near C and it saves work. There are three
-ways round, and each function takes the cheapest for the shapes at hand:
+ways to compute them, and each function takes the cheapest for the shapes at hand:
 
 - "positions" sums over positions first: W, then L = A'W;
 - "channels" sums over channels first: Y, then L = YP;
@@ -47,14 +47,14 @@ projector   w + C S R_S + 2 C^2 R_S +          w + 2 C^2 R_S + C R_S^2
             2 C R_S^2
 =========== ================================== ===================================
 
-and to these each sample's share of the products that involve none, such as A'A. A test
-counts all: not more than twice what the dearest term of (3), (4) or (5) takes on its
-own in its best order; three times for R_C = C with only a few positions or R_S = S.
+and each sample's share of the products that involve no samples, such as A'A. A test
+counts them all: no more than twice what the costliest term of (3), (4) or (5) takes on
+its own in its best order; three times for R_C = C with few positions or R_S = S.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,42 +75,43 @@ __all__ = [
     "total_objective",
 ]
 
-# Numbers of one batch that may be copied into double precision at a time (16 MB).
+# Elements of Z that may be copied into double precision at a time (16 MB).
 BATCH_ELEMENTS = 2**21
 
-# An objective below this share of the sum of squares is what large numbers leave of
-# each other: single precision, good to about 1e-6 of the sum of squares, no longer
-# tells it to a thousandth. It is then taken from the residuals, in double precision.
+# An objective below this fraction of the sum of squares is a small difference of large
+# numbers. Single precision, good to about 1e-6 of the sum of squares, gives it to no
+# better than a thousandth. It is then computed from the residuals, in double precision.
 CANCELLED = 1e-3
 
 
 def batches_of(Z: Tensor, per_sample: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Views of a few samples each, small enough to be copied.
+    """Return views of a few samples each, small enough to be copied.
 
-    Of Z, or of another tensor with something for each of its samples.
+    They are of Z or of ``per_sample``, a tensor with an entry for each sample of Z.
     """
     size = max(1, BATCH_ELEMENTS // Z[0].numel())
     return (Z if per_sample is None else per_sample).split(size)
 
 
 def accumulator_dtype(device: torch.device) -> torch.dtype:
-    """The widest floating type of a device, in which long sums are kept."""
+    """Return the widest floating type of a device, in which long sums are kept."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def cancels(f: Tensor | float, energy: Tensor | float, like: Tensor | Samples) -> Any:
-    """Whether an objective is too small a share of E for products in ``like``'s type.
+    """Whether f is too small a fraction of E for products in the type of ``like``.
 
-    Of each sample, where they are tensors; never, where the type is the widest already.
+    Elementwise where f or E is a tensor. Never where the type is the widest already.
     """
     narrow = like.dtype != accumulator_dtype(like.device)
     return (f < CANCELLED * energy) & narrow
 
 
 def sample_energies(Z: Tensor) -> Tensor:
-    """||Z_i||^2 of each sample, of shape (N,), in double precision.
+    """Return ||Z_i||^2 of each sample, of shape (N,), in double precision.
 
-    Of short rows in Z's own type: their rounding errors are small and cancel.
+    The norms of its rows are in Z's own type: their rounding errors are small and
+    cancel.
     """
     rows = torch.linalg.vector_norm(Z, dim=2).to(accumulator_dtype(Z.device))
     return rows.square_().sum(dim=1)
@@ -124,7 +125,7 @@ def objective_of(
     W: Tensor | None = None,
     energy: Tensor | None = None,
 ) -> Tensor:
-    """Sum over samples of the squared reconstruction error, equation (3).
+    """Return the sum over samples of the squared reconstruction error, equation (3).
 
     Parameters
     ----------
@@ -140,8 +141,8 @@ def objective_of(
     Returns
     -------
     f : scalar Tensor
-        In double precision: f is a small difference of large numbers. A very small one
-        is taken from the residuals; see ``CANCELLED``.
+        In double precision, since it is a small difference of large numbers. If it is
+        very small, it is computed from the residuals; see ``CANCELLED``.
     """
     if energy is None:
         energy = sample_energies(Z).sum()
@@ -160,30 +161,22 @@ def objective_of(
 
 
 def total_objective(Z: Samples | Tensor, A: Tensor, P: Tensor) -> Tensor:
-    """:func:`objective_of`, batch by batch: no product as long as Z is held whole."""
+    """Return :func:`objective_of` batch by batch: no product is as long as Z."""
     samples = as_samples(Z)
-    total = torch.zeros(
-        (), dtype=accumulator_dtype(samples.device), device=samples.device
-    )
-    (total,) = samples.accumulate(_AddObjective(A, P), total)
+    dtype, device = accumulator_dtype(samples.device), samples.device
+    total = torch.zeros((), dtype=dtype, device=device)
+    (total,) = samples.accumulate(partial(_add_objective, A, P), total)
     return total
 
 
-@dataclass(frozen=True)
-class _AddObjective:
-    """Adds the objective of a batch."""
-
-    A: Tensor
-    P: Tensor
-
-    def __call__(self, batch: Tensor, total: Tensor) -> None:
-        total += objective_of(batch, self.A, self.P)
+def _add_objective(A: Tensor, P: Tensor, batch: Tensor, total: Tensor) -> None:
+    total += objective_of(batch, A, P)
 
 
 def sample_objectives(Z: Tensor, A: Tensor, P: Tensor) -> Tensor:
-    """The objective (6) of each sample, (N,), with parts P (N, S, R_S) of its own.
+    """Return the objective (6) of each sample, (N,), at its own parts P (N, S, R_S).
 
-    In double precision; batch by batch, so that nothing as long as Z is formed.
+    In double precision, and batch by batch: no product is as long as Z.
     """
     dtype = accumulator_dtype(Z.device)
     G = A.T @ A
@@ -206,7 +199,7 @@ def sample_objectives(Z: Tensor, A: Tensor, P: Tensor) -> Tensor:
 
 
 def _squared_residuals(Z: Tensor, A: Tensor, P: Tensor) -> Tensor:
-    """||Z_i - A L_i P'||^2 of each sample, (N,), all in double precision.
+    """Return ||Z_i - A L_i P'||^2 of each sample, (N,), in double precision.
 
     P is (S, R_S), or (N, S, R_S).
     """
@@ -218,7 +211,7 @@ def _squared_residuals(Z: Tensor, A: Tensor, P: Tensor) -> Tensor:
 def gradient_parts(
     Z: Tensor, A: Tensor, P: Tensor, *, W: Tensor | None = None
 ) -> Tensor:
-    """Gradient of the objective (3) with respect to P, equation (4).
+    """Return the gradient of the objective (3) with respect to P, equation (4).
 
     Parameters
     ----------
@@ -264,7 +257,7 @@ def gradient_parts(
 def gradient_appearances(
     Z: Tensor, A: Tensor, P: Tensor, *, W: Tensor | None = None
 ) -> Tensor:
-    """Gradient of the objective (3) with respect to A, equation (5).
+    """Return the gradient of the objective (3) with respect to A, equation (5).
 
     Parameters
     ----------
@@ -311,13 +304,13 @@ def gradient_appearances(
 
 
 def sum_over_rows(M: Tensor, X: Tensor) -> Tensor:
-    """sum_i M_i' X_i for M (N, a, b) and X (N, a, c), without a copy of M.
+    """Return sum_i M_i' X_i for M (N, a, b) and X (N, a, c), without a copy of M.
 
-    With the narrow factor first, which takes half the time.
+    The narrow factor comes first, which takes half the time.
     """
     return (X.flatten(0, 1).T @ M.flatten(0, 1)).T
 
 
 def _cheapest(**costs: int) -> str:
-    """Name of the smallest cost; of equal ones the first."""
+    """Return the name of the smallest cost, the first of equal ones."""
     return min(costs, key=costs.__getitem__)

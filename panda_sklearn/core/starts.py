@@ -21,17 +21,17 @@ __all__ = [
     "revived",
 ]
 
-# Vectors beside those asked for, and products with the scatter, of subspace iteration.
+# Subspace iteration: vectors beyond those asked for, and products with the scatter.
 SPARE = 8
 TURNS = 6
 
 
 def hosvd(Z: Tensor, n_appearances: int, *, scatter: Tensor | None = None) -> Tensor:
-    """Leading eigenvectors of the channel scatter (section 3.4).
+    """Return the leading eigenvectors of the channel scatter (section 3.4).
 
     These are the leading left singular vectors of the mode-2 unfolding of Z. Each
     is signed so that its entry of largest magnitude is positive. ``scatter`` is
-    sum_i Z_i Z_i', where it is known.
+    sum_i Z_i Z_i', if it is known.
 
     Returns
     -------
@@ -46,11 +46,11 @@ def hosvd(Z: Tensor, n_appearances: int, *, scatter: Tensor | None = None) -> Te
 
 
 def nearly_hosvd(Z: Tensor, n_appearances: int, generator: torch.Generator) -> Tensor:
-    """About what :func:`hosvd` gives, without a C x C matrix: by subspace iteration.
+    """Return about what :func:`hosvd` gives, without forming a C x C matrix.
 
-    Of a few more vectors than asked for, whose span a product with the scatter turns
-    again and again (Halko, Martinsson, Tropp, "Finding structure with randomness",
-    SIAM Review 53(2), 2011).
+    By subspace iteration: the span of a few more vectors than asked for is multiplied
+    by the scatter again and again (Halko, Martinsson, Tropp, "Finding structure with
+    randomness", SIAM Review 53(2), 2011).
     """
     C = Z.shape[1]
     rows = Z.transpose(0, 1).flatten(1)  # (C, N S)
@@ -66,7 +66,7 @@ def nearly_hosvd(Z: Tensor, n_appearances: int, generator: torch.Generator) -> T
 def random_appearances(
     n_channels: int, n_appearances: int, generator: torch.Generator
 ) -> Tensor:
-    """Orthonormal columns spanning a uniformly random subspace.
+    """Draw orthonormal columns that span a uniformly random subspace.
 
     Returns
     -------
@@ -78,12 +78,12 @@ def random_appearances(
 
 
 def random_parts(n_positions: int, n_parts: int, generator: torch.Generator) -> Tensor:
-    """Entries from U(0, 0.01), as in Algorithm 1.
+    """Draw entries from U(0, 0.01), as in Algorithm 1.
 
     Returns
     -------
     P : Tensor of shape (n_positions, n_parts), float64, on the CPU
-        On the CPU whatever the data's device, so that a seed means the same
+        On the CPU whatever the device of the data, so that a seed means the same
         everywhere.
     """
     shape = n_positions, n_parts
@@ -92,7 +92,7 @@ def random_parts(n_positions: int, n_parts: int, generator: torch.Generator) -> 
 
 
 def revived(P: Tensor, generator: torch.Generator) -> Tensor:
-    """P with parts that are zero drawn anew: no descent leads away from zero."""
+    """Return P with zero parts drawn anew, since no descent leads away from zero."""
     drawn = random_parts(P.shape[0], P.shape[1], generator).to(P)
     return torch.where(P.any(dim=0), P, drawn)
 
@@ -100,13 +100,13 @@ def revived(P: Tensor, generator: torch.Generator) -> Tensor:
 def grown_parts(
     gram: Tensor, n_parts: int, generator: torch.Generator, eps: float
 ) -> Tensor:
-    """Parts grown around positions that differ most from each other.
+    """Return parts grown around positions that differ most from each other.
 
-    Anchors are the pivots of the pivoted Cholesky factorisation of ``gram``: the
-    position of the most energy, then again and again the one of which the positions
-    before explain least. Each position belongs to the anchor to which its cosine is
-    largest, with the weight sqrt(energy) x cosine. On data in which each part has
-    positions of its own, these are the parts.
+    Anchors are the pivots of the pivoted Cholesky factorisation of ``gram``: first the
+    position with the most energy, then again and again the one that the anchors so far
+    explain least. Each position belongs to the anchor with which its cosine is largest,
+    with the weight sqrt(energy) x cosine. On data in which each part has positions of
+    its own, these are the parts.
 
     Parameters
     ----------
@@ -116,8 +116,8 @@ def grown_parts(
     n_parts : int
 
     generator : torch.Generator
-        Draws, as in :func:`random_parts`, the parts for which no anchor is left
-        because the rank of ``gram`` is smaller.
+        Draws the parts beyond the rank of ``gram``, for which no anchor is left, as in
+        :func:`random_parts`.
 
     eps : float
         Relative rounding error of ``gram``.

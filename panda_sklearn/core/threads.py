@@ -1,4 +1,4 @@
-"""No more threads than work is worth.
+"""One thread for work that is too small for several.
 
 Threads wait for each other after every operation. Where operations take microseconds
 and anything else runs on the machine, they wait for milliseconds each time.
@@ -19,8 +19,8 @@ __all__ = ["ThreadsFor"]
 # Multiplications from which more than one thread is worth it.
 WORTH_THREADS = 2**29
 
-# The number of threads that each thread that uses one puts back. It is set partly for a
-# thread and partly for the process, so users at the same time put back the same.
+# The number of threads to put back, for each Python thread that has set it to one.
+# torch keeps it partly by thread and partly by process, so all put back the same.
 _users: dict[int, int] = {}
 
 Result = TypeVar("Result")
@@ -29,12 +29,12 @@ Result = TypeVar("Result")
 class ThreadsFor:
     """Calls functions on one thread, if their operations have little to do.
 
-    The number of threads is what it was afterwards, whatever happens.
+    Afterwards the number of threads is what it was before, whatever happens.
 
     Parameters
     ----------
     multiplications : float
-        Of their longest operations.
+        Number of multiplications in the longest operations of these functions.
     """
 
     def __init__(self, multiplications: float) -> None:
@@ -43,7 +43,7 @@ class ThreadsFor:
     def __call__(
         self, function: Callable[..., Result], *args: Any, **kwargs: Any
     ) -> Result:
-        """What the function returns."""
+        """Return what the function returns."""
         with Undo() as undo, undo:
             if self.one:
                 _use_one(undo)

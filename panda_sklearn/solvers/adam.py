@@ -14,6 +14,7 @@ from panda_sklearn.core.constraint import Constraint
 from panda_sklearn.core.objective import objective_of
 from panda_sklearn.solvers.base import (
     EPS,
+    Batch,
     Callback,
     Iteration,
     SolverResult,
@@ -24,9 +25,9 @@ from panda_sklearn.solvers.base import (
     iterate,
 )
 
-# The default learning rate. Adam moves every entry by about this much an iteration,
-# and entries of unit-norm columns are of size 1 / sqrt(number of rows); so it is
-# given for a column of one entry and divided by that root.
+# The default learning rate, for a column of one entry. Adam moves every entry by about
+# the rate in each iteration, and the entries of columns of unit norm are of size
+# 1 / sqrt(number of rows); so the rate is divided by that root.
 RATE_OF_UNIT_COLUMN = 0.1
 
 
@@ -45,8 +46,8 @@ def fit_adam(
 ) -> SolverResult:
     """Minimise the objective with Adam on both factors at once, projecting P.
 
-    What is differentiated is the objective divided by the batch's sum of squares, so
-    that Adam's guard against division by zero does not depend on the scale of Z.
+    The loss is the objective divided by the batch's sum of squares, so that Adam's
+    guard against division by zero does not depend on the scale of Z.
 
     With ``learning_rate=None`` the rate is 0.1 / sqrt(max(C, S)).
 
@@ -55,7 +56,7 @@ def fit_adam(
     DivergenceError
         If the given learning rate is too large.
     """
-    if Z.is_inference():  # made under torch.inference_mode: unfit for autograd
+    if Z.is_inference():  # made under torch.inference_mode, which autograd refuses
         Z = Z.clone()
     batches = draw_batches(Z, batch_size, generator)
     batch = next(batches)
@@ -65,10 +66,10 @@ def fit_adam(
         rate = RATE_OF_UNIT_COLUMN / max(Z.shape[1:]) ** 0.5
     A, P = A.clone().requires_grad_(), P.clone().requires_grad_()
     optimiser = torch.optim.Adam([A, P], lr=rate)
-    # Its first step makes counters on the process's default device.
+    # Adam's first step makes its counters on the process's default device.
     cpu = torch.device("cpu")
 
-    def relative_objective(batch):
+    def relative_objective(batch: Batch) -> tuple[Tensor, Tensor]:
         unit = batch.energy.clamp(min=EPS)
         return objective_of(batch.Z, A, P, energy=batch.energy) / unit, unit
 
@@ -89,7 +90,7 @@ def fit_adam(
                 optimiser.step()
             with torch.no_grad():
                 P.copy_(constraint.project(P))
-            # The objective after the step is, on the same batch, also the next one's.
+            # Without batches, the next iteration starts from this objective.
             with torch.set_grad_enabled(whole):
                 loss, unit = relative_objective(batch)
             before, f = f, float(loss.detach() * unit)

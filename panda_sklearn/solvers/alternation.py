@@ -1,12 +1,12 @@
 """Alternation on second moments: the steps that "spg" and streams are made of.
 
 With one factor held, the other's problem depends on the data only through the small
-matrices of :mod:`panda_sklearn.core.moments`; filling them is all that costs anything
-in the number of samples. So each step solves both problems, the parts' by spectral
-projected gradients and the appearances' in nearly closed form, and takes the parts a
-little beyond their solution before it solves for the appearances, as far as that has
-helped so far (extrapolation: Ang and Gillis, "Accelerating nonnegative matrix
-factorization algorithms using extrapolation", Neural Computation 31(2), 2019).
+matrices of :mod:`panda_sklearn.core.moments`. Filling them is the only work that grows
+with the number of samples. So each step solves both problems: the parts' by spectral
+projected gradients, the appearances' in nearly closed form. Before it solves for the
+appearances it takes the parts a little beyond their solution, as far as that has helped
+so far (extrapolation: Ang and Gillis, "Accelerating nonnegative matrix factorization
+algorithms using extrapolation", Neural Computation 31(2), 2019).
 
 Notation as in :mod:`panda_sklearn.core.objective`.
 """
@@ -33,41 +33,45 @@ from panda_sklearn.core.moments import (
 from panda_sklearn.core.objective import accumulator_dtype, cancels
 from panda_sklearn.core.samples import InMemory, Samples
 from panda_sklearn.solvers.base import STUCK, Iteration
-from panda_sklearn.solvers.descent import descend, leading_factor, relative_objective
+from panda_sklearn.solvers.descent import (
+    descend_shared,
+    leading_factor,
+    products_of,
+    relative_objective,
+)
 
 __all__ = [
     "Alternation",
     "Past",
     "canonical_pair",
-    "descend_shared",
-    "one_of",
     "solve_appearances",
     "solve_parts",
 ]
 
-# Iterations of the descent on one factor, at most.
+# Largest number of iterations of the descent on one factor.
 DESCENT_ITERATIONS = 500
-FACTORED_ITERATIONS = 20  # which cost much more
+FACTORED_ITERATIONS = 20  # each costs much more
 POLISH_ITERATIONS = 6
-# What its steps promise counts as nothing below this share of the energy, of the fall
-# that ends the steps (times the objective, where that is a small share itself), or of
-# the last step's fall. A descent that the last of these ended too early is repeated
-# with so much less of it, as are those to come.
+# A descent ends when a step promises less than the largest of these: a fraction of the
+# energy; a fraction of ``tol`` (times the objective, where that is small itself); and a
+# fraction of the last step's fall. If the last of these ended a descent too early, the
+# descent is repeated with that fraction reduced, also for the steps to come.
 EXACT = 1e-12
 EXACT_APPEARANCES = 1e-9
-SHARE_OF_TOL = 1e-3
+FRACTION_OF_TOL = 1e-3
 EXACT_RELATIVE = 1e-2
 FIRST_FALL = 1e-2
 TIGHTER = 1e-2
-# Channels up to which appearances are sought among all of them. Beyond, and if they are
-# few, they are sought in a space that grows from them: how often it is grown, the fall
-# that ends it, and the iterations of the descent there.
+# With more channels than this, few appearances are not sought in the space of all
+# channels, but in one that grows from the current appearances: how often it grows, the
+# fall that ends it, and the iterations of the descent in it.
 SMALL = 256
 GROWN = 5
 GROWN_TOL = 1e-8
 GROWN_ITERATIONS = 5
 
-# How far the parts are taken beyond their solution, as a multiple of their last move.
+# How far the parts are taken beyond their solution, as a multiple of their last move:
+# at first and at most, and the change after one that helped and one that did not.
 FIRST_EXTRAPOLATION = 0.5
 LONGEST_EXTRAPOLATION = 2.0
 GROWTH = 1.5
@@ -80,7 +84,7 @@ Candidate = tuple[Tensor, Moments | FactoredMoments, Tensor, float]
 
 @dataclass(frozen=True)
 class Past:
-    """What is kept of earlier samples: their moments, at the factors of their time.
+    """What is kept of earlier samples: their moments, at the factors of that time.
 
     Attributes
     ----------
@@ -95,27 +99,28 @@ class Past:
     n_samples: int
 
     def to(self, device: torch.device) -> Past:
-        """The same, on a device."""
+        """Return the same on a device."""
         parts, appearances = self.of_parts.to(device), self.of_appearances.to(device)
         return Past(parts, appearances, self.n_samples)
 
 
 class Alternation:
-    """Factors that get better with each :meth:`advance`.
+    """Factors that :meth:`advance` improves.
 
     Attributes
     ----------
     A, P : Tensor
 
     f : float
-        The objective as a share of the energy; infinite before the first step.
+        The objective as a fraction of the energy; infinite before the first step.
 
-    products : torch.dtype
-        Type of the products over samples, the widest once f asks for it.
+    dtype : torch.dtype
+        Type of the products over samples; becomes the widest when f is too small for
+        the narrower one.
 
     tol : float
-        The fall that ends the steps: no descent need be much more exact, and where the
-        parts alone bring less they are not taken beyond their solution.
+        The fall that ends the steps. Descents need not be much more exact, and the
+        parts are not taken beyond their solution where they alone bring less.
     """
 
     def __init__(
@@ -126,7 +131,7 @@ class Alternation:
         *,
         energy: Tensor,
         constraint: Constraint,
-        products: torch.dtype,
+        dtype: torch.dtype,
         tol: float = 0.0,
         past: Past | None = None,
         factored: bool = True,
@@ -134,7 +139,7 @@ class Alternation:
         self.samples, self.past = samples, past
         self.A, self.P = A, P
         self.energy = energy
-        self.products = products
+        self.dtype = dtype
         self.constraint = constraint
         self.tol = tol
         (C, R_C), (S, R_S) = A.shape, P.shape
@@ -149,19 +154,19 @@ class Alternation:
         )
         self.f = float("inf")
         self.fall, self.exactness = FIRST_FALL, EXACT_RELATIVE
-        self.solution: Tensor | None = None  # the parts before they were extrapolated
+        self.solution: Tensor | None = None  # the parts before the extrapolation
         self.extrapolation = FIRST_EXTRAPOLATION
 
     def step(self, n_iter: int) -> Iteration:
-        """Advance, and say how far that went."""
+        """Advance, and return what came of it."""
         before = self.f
         self.advance()
         return self.iteration(self.f, STUCK if self.f == before else "")
 
     def iteration(self, f: float, end: str = "") -> Iteration:
-        """What a step that ends at an objective says of itself."""
+        """Return the record of a step that ends at the objective f."""
         energy = float(self.energy)
-        assert self.samples.n_samples is not None  # it has been gone through
+        assert self.samples.n_samples is not None  # a pass has counted them
         return Iteration(f * energy, energy, self.samples.n_samples, end)
 
     def advance(self) -> None:
@@ -171,25 +176,25 @@ class Alternation:
         can.
         """
         of_parts = self._part_moments()
-        exact = max(EXACT, SHARE_OF_TOL * self.tol * min(self.f, 1.0))
+        exact = max(EXACT, FRACTION_OF_TOL * self.tol * min(self.f, 1.0))
         tol = max(exact, self.exactness * self.fall)
         solution, f_solution = solve_parts(of_parts, self.P, self.constraint, tol)
         P, of_appearances, A, f = self._extrapolate(solution, f_solution)
-        if self.products == self.samples.dtype and cancels(f, 1.0, self.samples):
-            self.products = accumulator_dtype(self.samples.device)
-            self.f, self.solution = float("inf"), None  # what came before is no measure
+        if self.dtype == self.samples.dtype and cancels(f, 1.0, self.samples):
+            self.dtype = accumulator_dtype(self.samples.device)
+            self.f, self.solution = float("inf"), None  # f is not exact enough
             self.advance()
             return
         if not f < self.f:
-            if tol > exact:  # which may be why
+            if tol > exact:  # perhaps that is why
                 self.exactness *= TIGHTER
                 self.advance()
             return
         fall = self.f - f
-        self.fall = min(fall, FIRST_FALL)  # of the first step it is no measure
+        self.fall = min(fall, FIRST_FALL)  # the first step's fall says nothing
         self.A, self.P, self.f, self.solution = A, P, f, solution
         self.of_parts, self.of_appearances = of_parts, of_appearances
-        self.part_products = one_of(of_parts.products(P[None]))
+        self.part_products = products_of(of_parts, P)
         if fall < tol and tol > exact:  # the descent ended too early to tell
             self.exactness *= TIGHTER
             self.advance()
@@ -199,21 +204,21 @@ class Alternation:
         *_, self.A, _ = self._with_appearances(self.P)
 
     def continued(self, samples: Samples, energy: Tensor, tol: float) -> Alternation:
-        """The same on other samples, from these factors."""
+        """Return an alternation on other samples, from these factors."""
         return Alternation(
             samples,
             self.A,
             self.P,
             energy=energy,
             constraint=self.constraint,
-            products=self.products,
+            dtype=self.dtype,
             tol=tol,
         )
 
     def _extrapolate(self, solution: Tensor, f_solution: float) -> Candidate:
-        """Parts at or beyond the solution, and the best appearances there.
+        """Return parts at or beyond the solution, and the best appearances there.
 
-        Beyond it, if the objective is no higher than it was at the solution.
+        Beyond it, if the objective there is no higher than at the solution.
         """
         if (
             not self.constraint.rotatable
@@ -229,9 +234,7 @@ class Alternation:
             self.extrapolation *= SHRINKAGE
         return self._with_appearances(solution)
 
-    def _with_appearances(
-        self, P: Tensor
-    ) -> tuple[Tensor, Moments | FactoredMoments, Tensor, float]:
+    def _with_appearances(self, P: Tensor) -> Candidate:
         moments = self._appearance_moments(P)
         return P, moments, *solve_appearances(moments, self.A)
 
@@ -249,28 +252,26 @@ class Alternation:
         moments = appearance_moments(self.samples, P, **self._options())
         return moments if self.past is None else self.past.of_appearances + moments
 
-    def _options(self) -> dict:
-        """Arguments of the functions that take moments."""
-        return {"energy": self.energy, "dtype": self.products}
+    def _options(self) -> dict[str, Any]:
+        """Return the options of the functions that compute moments."""
+        return {"energy": self.energy, "dtype": self.dtype}
 
 
-def canonical_pair(
-    fit: Any, constraint: Constraint, past: Past | None = None
-) -> tuple[Tensor, Tensor, float]:
-    """The canonical pair of the factors of a fit, and what A was multiplied by.
+def canonical_pair(fit: Any) -> tuple[Tensor, Tensor, float]:
+    """Return the canonical pair of the factors of a fit, and what A was multiplied by.
 
     Parameters
     ----------
-    fit : object
-        Has ``samples``, ``A``, ``P``, ``f``, ``energy``, ``products``, and at these
-        factors ``part_products`` and ``of_appearances``. The appearances may become
-        better: beyond the rank of the data, single precision cannot tell.
+    fit : Alternation or Passes
+        Its appearances may become better: single precision cannot tell those beyond
+        the rank of the data.
     """
-    options = {"energy": fit.energy, "dtype": fit.products}
-    if constraint.rotatable:  # by what they hold: exactly at A
+    past, constraint = fit.past, fit.constraint
+    options = {"energy": fit.energy, "dtype": fit.dtype}
+    if constraint.rotatable:  # their rotation needs the products at A itself
         moments = part_moments(fit.samples, fit.A, **options)
         moments = moments if past is None else past.of_parts + moments
-        fit.part_products = one_of(moments.products(fit.P[None]))
+        fit.part_products = products_of(moments, fit.P)
 
     if not isinstance(fit.of_appearances, Moments):
         fit.of_appearances = appearance_moments(fit.samples, fit.P, **options)
@@ -281,7 +282,7 @@ def canonical_pair(
 
     A, P, c = pair()
     wide = accumulator_dtype(fit.samples.device)
-    if fit.products != wide and not bool(A.any(dim=0).all()):
+    if fit.dtype != wide and not bool(A.any(dim=0).all()):
         options["dtype"] = wide
         moments = appearance_moments(fit.samples, fit.P, **options)
         if past is not None:
@@ -300,9 +301,9 @@ def solve_parts(
     *,
     linear: Tensor | None = None,
 ) -> tuple[Tensor, float]:
-    """Parts at which the objective is least near P, and its share of the energy.
+    """Return the parts near P with the least objective, and that over the energy.
 
-    ``linear`` is as of :func:`panda_sklearn.solvers.descent.descend`.
+    ``linear`` is that of :func:`panda_sklearn.solvers.descent.descend`.
     """
     if constraint.rotatable:
         assert isinstance(moments, Moments)
@@ -323,10 +324,10 @@ def solve_parts(
 def solve_appearances(
     moments: Moments | FactoredMoments, A: Tensor
 ) -> tuple[Tensor, float]:
-    """Appearances at which the objective is least, and its share of the energy.
+    """Return the appearances with the least objective, and that over the energy.
 
-    Where they are few beside the channels: in the space of what they are and what one
-    more product makes of them, again and again (as LOBPCG does for eigenvectors).
+    Few appearances of many channels are sought in the space that they span together
+    with their products, again and again (as LOBPCG does for eigenvectors).
     """
     C, R_C = A.shape
     if _is_solved_whole(C, R_C):
@@ -334,9 +335,9 @@ def solve_appearances(
         return _in_space(moments, A)
     f = relative_objective(moments, A)
     for _ in range(GROWN):
-        M1A, M2A = one_of(moments.products(A[None]))
+        M1A, M2A = products_of(moments, A)
         basis = torch.linalg.qr(torch.cat([A, M1A, M2A], dim=1)).Q
-        M1B, M2B = one_of(moments.products(basis[None]))
+        M1B, M2B = products_of(moments, basis)
         small = Moments(basis.T @ M1B, basis.T @ M2B, moments.energy, moments.eps)
         before = f
         X, f = _in_space(small, basis.T @ A, GROWN_ITERATIONS)
@@ -347,18 +348,18 @@ def solve_appearances(
 
 
 def _is_solved_whole(C: int, R_C: int) -> bool:
-    """Whether appearances are sought among all."""
+    """Whether appearances are sought in the space of all channels."""
     return C <= SMALL or 3 * R_C >= C
 
 
 def _in_space(
     moments: Moments, A: Tensor, max_iter: int = POLISH_ITERATIONS
 ) -> tuple[Tensor, float]:
-    """The best appearances, of all or from the given ones on."""
+    """Return the best appearances in closed form, or by descent from the given ones."""
     C, R_C = A.shape
     leading = leading_factor(moments, R_C)
-    if R_C == C:  # the minimum of a quadratic, with orthogonal columns
-        M1A, M2A = one_of(moments.products(leading[None]))
+    if R_C == C:  # the minimum of a quadratic; its columns are orthogonal
+        M1A, M2A = products_of(moments, leading)
         norms = leading.square().sum(dim=0)
         change = (leading * (norms * M2A - 2 * M1A)).sum()
         energy = float(moments.energy)
@@ -369,24 +370,3 @@ def _in_space(
         moments, best[None], FREE, max_iter=max_iter, tol=EXACT_APPEARANCES
     )
     return X[0], float(objectives[0])
-
-
-def descend_shared(
-    moments: Moments | FactoredMoments,
-    X: Tensor,
-    constraint: Constraint,
-    **options: Any,
-) -> tuple[Tensor, Tensor]:
-    """:func:`descend` where all problems share their moments."""
-    return descend(
-        lambda X, which: moments.products(X),
-        X,
-        energy=moments.energy.expand(len(X)),
-        constraint=constraint,
-        **options,
-    )
-
-
-def one_of(products: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The products of a single problem."""
-    return products[0][0], products[1][0]

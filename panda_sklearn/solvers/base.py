@@ -17,11 +17,10 @@ from panda_sklearn.core.objective import sample_energies
 #: samples it used; a true answer ends the fit.
 Callback = Callable[[int, float], object]
 
-
 # Stands for the sum of squares of data that are all zero.
 EPS = torch.finfo(torch.float32).tiny
 
-# Why a fit ends at a point from which no step leads down.
+# The reason of a fit that ends where no step leads down.
 STUCK = "no step lowers the objective any further"
 
 
@@ -38,15 +37,15 @@ class SolverResult:
     A : Tensor of shape (C, R_C)
     P : Tensor of shape (S, R_S)
     objective_history : list of float
-        Mean over samples of the objective (3), after each iteration; where it draws
-        a batch, over the batch and before its step.
+        Mean over samples of the objective (3), after each iteration; with batches,
+        that of the batch before its step.
     converged : bool
         Whether the stopping rule, rather than ``max_iter`` or the callback, ended
         the fit.
     reason : str
         Why the fit ended, as a clause.
     channels : ChannelMoments or None
-        Those of the samples, where the solver took them.
+        Those of the samples, if the solver computed them.
     """
 
     A: Tensor
@@ -64,22 +63,22 @@ class SolverResult:
 
 @dataclass(frozen=True)
 class Iteration:
-    """What a step of a solver says of itself.
+    """What came of a step of a solver.
 
     Attributes
     ----------
     f, energy : float
-        Objective and sum of squares, of the samples that it used.
+        Objective and sum of squares of the samples that the step used.
 
     n_samples : int
-        How many these were.
+        Number of these samples.
 
     end : str
         Why no further step is needed, as a clause; empty if one may be.
 
     failed : bool
-        Whether it lowered nothing and another is to be tried instead: no sign of
-        convergence.
+        Whether it did not lower the objective and another step is to be tried. This is
+        no sign of convergence.
     """
 
     f: float
@@ -102,14 +101,14 @@ class Batch:
         return len(self.Z)
 
     def iteration(self, f: float, end: str = "") -> Iteration:
-        """What a step that used them says of itself."""
+        """Return the record of a step on these samples that ends at the objective f."""
         return Iteration(f, float(self.energy), self.size, end)
 
 
 def draw_batches(
     Z: Tensor, batch_size: int | None, generator: torch.Generator
 ) -> Iterator[Batch]:
-    """Endless batches: always all of Z (one object), or pass after pass over the data.
+    """Yield batches without end: always all of Z, or pass after pass over the data.
 
     Each pass goes through the samples in a new random order. Orders are drawn on the
     CPU so that a seed means the same on every device.
@@ -130,7 +129,18 @@ class StoppingRule:
 
     That is when the relative objective (a fraction of the data's sum of squares),
     averaged over a window of iterations, is less than ``fall`` below its average over
-    the window before. ``fall=0`` never stops.
+    the window before.
+
+    Parameters
+    ----------
+    tol : float
+        The tolerance that ``reason`` names. With 0 the rule never ends a fit.
+
+    window : int, default=1
+        Number of iterations.
+
+    fall : float, default=None
+        ``None`` is ``tol``.
     """
 
     def __init__(self, tol: float, *, window: int = 1, fall: float | None = None):
@@ -145,7 +155,7 @@ class StoppingRule:
     def of_passes(
         cls, tol: float, n_samples: int, batch_size: int | None
     ) -> StoppingRule:
-        """Over ten iterations, or as many whole passes as make ten or more."""
+        """Return the rule over the fewest whole passes of ten or more iterations."""
         a_pass = math.ceil(n_samples / min(batch_size or n_samples, n_samples))
         return cls(tol, window=a_pass * math.ceil(10 / a_pass), fall=10 * tol)
 
@@ -154,7 +164,7 @@ class StoppingRule:
         self.seen: list[Iteration] = []
 
     def met(self, iteration: Iteration) -> bool:
-        """Note an iteration; whether the objective hardly falls."""
+        """Note an iteration; return whether the objective hardly falls."""
         self.seen.append(iteration)
         if len(self.seen) < 2 * self.window:
             return False
@@ -168,12 +178,12 @@ class StoppingRule:
 
     @property
     def any_data(self) -> bool:
-        """Whether not all data so far were zero."""
+        """Whether any data so far were not zero."""
         return any(i.energy > 0 for i in self.seen)
 
 
 class Course(NamedTuple):
-    """How a fit went: what :class:`SolverResult` says of it."""
+    """How a fit went, as in :class:`SolverResult`."""
 
     objective_history: list[float]
     converged: bool
@@ -188,18 +198,23 @@ def iterate(
     callback: Callback | None = None,
     on_plateau: Callable[[], bool] | None = None,
 ) -> Course:
-    """The loop of all solvers.
+    """Run the loop of all solvers.
 
     Parameters
     ----------
     step : callable
-        Given the number of the iteration, from 1, takes it.
+        Takes the step of an iteration, given its number from 1.
 
     rule : StoppingRule
 
+    max_iter : int
+
+    callback : callable, default=None
+        As :data:`Callback`.
+
     on_plateau : callable, default=None
-        Asked, before the rule ends the fit, whether it can help it along; if so, the
-        rule starts anew.
+        Called before the rule ends the fit. Returns whether it changed something that
+        may help; then the rule starts anew.
     """
     history: list[float] = []
     for n_iter in range(1, max_iter + 1):
@@ -219,7 +234,7 @@ def iterate(
 
 
 def divergence_limit(f: float, batch: Batch) -> float:
-    """Relative objective that means divergence, from the objective at the start.
+    """Return the relative objective above which a fit that began at f diverges.
 
     Ten times that of the start, or of zero factors if that is more.
     """

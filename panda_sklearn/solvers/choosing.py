@@ -1,4 +1,4 @@
-"""Parts to start from: the best of some, once descended from.
+"""Parts to start from: several starts, and the best of them after a rough descent.
 
 Notation as in :mod:`panda_sklearn.core.objective`.
 """
@@ -25,23 +25,23 @@ from panda_sklearn.core.starts import (
     random_appearances,
     random_parts,
 )
-from panda_sklearn.solvers.alternation import descend_shared
+from panda_sklearn.solvers.descent import descend_shared
 
 __all__ = ["N_STARTS", "draw_starts", "promising_starts", "takes_all_channels"]
 
-# Starts are descended from roughly, the best few of them further.
+# All starts are descended from roughly, the best few further.
 N_STARTS = 10
 COMPARISON = {"max_iter": 60, "tol": 1e-5}
 FINALISTS = 3
 FINAL = {"max_iter": 60, "tol": 1e-5}
-# Of these, the ones whose objectives differ by more than one share of the energy and
-# are within another of the best are promising.
+# Of objectives that differ by no more than SAME, as a fraction of the energy, one is
+# kept; those within PROMISING of the best are promising.
 SAME = 1e-5
 PROMISING = 1e-2
-# Channels up to which the eigenvectors of their scatter take no time.
+# Largest number of channels of which the scatter's eigenvectors take next to no time.
 LARGEST_SCATTER = 512
-# Positions, at most, of which the S x S moments are formed for that (512 MB). Beyond,
-# a few random starts are compared on a few samples.
+# Largest number of positions for which the S x S moments are formed (512 MB). Beyond
+# it, a few random starts are compared on a few samples.
 LARGEST_FORMED = 8192
 
 
@@ -53,13 +53,16 @@ def draw_starts(
     n_init: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Appearances to start from, and parts (K, S, R_S); one is to be grown still."""
+    """Draw appearances (C, R_C) and parts (K, S, R_S) to start from.
+
+    With "hosvd" K is ``n_init`` - 1: one more start is yet to be grown from the data.
+    """
     kept = known.kept
     C, S = kept.n_channels, kept.n_positions
     dtype = accumulator_dtype(kept.device)
     if init == "random":
         A = random_appearances(C, R_C, generator)
-    elif R_C == C:  # their space has no start to choose
+    elif R_C == C:  # they span all channels, whatever the start
         A = torch.eye(C, dtype=dtype, device="cpu")
     elif C > LARGEST_SCATTER and 4 * R_C <= C:
         A = nearly_hosvd(kept.Z, R_C, generator)
@@ -75,9 +78,9 @@ def draw_starts(
 
 
 def takes_all_channels(C: int, R_C: int) -> bool:
-    """Whether starts are from the channels' scatter of all samples, not of those kept.
+    """Whether "hosvd" starts use the scatter of all samples, not just of those kept.
 
-    It does not depend on where the samples are, so that results do not.
+    The answer does not depend on where the samples are, so neither do results.
     """
     return 4 * R_C > C
 
@@ -91,12 +94,13 @@ def promising_starts(
     constraint: Constraint,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """The best of the starts, and of one grown from the data, once descended from.
+    """Return the best starts after a rough descent, and their objectives.
 
-    Also their objectives, as shares of the energy, by which they rise.
+    With ``grow``, one start is grown from the data beside those given. Objectives are
+    fractions of the energy, in rising order.
     """
     _, S, R_S = P.shape
-    if constraint.rotatable:  # the parts' problem is solved without a start
+    if constraint.rotatable:  # the parts' problem needs no start
         return P.new_ones(1, S, R_S), P.new_ones(1)
     moments: Moments | FactoredMoments
     if S <= LARGEST_FORMED:

@@ -27,15 +27,15 @@ from panda_sklearn.solvers.base import (
     iterate,
 )
 
-# The automatic step, as a multiple of 1 / (sum of squares of the batch): how it
-# begins, grows after a step that lowered the objective and shrinks after one that did
-# not; and after how many shrinkings in a row the factors count as stationary.
+# The automatic step, as a multiple of 1 / (sum of squares of the batch): the first, its
+# growth after a step that lowered the objective, and its shrinkage after one that did
+# not. After so many shrinkages in a row the factors count as stationary.
 FIRST_STEP = 0.25
 GROWTH = 1.2
 SHRINKAGE = 0.5
 MAX_SHRINKAGES = 40
 # With batches it is shortened when passes over the data stop helping: by how much, and
-# how often before that counts as convergence.
+# how often before the fit counts as converged.
 ANNEALING = 0.25
 MAX_ANNEALINGS = 4
 
@@ -61,7 +61,7 @@ def fit_pgd(
     With ``learning_rate=None`` the step is a multiple of 1 / (sum of squares of the
     batch), which makes the fit independent of the scale of Z. An iteration that would
     not lower its batch's objective is taken back and tried with half the step; one
-    that does lets the next step grow by a fifth. With batches the longest step that
+    that does lets the next step grow by a fifth. With batches, the longest step that
     is allowed falls to a quarter whenever the passes over the data stop helping, four
     times at most. A start that is worse than no factors at all is scaled down first.
 
@@ -124,9 +124,9 @@ class AutomaticStep:
         f: float,
         constraint: Constraint,
     ) -> tuple[Tensor, Tensor, Tensor, float]:
-        """The first of ever shorter steps that does not raise the objective.
+        """Take the first of ever shorter steps that does not raise the objective.
 
-        Returns what :func:`step` does; where no step helps, what it was given.
+        Returns what :func:`step` does; where no step helps, what was given.
         """
         energy = float(batch.energy)
         if energy == 0:
@@ -144,12 +144,12 @@ class AutomaticStep:
         return A, P, W, f
 
     def _spares_parts(self, before: Tensor, after: Tensor) -> bool:
-        """Whether no part vanishes for good that a shorter step would leave."""
+        """Whether a step loses no part for good that a shorter one would spare."""
         alive, left = before.any(dim=0).sum(), after.any(dim=0).sum()
         return bool(left > 0 if self.multiple <= FIRST_STEP else left >= alive)
 
     def anneal(self) -> bool:
-        """Allow shorter steps only from now on; whether that was still possible."""
+        """Allow only shorter steps from now on; return whether that was possible."""
         if self.n_annealings == MAX_ANNEALINGS:
             return False
         self.n_annealings += 1
@@ -160,7 +160,7 @@ class AutomaticStep:
 def scale_down(
     batch: Batch, A: Tensor, P: Tensor, W: Tensor, f: float
 ) -> tuple[Tensor, Tensor, float]:
-    """P, W and f, scaled by the best common factor if f is above that of P = 0.
+    """Return P, W and f; scaled by the best factor where f is above that of P = 0.
 
     As a function of the factor c of P the objective is E - 2 a c^2 + b c^4, with
     a = sum ||L_i||^2.
@@ -182,7 +182,7 @@ def step(
     learning_rate: float,
     constraint: Constraint,
 ) -> tuple[Tensor, Tensor, Tensor, float]:
-    """One iteration of Algorithm 1, given the gradient in P.
+    """Take one iteration of Algorithm 1, given the gradient in P.
 
     Returns
     -------

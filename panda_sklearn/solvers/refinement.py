@@ -20,7 +20,7 @@ from panda_sklearn.core.objective import (
 )
 from panda_sklearn.solvers.descent import descend
 
-# A sample is finished when a full step promises less than this share of its energy.
+# A sample is finished when a full step promises less than this fraction of its energy.
 TOL = 1e-7
 
 
@@ -31,24 +31,24 @@ def refine_parts(
     max_iter: int,
     done: Callable[[int], object] | None = None,
 ) -> Tensor:
-    """Descend (6) from the global parts, for each sample on its own.
+    """Minimise (6) for each sample on its own, starting from the global parts.
 
-    Some samples at a time, so that the memory beside the result does not grow with
-    their number. By :func:`panda_sklearn.solvers.descent.descend`: each has steps of
-    its own and stops on its own, and none ends worse than it began.
+    A few samples at a time, so that the memory beside the result does not grow with
+    their number. With :func:`panda_sklearn.solvers.descent.descend`, each sample has
+    its own steps and its own end, and none ends worse than it began.
 
     Parameters
     ----------
     Z : Tensor of shape (N, C, S)
 
     factors : Factors
-        Their appearances are held, their parts are where the descent begins.
+        The appearances are held; the parts are the start.
 
     max_iter : int
-        Number of steps, at most.
+        Largest number of steps.
 
     done : callable, default=None
-        Told how many samples have been refined since it was last told.
+        Called with the number of samples refined since the last call.
 
     Returns
     -------
@@ -63,7 +63,7 @@ def refine_parts(
 
 
 def _refined(Z: Tensor, factors: Factors, max_iter: int) -> Tensor:
-    """Parts (N, S, R_S) of a few samples."""
+    """Return the parts (N, S, R_S) of a few samples."""
     A, g = diagonalised(factors.A)
     wide = accumulator_dtype(Z.device)
     norms = torch.linalg.vector_norm(Z, dim=(1, 2), dtype=wide).to(Z)
@@ -87,7 +87,7 @@ def _refined(Z: Tensor, factors: Factors, max_iter: int) -> Tensor:
         tol=TOL,
         rescale=False,
     )
-    # Ten times sooner than elsewhere: none may end worse than it began.
+    # Ten times sooner than elsewhere, since none may end worse than it began.
     low = cancels(f, 10.0, Z) & (norms > 0)
     if bool(low.any()):
         refined = refined.contiguous()

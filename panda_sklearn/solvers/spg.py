@@ -1,9 +1,8 @@
 """The package's own solver: a fit to some samples, then passes over all.
 
-It begins on some samples, kept in memory, with the alternation of
-:mod:`panda_sklearn.solvers.alternation`. If there are more, each iteration then goes
-once through all of them (:mod:`panda_sklearn.solvers.passes`), so that few passes are
-enough.
+It begins with the alternation of :mod:`panda_sklearn.solvers.alternation` on some
+samples, kept in memory. If there are more, each further iteration is one pass over all
+of them (:mod:`panda_sklearn.solvers.passes`), and few passes are enough.
 
 Notation as in :mod:`panda_sklearn.core.objective`.
 """
@@ -29,16 +28,16 @@ from panda_sklearn.solvers.choosing import (
 )
 from panda_sklearn.solvers.passes import Passes
 
-# Samples that are kept: one of so many, but from so few to so many; fewer where their
-# moments take more multiplications; and no more than have so many numbers (256 MB).
-SHARE_KEPT = 8
+# Samples that are kept: one in eight, within limits; fewer where their moments would
+# take more multiplications than this, and never more elements than this (256 MB).
+ONE_IN = 8
 MULTIPLICATIONS = 2**33
 FEWEST, MOST = 128, 512
 KEPT_ELEMENTS = 2**26
 # Promising starts are compared by a few rough steps of the alternation.
 ROUGH, ROUGHLY = 1e-3, 2
-# The fall, as a share of the energy, that ends the fit to the kept samples: how far
-# their minimum is from that of all is more.
+# The fall, as a fraction of the energy, that ends the fit to the kept samples: their
+# minimum is further than this from that of all samples.
 TOL_OF_KEPT = 1e-4
 
 
@@ -68,15 +67,15 @@ def fit_spg(
         Where to start from; with "hosvd" one start is grown from the data.
 
     n_init : int or None
-        Number of starts, of which the best is that with the lowest objective once each
-        is descended from. ``None`` is ten.
+        Number of starts. Each is descended from, and the one with the lowest objective
+        is the best. ``None`` is ten.
 
     max_iter, tol, constraint, generator, callback
         As for every solver.
     """
     C, S = samples.n_channels, samples.n_positions
-    # Wanted at the end, too; taken now where reading is what costs, and where the
-    # appearances are nearly as many as the channels.
+    # The channels' moments are wanted at the end. They are taken now where reading is
+    # what costs, or where starts need them.
     channels = not isinstance(samples, InMemory) or takes_all_channels(C, R_C)
     known = summarise(
         samples, lambda n: _n_kept(n, C, S, R_C), generator, channels=channels
@@ -84,14 +83,14 @@ def fit_spg(
     if not known.energy > 0:
         return _nothing(samples, known, R_C, R_S)
     lightly = ThreadsFor(_work(known.kept, R_C, R_S))
-    products = samples.dtype
+    dtype = samples.dtype
     if isinstance(init, str):
         A, starts = draw_starts(known, R_C, R_S, init, n_init or N_STARTS, generator)
         given = known.kept, A, starts, generator, init == "hosvd", constraint
-        P, objectives = lightly(promising_starts, *given, products)
+        P, objectives = lightly(promising_starts, *given, dtype)
         if cancels(objectives.min(), 1.0, samples):
-            products = accumulator_dtype(samples.device)
-            P, objectives = lightly(promising_starts, *given, products)
+            dtype = accumulator_dtype(samples.device)
+            P, objectives = lightly(promising_starts, *given, dtype)
     else:
         wide = accumulator_dtype(samples.device)
         A, P = (factor.to(samples.device, wide) for factor in init)
@@ -104,7 +103,7 @@ def fit_spg(
             revived(start, generator),
             energy=known.energy_of_kept,
             constraint=constraint,
-            products=products,
+            dtype=dtype,
         )
         for start in P
     ]
@@ -132,30 +131,30 @@ def fit_spg(
     course = threads(
         iterate, fit.step, rule=StoppingRule(tol), max_iter=max_iter, callback=callback
     )
-    A, P, _ = canonical_pair(fit, constraint)
+    A, P, _ = canonical_pair(fit)
     A, P = A.to(samples.dtype), P.to(samples.dtype)
-    if cancels(fit.f, 1.0, samples):  # that of the factors as they are rounded
+    if cancels(fit.f, 1.0, samples):  # then rounding of A and P counts
         error = float(total_objective(samples, A, P))
         course.objective_history[-1] = max(error, 0.0) / known.n_samples
     return SolverResult(A, P, *course, known.channels)
 
 
 def _n_kept(n_samples: int, C: int, S: int, R_C: int) -> int:
-    """Number of samples that are kept in memory."""
-    n = min(max(n_samples // SHARE_KEPT, FEWEST), MOST)
+    """Return the number of samples to keep in memory."""
+    n = min(max(n_samples // ONE_IN, FEWEST), MOST)
     n = min(n, max(MULTIPLICATIONS // (R_C * S * (C + S)), FEWEST // 2))
     return max(1, min(n, KEPT_ELEMENTS // (C * S), n_samples))
 
 
 def _work(kept: InMemory, R_C: int, R_S: int) -> int:
-    """Multiplications of the longest operations between passes."""
+    """Return the multiplications of the longest operations between passes."""
     C, S = kept.n_channels, kept.n_positions
     moments = kept.n_samples * R_C * S * (C + S)
     return max(moments, C * C * min(C, 3 * R_C), N_STARTS * S * S * R_S)
 
 
 def _nothing(samples: Samples, known: Summary, R_C: int, R_S: int) -> SolverResult:
-    """Zero factors, for data that are all zero."""
+    """Return zero factors, for data that are all zero."""
     A = torch.zeros(samples.n_channels, R_C, dtype=samples.dtype, device=samples.device)
     P = A.new_zeros(samples.n_positions, R_S)
     return SolverResult(A, P, [0.0], True, "the data are all zero", known.channels)

@@ -26,7 +26,7 @@ __all__ = ["SOLVERS", "Solver", "best_fit"]
 
 @dataclass(frozen=True)
 class Solver:
-    """A solver, and what the estimator has to know of it.
+    """A solver, and what the estimator needs to know of it.
 
     Attributes
     ----------
@@ -35,17 +35,18 @@ class Solver:
         else ``run(Z, A, P, ...)``; returns a :class:`SolverResult`.
 
     chooses_starts : bool
-        Whether it takes all starts and finds the best itself.
+        Whether it draws all starts and finds the best itself.
 
     reads_in_order : bool
-        Whether passes over the samples are all it needs; else they must be in memory.
+        Whether passes over the samples are all it needs. If not, samples must be in
+        memory.
 
     learns_from_streams : bool
         Whether ``partial_fit`` can go on from what it found.
 
     takes_rate : bool
-        Whether it takes the parameters ``learning_rate`` and, for the samples that an
-        iteration uses, ``batch_size``.
+        Whether it takes ``learning_rate``, and ``batch_size`` for the number of samples
+        of an iteration.
     """
 
     run: Callable[..., SolverResult]
@@ -77,7 +78,7 @@ def best_fit(
     watched: Callable[[str], AbstractContextManager[Callback]],
     **options: Any,
 ) -> SolverResult:
-    """The best result of all starts.
+    """Fit from each start, and return the best result.
 
     Parameters
     ----------
@@ -90,21 +91,21 @@ def best_fit(
     solver : Solver
 
     init : {"hosvd", "random"} or pair of Tensor
-        Where to start from: appearances as said, and parts from U(0, 0.01); or A and
-        P themselves.
+        Where to start from: A as named, with entries of P from U(0, 0.01); or A and P
+        themselves.
 
     n_init : int or None
-        Number of starts. ``None`` is one for a given start and for solvers that do not
-        choose among theirs.
+        Number of starts. ``None`` is one, or the number that the solver chooses.
 
     generator : torch.Generator
         Draws the starts, and the order of batches.
 
     watched : callable
-        Given a note about the start, a context that yields the solver's callback.
+        ``watched(note)`` returns a context that yields the solver's callback; the note
+        says which start it is.
 
     **options
-        For the solver.
+        Options of the solver.
 
     Returns
     -------
@@ -134,7 +135,7 @@ def best_fit(
         note = f", start {number} of {n_init}" if n_init > 1 else ""
         with watched(note) as callback:
             result = solver.run(Z, A.to(Z), P.to(Z), callback=callback, **options)
-        if options.get("batch_size") is not None:  # a batch's own is no measure
+        if options.get("batch_size") is not None:  # the last is of a batch alone
             whole = float(total_objective(Z, result.A, result.P)) / len(Z)
             result.objective_history[-1] = max(whole, 0.0)
         if best is None or result.objective_history[-1] < best.objective_history[-1]:

@@ -1,9 +1,8 @@
 """Learning from one batch of samples after another, in memory that does not grow.
 
 What the problem of one factor needs to know of earlier samples is in their moments,
-and those add (:mod:`panda_sklearn.core.moments`). They were taken at the factors of
-their time, so that they are a little out of date; the closer the factors are to where
-they settle, the less.
+which add (:mod:`panda_sklearn.core.moments`). They were taken at earlier factors, so
+they are a little out of date; the less so, the less the factors still change.
 
 Notation as in :mod:`panda_sklearn.core.objective`.
 """
@@ -22,7 +21,7 @@ from panda_sklearn.core.starts import hosvd, random_parts, revived
 from panda_sklearn.solvers.alternation import Alternation, Past, canonical_pair
 from panda_sklearn.solvers.base import StoppingRule, iterate
 
-__all__ = ["Past", "learn"]
+__all__ = ["learn"]
 
 
 def learn(
@@ -53,7 +52,7 @@ def learn(
         As for every solver.
 
     generator : torch.Generator
-        Draws parts that are zero so far anew; without it they would stay so.
+        Draws parts that are still zero anew; no descent would lead away from zero.
 
     Returns
     -------
@@ -63,8 +62,8 @@ def learn(
     past : Past
 
     f : float
-        Mean over all samples so far of the objective, with the earlier ones taken as
-        their moments have them.
+        Mean of the objective over all samples so far; that of earlier ones is by their
+        moments.
     """
     device, wide = samples.device, accumulator_dtype(samples.device)
     A, P = (factor.to(wide) for factor in (A, P))
@@ -84,7 +83,7 @@ def learn(
         P,
         energy=energy,
         constraint=constraint,
-        products=samples.dtype,
+        dtype=samples.dtype,
         tol=tol,
         past=past,
         factored=False,
@@ -92,10 +91,10 @@ def learn(
     if new is not None:
         fit.begin_with_appearances()
     iterate(fit.step, rule=StoppingRule(tol), max_iter=max_iter)
-    A, P, c = canonical_pair(fit, constraint, past)
+    A, P, c = canonical_pair(fit)
     assert isinstance(fit.of_parts, Moments)
     assert isinstance(fit.of_appearances, Moments)
-    assert samples.n_samples is not None  # it has been gone through
+    assert samples.n_samples is not None  # a pass has counted them
     n_samples = samples.n_samples + (past.n_samples if past is not None else 0)
     of_appearances = fit.of_appearances
     past = Past(fit.of_parts.rescaled(c), of_appearances.rescaled(1 / c), n_samples)
@@ -103,16 +102,16 @@ def learn(
 
 
 def _look(batch: Tensor, energy: Tensor, seen: Tensor) -> None:
-    """Add the sum of squares, and at how many places each position has something."""
+    """Add the sum of squares, and how often each position is not zero."""
     energy += sample_energies(batch).sum()
     seen += (batch != 0).sum(dim=(0, 1))
 
 
 def _new_positions(seen: Tensor, past: Past) -> Tensor | None:
-    """Positions, as a mask, at which there is something for the first time, if any.
+    """Return a mask of the positions that are not zero for the first time, if any.
 
-    Their parts are near zero, from where no descent leads, as are the appearances of
-    channels that come with them.
+    Parts are near zero there, and no descent leads away from zero; neither do the
+    appearances of channels that come with these positions.
     """
     before = past.of_parts.M1.diagonal()
     nothing = before <= past.of_parts.eps * before.max()

@@ -20,14 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from panda_sklearn.core.samples import (
-    Check,
-    InMemory,
-    Picked,
-    Samples,
-    Sums,
-    drawn_places,
-)
+from panda_sklearn.core.drawing import Picked, drawn_places
+from panda_sklearn.core.samples import Check, InMemory, Samples, Sums
 from panda_sklearn.utils.arrays import MapLayout, Origin, as_tensor
 from panda_sklearn.utils.batches import users_level
 

@@ -23,14 +23,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from panda_sklearn.core.samples import (
-    Check,
-    InMemory,
-    Picked,
-    Samples,
-    Sums,
-    drawn_places,
-)
+from panda_sklearn.core.drawing import Picked, drawn_places
+from panda_sklearn.core.samples import Check, InMemory, Samples, Sums
 
 __all__ = ["Later", "Ranks", "SpreadOverRanks", "lead", "serve"]
 
