@@ -1,4 +1,4 @@
-"""What a fit asks of its data first: mean and scatter, energy, some to keep."""
+"""The first pass of a fit: mean and scatter, energy, samples to keep."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def make(n, c=4, s=5, seed=0):
 
 
 class Passing(Samples):
-    """Samples that come in batches, and of which the number is not known before."""
+    """Samples that come in batches, whose number is not known beforehand."""
 
     def __init__(self, Z, size=3):
         super().__init__(*Z.shape[1:], dtype=Z.dtype, device=Z.device)
@@ -101,7 +101,7 @@ def test_each_sample_is_as_likely_to_be_kept():
 @pytest.mark.parametrize("offset", [0.0, 1e3])
 @pytest.mark.parametrize("kind", [InMemory, Passing])
 def test_scatter_of_single_precision_far_from_zero(kind, offset):
-    """About the mean, which is told by the first batch alone."""
+    """The scatter is about the mean, known from the first batch alone."""
     Z = (make(200) + offset * torch.tensor([1.0, -1, 2, 0])[:, None]).float()
     known = summarise(kind(Z), lambda n: 1, seeded(), channels=True)
     expected = scatter_of(Z)

@@ -77,7 +77,7 @@ def test_several_sums_take_one_pass():
 
 
 def test_they_follow_the_factors():
-    """Exactly, where new ones are combinations and multiples of the old ones."""
+    """Exactly, where the new are combinations and multiples of the old."""
     Z, A, P = make(9)
     generator = torch.Generator().manual_seed(1)
     turn = torch.randn(R_C, R_C, dtype=torch.float64, generator=generator)
@@ -122,7 +122,7 @@ def test_nothing_else_explains_nothing():
 
 
 def test_nothing_is_explained_by_what_is_no_covariance():
-    """As of a stream, whose parts were scaled otherwise: variances stay above zero."""
+    """As in a stream whose parts had other scales: variances stay above zero."""
     own = torch.eye(R_C, dtype=torch.float64)[None]
     found = without_others(own, 2 * own, own[0])  # of the others: -2
     assert found.isfinite().all()

@@ -1,14 +1,18 @@
 """Second moments: the same objective and gradients as from the data."""
 
 import dataclasses
-import sys
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from panda_sklearn.core import gradient_appearances, gradient_parts, objective_of
+from panda_sklearn.core import (
+    gradient_appearances,
+    gradient_parts,
+    objective_of,
+    samples,
+)
 from panda_sklearn.core.moments import (
     appearance_moments,
     factored_part_moments,
@@ -18,9 +22,6 @@ from panda_sklearn.core.moments import (
 )
 from panda_sklearn.core.objective import sample_energies
 from panda_sklearn.core.samples import InMemory
-
-# The module, which nothing of the same name hides, but whose constants are changed.
-SAMPLES = sys.modules["panda_sklearn.core.samples"]
 
 
 def make(n, c, s, r_c, r_s, seed=0, dtype=torch.float64):
@@ -78,9 +79,9 @@ def test_thin_products_are_those_of_the_matrices(n, c, s, data):
     Z, A, P = make(n, c, s, r_c, r_s, seed=data.draw(st.integers(0, 99)))
     energy = sample_energies(Z).sum()
     size = data.draw(st.integers(1, n))
-    samples = InMemory(Z, batch_size=size)
-    of_appearances, products = thin_products(samples, A, P, energy=energy)
-    assert samples.n_passes == 1
+    batched = InMemory(Z, batch_size=size)
+    of_appearances, products = thin_products(batched, A, P, energy=energy)
+    assert batched.n_passes == 1
     expected = appearance_moments(Z, P, energy=energy)
     torch.testing.assert_close(of_appearances.M1, expected.M1)
     torch.testing.assert_close(of_appearances.M2, expected.M2)
@@ -152,8 +153,8 @@ def test_rotating_the_held_factor_changes_nothing():
 
 
 def test_no_product_as_long_as_the_data_is_formed(monkeypatch):
-    monkeypatch.setattr(SAMPLES, "BATCH_ELEMENTS", 4 * 8 * 12)
-    monkeypatch.setattr(SAMPLES, "LARGEST_BATCH", 1)
+    monkeypatch.setattr(samples, "BATCH_ELEMENTS", 4 * 8 * 12)
+    monkeypatch.setattr(samples, "LARGEST_BATCH", 1)
     Z, A, P = make(64, 8, 12, 8, 3)
     energy = sample_energies(Z).sum()
     sizes = []

@@ -1,15 +1,17 @@
 """Starting points."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
 
-from panda_sklearn.core import grown_parts, hosvd, random_appearances, random_parts
+from panda_sklearn.core import (
+    grown_parts,
+    hosvd,
+    random_appearances,
+    random_parts,
+    samples,
+)
 from panda_sklearn.core.starts import nearly_hosvd
-
-SAMPLES = sys.modules["panda_sklearn.core.samples"]
 
 
 def make_maps(n=30, c=12, s=20, seed=0, dtype=torch.float64):
@@ -34,7 +36,7 @@ def test_hosvd_is_uncentred():
 
 
 def test_hosvd_is_accurate_in_single_precision():
-    # Singular values from 1 to 1e-4, of which the last are lost in their squares.
+    # Singular values from 1 to 1e-4; the squares of the last are lost.
     U = torch.linalg.qr(make_maps(1, 12, 12, seed=1)[0]).Q
     V = torch.linalg.qr(make_maps(1, 200, 12, seed=2)[0]).Q
     unfolded = U * torch.logspace(0, -4, 12, dtype=torch.float64) @ V.T
@@ -48,12 +50,12 @@ def test_hosvd_is_accurate_in_single_precision():
 def test_hosvd_does_not_depend_on_how_samples_are_batched(monkeypatch):
     Z = make_maps()
     whole = hosvd(Z, 12)
-    monkeypatch.setattr(SAMPLES, "BATCH_ELEMENTS", 12 * 20 * 7)
+    monkeypatch.setattr(samples, "BATCH_ELEMENTS", 12 * 20 * 7)
     np.testing.assert_allclose(hosvd(Z, 12), whole, atol=1e-9)
 
 
 def test_hosvd_never_copies_all_samples(monkeypatch):
-    monkeypatch.setattr(SAMPLES, "BATCH_ELEMENTS", 12 * 20 * 4)
+    monkeypatch.setattr(samples, "BATCH_ELEMENTS", 12 * 20 * 4)
     sizes = []
     to = torch.Tensor.to
 
@@ -76,7 +78,7 @@ def test_hosvd_is_orthonormal_for_rank_deficient_and_zero_data(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rank", [1, 5, 60])
 def test_nearly_hosvd(dtype, rank):
-    """Of falling singular values, as those of activations are."""
+    """For falling singular values, as activations have."""
     falling = 0.8 ** torch.arange(60, dtype=torch.float64)
     Z = (torch.linalg.qr(make_maps(1, 60, 60, seed=1)[0]).Q * falling) @ make_maps(
         20, 60, 30
@@ -124,7 +126,7 @@ def test_random_starts_come_from_their_generator_alone():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_grown_parts_are_never_empty(dtype):
-    """Not for ranks below their number either, where rounding decides."""
+    """Not even where the rank is below their number and rounding decides."""
     eps = torch.finfo(dtype).eps
     for seed in range(100):
         generator = torch.Generator().manual_seed(seed)

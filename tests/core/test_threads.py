@@ -1,4 +1,4 @@
-"""No more threads than work is worth, and what was set is set again."""
+"""One thread for little work, and afterwards as many as before."""
 
 import threading
 
@@ -62,7 +62,7 @@ def test_one_thread_of_the_users_stays():
 
 @pytest.mark.parametrize("first_ends_first", [True, False])
 def test_two_at_the_same_time(first_ends_first):
-    """The second begins while the first has one thread, which nobody shall keep."""
+    """The second begins while the first has one thread; neither leaves it so."""
     began = [threading.Event(), threading.Event()]
     may_end = [threading.Event(), threading.Event()]
     after = [None, None]

@@ -6,7 +6,7 @@ from panda_sklearn.solvers.base import Iteration, StoppingRule, iterate
 
 
 def steps(*values, energy=1.0, n_samples=1, ends=None):
-    """A step that gives such objectives; the last again and again."""
+    """A step that returns these objectives in turn, and the last one from then on."""
 
     def step(n_iter):
         f = values[min(n_iter, len(values)) - 1]

@@ -13,7 +13,7 @@ from panda_sklearn.solvers.descent import descend, leading_factor, relative_obje
 
 
 def make_moments(n, seed=0, commuting=False):
-    """Moments of random data, with a small energy beyond what they hold."""
+    """Moments of random data, whose energy is half as much again."""
     generator = torch.Generator().manual_seed(seed)
     Y = torch.randn(3 * n, n, dtype=torch.float64, generator=generator)
     Y = Y * torch.linspace(1, 3, n, dtype=torch.float64)
@@ -106,7 +106,7 @@ def test_with_limited_rank_the_leading_factor_is_nearly_the_minimum(seed):
 
 
 def test_a_problem_that_no_step_helps_ends():
-    """In single precision, at the minimum and with nothing to call it off."""
+    """In single precision, at the minimum, with no other reason to end."""
     moments = make_moments(6)
     exact = leading_factor(moments, 6).float()
     single = Moments(moments.M1.float(), moments.M2.float(), moments.energy, 1e-7)
@@ -193,7 +193,7 @@ def test_parts_with_and_without_a_linear_term(constraint):
 
 
 def moments_of_channels(C, seed=0):
-    """As of activations: falling eigenvalues."""
+    """Moments with falling eigenvalues, as activations have."""
     generator = torch.Generator().manual_seed(seed)
     Y = torch.randn(3 * C, C, dtype=torch.float64, generator=generator)
     Y = Y * 0.97 ** torch.arange(C, dtype=torch.float64)
@@ -205,7 +205,7 @@ def moments_of_channels(C, seed=0):
 @pytest.mark.parametrize("R_C", [1, 8])
 @pytest.mark.parametrize("seed", range(3))
 def test_few_appearances_of_many_channels(monkeypatch, R_C, seed):
-    """In a space that grows from them, and as good as among all channels."""
+    """In a space that grows from them, and nearly as good as among all channels."""
     C = 270
     assert C > alternation.SMALL and 3 * R_C < C
     moments = moments_of_channels(C, seed)

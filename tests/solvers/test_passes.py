@@ -1,7 +1,6 @@
 """Fits to more samples than are kept in memory: few passes, the minimum of all."""
 
 import dataclasses
-import sys
 
 import numpy as np
 import pytest
@@ -13,15 +12,13 @@ from panda_sklearn.core import FREE, NONNEGATIVE, objective_of
 from panda_sklearn.core.samples import InMemory, Samples
 from panda_sklearn.core.starts import hosvd, random_parts
 from panda_sklearn.datasets import make_parts_appearances
-from panda_sklearn.solvers import fit_spg
+from panda_sklearn.solvers import alternation, fit_spg, spg
 
-SPG = sys.modules["panda_sklearn.solvers.spg"]
-ALTERNATION = sys.modules["panda_sklearn.solvers.alternation"]
 N = 300
 
 
 class Passing(Samples):
-    """Samples that come in batches, and of which the number is not known before."""
+    """Samples that come in batches, whose number is not known beforehand."""
 
     def __init__(self, Z):
         super().__init__(*Z.shape[1:], dtype=Z.dtype, device=Z.device)
@@ -33,11 +30,11 @@ class Passing(Samples):
 
 @pytest.fixture
 def keep(monkeypatch):
-    """A function that says how many samples are kept."""
+    """A function that sets how many samples are kept."""
 
     def keeping(n):
-        monkeypatch.setattr(SPG, "FEWEST", n)
-        monkeypatch.setattr(SPG, "MOST", n)
+        monkeypatch.setattr(spg, "FEWEST", n)
+        monkeypatch.setattr(spg, "MOST", n)
 
     keeping(40)
     return keeping
@@ -45,8 +42,8 @@ def keep(monkeypatch):
 
 @pytest.fixture
 def keep_these(monkeypatch):
-    """A function that says which samples are kept."""
-    summarise = SPG.summarise
+    """A function that sets which samples are kept."""
+    summarise = spg.summarise
 
     def keeping(Z):
         def summary(*args, **options):
@@ -55,7 +52,7 @@ def keep_these(monkeypatch):
             kept = InMemory(Z)
             return dataclasses.replace(known, kept=kept, energy_of_kept=energy)
 
-        monkeypatch.setattr(SPG, "summarise", summary)
+        monkeypatch.setattr(spg, "summarise", summary)
 
     return keeping
 
@@ -88,7 +85,7 @@ def rough(c=8, s=30, seed=0):
 
 
 def share(Z, result):
-    """The objective, as a share of the energy."""
+    """The objective, as a fraction of the energy."""
     Z, A, P = Z.double(), result.A.double(), result.P.double()
     return float(objective_of(Z, A, P)) / float((Z**2).sum())
 
@@ -131,10 +128,10 @@ def test_ends_at_the_minimum_of_all_samples(keep, ranks, n_kept):
 @pytest.mark.parametrize("make", [rough, lambda seed: planted(r_s=6, seed=seed)])
 @pytest.mark.parametrize("seed", range(3))
 def test_where_minima_are_many_it_ends_at_one(keep, make, seed):
-    """From which a fit that keeps all samples hardly goes on.
+    """A fit that keeps all samples hardly improves on it.
 
-    Where the objective is flat, ``tol`` ends both a little early, on other processors
-    elsewhere.
+    Where the objective is flat, ``tol`` ends both a little early, and where depends on
+    the processor.
     """
     Z = make(seed=seed)
     keep(60)
@@ -192,8 +189,8 @@ def test_whatever_the_data(n, c, s, data, kind, dtype):
     Z = Z.to(dtype)
     free = data.draw(st.booleans())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SPG, "FEWEST", n_kept)
-        patch.setattr(SPG, "MOST", n_kept)
+        patch.setattr(spg, "FEWEST", n_kept)
+        patch.setattr(spg, "MOST", n_kept)
         constraint = FREE if free else NONNEGATIVE
         result = solve(Z, r_c, r_s, constraint=constraint)
     assert result.A.shape == (c, r_c) and result.P.shape == (s, r_s)
@@ -213,7 +210,7 @@ def test_whatever_the_data(n, c, s, data, kind, dtype):
 
 
 def test_kept_samples_that_mislead(keep_these):
-    """Of other parts and channels than all others."""
+    """Their parts and channels differ from those of all others."""
     Z = planted()
     misleading = planted(seed=5)[:30].flip(1, 2)
     keep_these(misleading)
@@ -226,7 +223,7 @@ def test_kept_samples_that_mislead(keep_these):
 
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
 def test_kept_samples_of_another_scale(keep_these, scale):
-    """With all of their energy, or none of it: s is what it must be."""
+    """They have nearly all of the energy, or next to none of it."""
     Z = planted()
     mixed = torch.cat([Z[:40] * scale, Z[40:]])
     keep_these(mixed[:40])
@@ -271,7 +268,7 @@ def test_a_single_kept_sample(keep):
 
 @pytest.mark.parametrize("ranks", [(5, 3), (8, 3)])
 def test_small_objectives_in_double_precision(keep, ranks):
-    """Of data without noise, single precision alone would see 1e-7."""
+    """On data without noise, single precision alone would end at 1e-7."""
     Z = planted(snr_db=None)
     keep(40)
     exact = solve(Z, *ranks, tol=1e-12)
@@ -308,7 +305,7 @@ def test_the_scale_of_the_data_does_not_matter(keep, scale):
 @pytest.mark.parametrize("ranks", [(5, 3), (8, 3), (3, 36)])
 @pytest.mark.parametrize("kind", [InMemory, Passing])
 def test_free_parts(keep, ranks, kind):
-    """Their space is found in passes by alternation on all."""
+    """Their space is found by alternation on all samples, in passes."""
     Z = planted()
     keep(N)
     whole = solve(Z, *ranks, constraint=FREE)
@@ -324,7 +321,7 @@ def test_the_parts_moments_may_be_factored(keep, monkeypatch):
     results = []
     for factored in (True, False):
         monkeypatch.setattr(
-            ALTERNATION, "is_cheaper_factored", lambda *shape, f=factored: f
+            alternation, "is_cheaper_factored", lambda *shape, f=factored: f
         )
         results.append(solve(Z, 5, 3))
         check(Z, results[-1])

@@ -1,6 +1,4 @@
-"""The solver on second moments: what the others do not promise."""
-
-import sys
+"""The solver "spg": what the others do not promise."""
 
 import numpy as np
 import pytest
@@ -12,11 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from panda_sklearn.core import FREE, NONNEGATIVE, hosvd, objective_of, random_parts
 from panda_sklearn.core.samples import InMemory
 from panda_sklearn.datasets import make_parts_appearances
-from panda_sklearn.solvers import fit_pgd, fit_spg
-
-SOLVERS = "panda_sklearn.solvers."
-ALTERNATION = sys.modules[SOLVERS + "alternation"]
-CHOOSING = sys.modules[SOLVERS + "choosing"]
+from panda_sklearn.solvers import alternation, fit_pgd, fit_spg
 
 
 def start(Z, r_c, r_s, seed=0):
@@ -69,9 +63,8 @@ def test_never_raises_the_objective(dtype, ranks, nonnegative):
     # The last value is that of the factors once they are rounded.
     energy = float((Z**2).sum()) / len(Z)
     assert np.all(np.diff(history) <= 10 * torch.finfo(dtype).eps ** 2 * energy)
-    mean = float(objective_of(Z.double(), result.A.double(), result.P.double())) / len(
-        Z
-    )
+    total = objective_of(Z.double(), result.A.double(), result.P.double())
+    mean = float(total) / len(Z)
     assert history[-1] == pytest.approx(mean, rel=1e-4, abs=1e-7 * energy)
 
 
@@ -118,7 +111,7 @@ def test_ends_with_finite_canonical_factors(n, c, s, data, kind, dtype):
     assert f <= (1 + 1e-5) * energy
     if r_c == c and r_s == s and not nonnegative:
         assert f <= 1e-5 * energy
-    # One dead channel is in no appearance.
+    # The dead channel is in no appearance.
     if kind == "dead":
         assert result.A[0].abs().max() <= 1e-3 * max(float(result.A.abs().max()), 1e-9)
 
@@ -204,7 +197,7 @@ def test_order_of_samples_and_positions_does_not_matter():
 
 
 def test_channels_of_one_value_and_a_thousand():
-    """The same answer for Z and 1000 Z, near the limits of single precision too."""
+    """The same answer at all scales, even near the limits of single precision."""
     Z, *_ = planted()
     A, P = start(Z, 5, 3)
     plain = solve_from(Z, A, P)
@@ -261,7 +254,7 @@ def test_factored_moments_lead_to_the_same_minimum(monkeypatch, factored):
     Z, *_ = planted()
     A, P = start(Z, 5, 3)
     plain = solve_from(Z, A, P)
-    monkeypatch.setattr(ALTERNATION, "is_cheaper_factored", lambda *shape: factored)
+    monkeypatch.setattr(alternation, "is_cheaper_factored", lambda *shape: factored)
     result = solve_from(Z, A, P, batch_size=7)
     torch.testing.assert_close(result.P, plain.P, atol=1e-3, rtol=0)
 
