@@ -23,6 +23,7 @@ from panda_sklearn.core.samples import (
     Sums,
     Together,
     as_samples,
+    in_one_pass,
 )
 
 __all__ = ["ChannelMoments", "ChannelSums", "EnergySums", "Summary", "summarise"]
@@ -67,11 +68,8 @@ class ChannelMoments:
         ``products`` is the type of the products, by default that of Z.
         """
         samples = as_samples(Z)
-        sums = ChannelSums(samples, A, products)
-        samples.begin(sums)
-        found = samples.accumulate(sums.add, *sums.totals())
-        assert samples.n_samples is not None  # a pass has counted them
-        return sums.moments(found, samples.n_samples)
+        (moments,) = in_one_pass(samples, ChannelSums(samples, A, products), size=1)
+        return moments
 
     def __add__(self, other: ChannelMoments) -> ChannelMoments:
         n = self.n + other.n

@@ -37,7 +37,8 @@ __all__ = [
 BATCH_ELEMENTS = 2**21
 LARGEST_BATCH = 8
 
-# Samples in a batch of several sums, where those are not too many elements.
+# Samples in a batch of several sums, where those are not too many elements. Batches are
+# large, since adding to the sums of coefficients costs more than their small products.
 IN_A_BATCH = 256
 
 
@@ -309,12 +310,14 @@ class Sums(Protocol):
         """Return what is computed from the sums over all samples."""
 
 
-def in_one_pass(samples: Samples, *sums: Sums) -> list[Any]:
-    """Return what several sums compute from samples, which are read once."""
+def in_one_pass(samples: Samples, *sums: Sums, size: int = IN_A_BATCH) -> list[Any]:
+    """Return what several sums compute from samples, which are read once.
+
+    Batches are of ``size`` samples, as :meth:`Samples.accumulate` has it.
+    """
     samples.begin(*sums)
     together = Together(sums)
-    # A few large batches: adding a batch to the sums costs more than its products.
-    found = samples.accumulate(together.add, *together.totals(), size=IN_A_BATCH)
+    found = samples.accumulate(together.add, *together.totals(), size=size)
     assert samples.n_samples is not None  # a pass has counted them
     return together.moments(found, samples.n_samples)
 

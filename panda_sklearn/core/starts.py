@@ -15,6 +15,7 @@ from panda_sklearn.core.objective import accumulator_dtype
 __all__ = [
     "grown_parts",
     "hosvd",
+    "leading_appearances",
     "nearly_hosvd",
     "random_appearances",
     "random_parts",
@@ -26,23 +27,27 @@ SPARE = 8
 TURNS = 6
 
 
-def hosvd(Z: Tensor, n_appearances: int, *, scatter: Tensor | None = None) -> Tensor:
-    """Return the leading eigenvectors of the channel scatter (section 3.4).
+def hosvd(Z: Tensor, n_appearances: int) -> Tensor:
+    """Return the leading left singular vectors of the mode-2 unfolding of Z.
 
-    These are the leading left singular vectors of the mode-2 unfolding of Z. Each
-    is signed so that its entry of largest magnitude is positive. ``scatter`` is
-    sum_i Z_i Z_i', if it is known.
+    As :func:`leading_appearances`, in the type of Z.
+    """
+    scatter = ChannelMoments.of_data(Z).about_zero()
+    return leading_appearances(scatter, n_appearances).to(Z.dtype)
+
+
+def leading_appearances(scatter: Tensor, n_appearances: int) -> Tensor:
+    """Return the leading eigenvectors of sum_i Z_i Z_i', the scatter (section 3.4).
+
+    Each is signed so that its entry of largest magnitude is positive.
 
     Returns
     -------
     A : Tensor of shape (C, n_appearances)
         Orthonormal columns, by falling eigenvalue.
     """
-    if scatter is None:
-        scatter = ChannelMoments.of_data(Z).about_zero()
     vectors = torch.linalg.eigh(scatter).eigenvectors  # rising eigenvalues
-    A = vectors.flip(1)[:, :n_appearances]
-    return signed(A).to(Z.dtype).contiguous()
+    return signed(vectors.flip(1)[:, :n_appearances]).contiguous()
 
 
 def nearly_hosvd(Z: Tensor, n_appearances: int, generator: torch.Generator) -> Tensor:

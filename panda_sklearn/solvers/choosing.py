@@ -20,7 +20,7 @@ from panda_sklearn.core.objective import accumulator_dtype, sample_energies
 from panda_sklearn.core.samples import InMemory
 from panda_sklearn.core.starts import (
     grown_parts,
-    hosvd,
+    leading_appearances,
     nearly_hosvd,
     random_appearances,
     random_parts,
@@ -69,7 +69,7 @@ def draw_starts(
     else:
         known_of_all = known.channels if takes_all_channels(C, R_C) else None
         channels = known_of_all or ChannelMoments.of_data(kept)
-        A = hosvd(kept.Z, R_C, scatter=channels.about_zero())
+        A = leading_appearances(channels.about_zero(), R_C).to(kept.dtype)
     n_drawn = n_init - 1 if init == "hosvd" else n_init
     P = torch.empty(n_drawn, S, R_S, dtype=dtype, device="cpu")
     for start in P:

@@ -108,11 +108,10 @@ def fit_spg(
         for start in P
     ]
     if len(begun) > 1:
-        rough = StoppingRule(ROUGH)
         for start in begun:
             start.tol = ROUGH
-            lightly(iterate, start.step, rule=rough, max_iter=ROUGHLY)
-            rough.restart()
+            rule = StoppingRule(ROUGH)
+            lightly(iterate, start.step, rule=rule, max_iter=ROUGHLY)
     best = min(begun, key=lambda start: start.f)
     best.tol = tol
     fit: Alternation | Passes = best

@@ -17,7 +17,7 @@ from panda_sklearn.core.constraint import Constraint
 from panda_sklearn.core.moments import Moments
 from panda_sklearn.core.objective import accumulator_dtype, sample_energies
 from panda_sklearn.core.samples import Samples
-from panda_sklearn.core.starts import hosvd, random_parts, revived
+from panda_sklearn.core.starts import leading_appearances, random_parts, revived
 from panda_sklearn.solvers.alternation import Alternation, Past, canonical_pair
 from panda_sklearn.solvers.base import StoppingRule, iterate
 
@@ -76,7 +76,7 @@ def learn(
         P = torch.where(new[:, None], drawn, P)
     if not A.any():
         scatter = ChannelMoments.of_data(samples).about_zero()
-        A = hosvd(A, A.shape[1], scatter=scatter).to(P)
+        A = leading_appearances(scatter, A.shape[1]).to(P)
     fit = Alternation(
         samples,
         A,
