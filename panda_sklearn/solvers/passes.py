@@ -63,8 +63,8 @@ FRACTION_OF_TOL = 5e-2
 # brought. Then steps go further than the kept samples lead, by a multiple that grows.
 SLOW = 0.4
 FURTHER, GROWTH = 0.7, 1.5
-# How many passes in a row may fail to lower the objective, and how much shorter the
-# step is after each.
+# How many passes in a row may fail to lower the objective, and the fraction of a failed
+# step that the next one takes.
 FAILURES = 3
 SHORTER = 0.25
 
@@ -183,7 +183,7 @@ class Passes:
         return iteration
 
     def _go_further(self) -> None:
-        """Look beyond the factors that the kept samples lead to."""
+        """Look beyond the factors that the kept samples lead to, to speed up."""
         self.safe = A, P = self.next
         move = self.further * (P - self.P)
         self.next = A, self.constraint.project(P + move)
