@@ -1,31 +1,31 @@
-"""What makes parts local: section 4.3.1's ablation, on the shipped face generator.
+"""What makes parts local: the ablation of section 4.3.1, on the shipped face generator.
 
-Learns as many parts from the same activations in four ways:
+Learns the same number of parts from the same activations in four ways:
 
 MPCA, H x W x C       tensorly's partial Tucker decomposition of channels, rows and
-                      columns. Its factors for r rows and r columns, r * r at least the
-                      number of parts, give r * r outer products u_h v_w', orthonormal
-                      as the factors are; those count as parts that hold the most of
-                      the core's sum of squares
-MPCA, C x S           the same of channels and positions, row by row
+                      columns. Its r row factors and r column factors, with r * r at
+                      least the number of parts, have r * r outer products u_h v_w',
+                      orthonormal like the factors. The parts are those that hold most
+                      of the core's sum of squares
+MPCA, C x S           the same decomposition of channels and positions
 ours, signed          PartsAppearanceDecomposition(nonnegative=False)
 ours                  PartsAppearanceDecomposition
 
-all with as many appearances, and none centred. Prints for each, as medians over the
-repeats where it is drawn at random:
+All have the same number of appearances, and none is centred. Prints medians over the
+repeats:
 
 time                  as a ratio to that of "ours" in the same repeat
-kept                  share of the sum of squares of 200 unseen samples that the
+kept                  fraction of the sum of squares of 200 unseen samples that the
                       factors reconstruct
 overlap               mean cosine of the magnitudes of two parts: 0 for parts that
                       share no position, 1 for parts that are all alike
-90% in                share of the positions that hold 90% of a part's sum of squares,
-                      as a mean over parts: small for parts that are local
-negative              share of the parts' sum of squares in negative entries; a signed
-                      part means the same as its negative, and counts as the one with
-                      the less of it
+90% in                fraction of the positions that hold 90% of a part's sum of
+                      squares, as a mean over parts: small for local parts
+negative              fraction of the parts' sum of squares in negative entries. A
+                      signed part is equivalent to its negative; the one with the
+                      smaller fraction counts
 
-and draws the parts, as figure 8 of the paper does.
+and draws the parts like figure 8 of the paper.
 
     python -m pip install -e ".[bench,plot]" && python benchmarks/bench_ablation.py
 """
@@ -53,7 +53,7 @@ LABELS = {
     "x channels (a part: one\ncolumn times one row)",
     "MPCA, C x S": "MPCA of channels\nx positions",
     "ours, signed": "PandA with\nnegative entries\nallowed",
-    "ours": "PandA, as it is:\nno negative entries",
+    "ours": "PandA:\nno negative entries",
 }
 
 
@@ -72,7 +72,7 @@ def average_face(generator, n_samples):
 
 
 def partial_tucker(X, ranks, modes):
-    """Core and factors of tensorly's decomposition of these modes."""
+    """Core and factors of tensorly's decomposition of the given modes."""
     import tensorly
     from tensorly.decomposition import partial_tucker as decompose
 
@@ -82,7 +82,7 @@ def partial_tucker(X, ranks, modes):
 
 
 def mpca_of_rows_and_columns(X, ranks, seed):
-    """A and P (n_positions, n_parts), of outer products that hold the most."""
+    """A, and the P (n_positions, n_parts) of the outer products that hold most."""
     r = math.ceil(math.sqrt(ranks[1]))
     core, (A, rows, columns) = partial_tucker(X, [ranks[0], r, r], [1, 2, 3])
     energy = core.square().sum(dim=(0, 1)).flatten()  # (r * r,)
@@ -119,7 +119,7 @@ METHODS = {
 
 
 def parts_of(fitted, shape):
-    """Parts (n_parts, height, width), each with the sign that has most energy."""
+    """Parts (n_parts, height, width), each with the sign that holds more energy."""
     if isinstance(fitted, PartsAppearanceDecomposition):
         parts = fitted.parts_
     else:
@@ -129,7 +129,7 @@ def parts_of(fitted, shape):
 
 
 def kept(fitted, X):
-    """Share of the sum of squares that the factors reconstruct."""
+    """Fraction of the sum of squares that the factors reconstruct."""
     if isinstance(fitted, PartsAppearanceDecomposition):
         return fitted.score(X)
     (A, P), Z = fitted, X.flatten(2)
@@ -137,7 +137,7 @@ def kept(fitted, X):
 
 
 def locality(parts):
-    """Share of positions that hold 90% of a part's energy, as a mean over parts."""
+    """Fraction of positions that hold 90% of a part's energy, as a mean over parts."""
     energy = parts.flatten(1).square().sort(dim=1, descending=True).values
     held = energy.cumsum(dim=1) / energy.sum(dim=1, keepdim=True)
     counts = (held < 0.9).sum(dim=1) + 1
@@ -145,7 +145,7 @@ def locality(parts):
 
 
 def measure(X, unseen, ranks, repeats):
-    """Rows of the table, method -> one record a repeat, and the first fits' parts."""
+    """Method -> one record for each repeat, and method -> parts of the first fit."""
     rows, pictures = {name: [] for name in METHODS}, {}
     for seed in range(repeats):
         order = list(METHODS.items())
@@ -182,7 +182,7 @@ def show(rows):
 
 
 def draw(pictures, face, path):
-    """A row for each method, a column for each part."""
+    """Draw a row for each method, with a column for each part."""
     from matplotlib.figure import Figure
 
     n_parts = len(pictures["ours"])
@@ -241,7 +241,7 @@ def main():
     show(rows)
     path = Path(args.pictures) / "figure_8.png"
     draw(pictures, average_face(generator, min(200, args.samples)), path)
-    print(f"the parts are drawn in {path}")
+    print(f"Parts are drawn in {path}")
     if args.json:
         with open(args.json, "w") as file:
             json.dump({"arguments": vars(args), "methods": rows}, file, indent=1)

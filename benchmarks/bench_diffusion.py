@@ -1,33 +1,34 @@
 """Local edits of a diffusion model: parts and variations against rivals.
 
-On the shipped face diffusion model, in eight steps. Every image's region is changed by
-the same amount, with a strength of its own, on noise that nothing was learnt or chosen
-from; regions are those of ``bench_editing.py``. Each method offers four edits, of
-either sign, of which the one of the lowest ROIR on other images is taken:
+On the shipped face diffusion model, in eight steps, with the regions of
+``bench_editing.py``. The noise was not used to learn or choose anything. Every image is
+edited with a strength of its own, so that its region changes by the same amount. Each
+method offers four edits, with either sign; the one with the lowest ROIR on other images
+is taken:
 
-variations            of the part that covers the region best; all steps' channels are
-                      stacked (``calls_as="channels"``), and all are edited
-variations, late      the same of the last four steps
-pooled, late          their variations as samples (``calls_as="samples"``): one vector
-                      for all of them
+variations            of the part that covers the region best; the channels of all steps
+                      are stacked (``calls_as="channels"``), and all steps are edited
+variations, late      the same for the last four steps
+pooled, late          variations with the last four steps as samples
+                      (``calls_as="samples"``): one vector for all of them
 found, late           ``LocalEditor.find_directions`` for the pooled part and region
-mix, late             towards random other samples' activations in those steps
+mix, late             towards the activations of random other samples in those steps
 PCA of the bottleneck principal components of ``unet.mid_block`` over all steps, added
                       there in all of them. Haas et al., Discovering Interpretable
                       Directions in the Semantic Latent Space of Diffusion Models, 2024
 LOCO Edit             ``loco_vectors`` below: a direction of the noisy image at the
-                      fifth step, from one image, used on the others. Chen et al.,
-                      Exploring Low-Dimensional Subspaces in Diffusion Models for
+                      fifth step, found on one image and used on the others. Chen et
+                      al., Exploring Low-Dimensional Subspaces in Diffusion Models for
                       Controllable Image Editing, NeurIPS 2024
 
-ROIR       equation (7), change outside of the region relative to inside
-SSIM       of the images outside of the region, before and after
+ROIR       equation (7), change outside the region relative to inside
+SSIM       of the images outside the region, before and after
 distance   Mahalanobis distance of the region's pixels from those of other samples
-           (Ledoit-Wolf covariance), after over before, median
-alike      mean cosine of the changes of two images inside of the region
-reached    share of the images that some strength brings to the change asked for
-transfer   share of the images whose region changes by half to twice of that, and more
-           than the rest, at the one strength that was right for the median of others
+           (Ledoit-Wolf covariance), after over before; the median
+alike      mean cosine of the changes of two images inside the region
+reached    fraction of the images that some strength changes by the required amount
+transfer   fraction of the images whose region changes by half to twice that amount, and
+           more than the rest, at the median strength of other images
 
     python -m pip install -e ".[bench,diffusers]"
     python benchmarks/bench_diffusion.py
@@ -59,7 +60,7 @@ from panda_sklearn import (
 from panda_sklearn.datasets import load_face_diffusion, sample_latents
 from panda_sklearn.metrics import outside_ssim, roi_ratio
 
-N_STEPS, FIRST = 8, 4  # edits but those of the bottleneck begin at this step
+N_STEPS, FIRST = 8, 4  # edits, except those of the bottleneck, begin at this step
 LAYER = "unet.up_blocks.1"
 REGIONS = ("eyes", "mouth", "hair")
 TARGET = 0.12
@@ -75,7 +76,7 @@ class Rest(nn.Module):
         self.model, self.unet, self.first = model, model.unet, first
 
     def forward(self, x):
-        """Go on from the first of these steps."""
+        """Continue from the first of these steps."""
         scheduler = copy.deepcopy(self.model.scheduler)
         scheduler.set_timesteps(self.model.n_steps)
         for t in scheduler.timesteps[self.first :]:
@@ -83,7 +84,7 @@ class Rest(nn.Module):
         return x
 
     def denoised(self, x):
-        """The image that the network guesses in the first of these steps."""
+        """The image that the network predicts in the first of these steps."""
         scheduler = copy.deepcopy(self.model.scheduler)
         scheduler.set_timesteps(self.model.n_steps)
         t = scheduler.timesteps[self.first]
@@ -106,16 +107,16 @@ class Ground:
 
     @torch.no_grad()
     def finish(self, x):
-        """Images of noisy ones."""
+        """Images from noisy ones."""
         return self.rest(x)
 
     def unseen(self, n, seed):
-        """Noise and what the first half makes of it, (n, 2, 3, 64, 64)."""
+        """Noise and the result of the first half, (n, 2, 3, 64, 64)."""
         noise = sample_latents(self.model, n, random_state=seed)
         return torch.stack([noise, self.halfway(noise)], dim=1)
 
     def editor(self, calls_as, *, late):
-        """An editor of all steps, or of the last ones."""
+        """An editor for all steps, or for the last ones."""
         network, latents = (self.rest, self.noisy) if late else (self.model, self.noise)
         extractor = GeneratorFeatureExtractor(
             network, LAYER, call="all", calls_as=calls_as
@@ -134,7 +135,7 @@ def covering_part(panda, mask):
 
 
 def adding(editor, name, what, **fields):
-    """An edit of ours as a method."""
+    """One of our edits as a method."""
     late = isinstance(editor.extractor.generator, Rest)
 
     def apply(latents, strengths):
@@ -203,7 +204,7 @@ def leading_vectors(function, x, weights, n, n_iter):
 
 
 def loco_vectors(ground, x, mask, n, n_removed=10):
-    """Directions of one noisy image x (3, 64, 64) that change a region and little else.
+    """Directions at a noisy image x (3, 64, 64) that change a region and little else.
 
     Algorithm 1 of Chen et al.: the leading right singular vectors of the Jacobian of
     the denoised image's region, from which the ``n_removed`` leading ones of the rest's
@@ -218,7 +219,7 @@ def loco_vectors(ground, x, mask, n, n_removed=10):
 
 
 def loco_methods(ground, latents, mask, n):
-    """The leading directions of so many images, as methods."""
+    """The leading directions of several images, as methods."""
 
     def method(name, row):
         def apply(latents, strengths):
@@ -234,14 +235,14 @@ def loco_methods(ground, latents, mask, n):
 
 
 class Pixels:
-    """How far a region's pixels are from those of samples."""
+    """Distances of a region's pixels from those of samples."""
 
     def __init__(self, images, mask):
         self.where = torch.from_numpy(maximum_filter(mask.numpy(), 5)) > 0
         self.covariance = LedoitWolf().fit(self.of(images))
 
     def of(self, images):
-        """Pixels of the region and two around it."""
+        """Pixels of the region and two more around it."""
         return images[:, :, self.where].flatten(1).double().numpy()
 
     def distances(self, images):
@@ -250,13 +251,13 @@ class Pixels:
 
 
 def changes(mask, images, edited):
-    """Root mean square of each image's change in the region, (n,)."""
+    """Root mean square change of each image in the region, (n,)."""
     squares = ((edited - images).double() * mask).square().sum(dim=(1, 2, 3))
     return (squares / (images.shape[1] * mask.sum())).sqrt().numpy()
 
 
 def measure(method, tuning, tuned, latents, images, mask, pixels):
-    """One row of the table, and edited images."""
+    """One row of the table, and the edited images."""
     _, _, strengths = edited_alike(method, tuning, tuned, mask, TARGET)
     same = strengths.median().expand(len(latents))
     moved = in_batches(method.apply, latents, same)
@@ -307,7 +308,7 @@ def methods(ground, editors, mask, components, n_offered):
 
 
 def run(n_train, n_test, n_tuning, n_offered, regions, pictures):
-    """The tables by region."""
+    """The rows of the table of each region."""
     ground = Ground(n_train)
     editors = {
         "variations": ground.editor("channels", late=False),
@@ -346,7 +347,7 @@ def run(n_train, n_test, n_tuning, n_offered, regions, pictures):
 
 
 def draw(rows, path):
-    """Rows of images with their names."""
+    """Draw rows of images with their names."""
     from matplotlib import pyplot as plt
 
     n = len(rows["unedited"])
@@ -363,7 +364,7 @@ def draw(rows, path):
 
 
 def summary(tables):
-    """Geometric means of ROIR and distance over the regions, of the others plain."""
+    """Print means over regions: geometric for ROIR and distance, else arithmetic."""
     print(f"\nall regions\n{'':24}" + "".join(f"{name:>10}" for name in COLUMNS))
     for name in dict.fromkeys(
         row["method"] for rows in tables.values() for row in rows

@@ -1,21 +1,21 @@
 """Directions found for a region: how local, how far from the data, how consistent.
 
-On the latents of ``bench_natural_edits.py`` and at its regions, at equal change, but
-with as many appearances as there are channels, so that the distance from the data sees
-every direction. Directions are found on 12 latents; each method offers five, of either
-sign, of which the one of the lowest ROIR on eight others is taken, and measured on 64
+With the latents, regions and equal change of ``bench_natural_edits.py``, but as many
+appearances as there are channels, so that the distance from the data covers every
+direction. Directions are found on 12 latents. Each method offers five, with either
+sign; the one with the lowest ROIR on eight other latents is taken, and measured on 64
 that nothing was learnt or chosen from:
 
 appearances, variations   those of the part, 24 and 5 of them
-found, g                  ``LocalEditor.find_directions`` with that ``naturalness``
+found, g                  ``LocalEditor.find_directions`` with g as ``naturalness``
 LOCO Edit, r              the leading directions of the region's J, from which the r
-                          leading ones of the rest's are projected out
-LowRankGAN                the same after a split of J'J into low rank and sparse
+                          leading ones of the rest's J are projected out
+LowRankGAN                the same after J'J is split into low rank and sparse
 
-J is the derivative of the image by what is added at the part, the same for all three.
-Columns are those of ``bench_natural_edits.py``; *alike* is the consistency. Then the
-time of exact derivatives, of differences, and of products with J alone, and how near
-the latter's directions are to the former's.
+J is the derivative of the image with respect to what is added at the part, the same for
+all three. The columns are those of ``bench_natural_edits.py``; *alike* is the
+consistency. Then prints the time with exact derivatives, with differences, and with
+products with J alone, and the cosines between their directions.
 
     python -m pip install -e ".[bench]" && python benchmarks/bench_directions.py
 """
@@ -81,7 +81,7 @@ def digits(n_train):
 
 
 def derivative_grams(ground, part, mask, latents):
-    """J'M^2 J and that of the rest, (C, C), means over latents."""
+    """J'M^2 J of the region and of the rest, (C, C), means over latents."""
     extractor, panda = ground.editor.extractor, ground.editor.decomposition
     values = panda.parts_[part].flatten()
     values = (values - values.min()) / (values.max() - values.min())
@@ -104,7 +104,7 @@ def derivative_grams(ground, part, mask, latents):
 
 
 def methods(ground, part, mask, latents):
-    """Candidates by name of the method."""
+    """Name of the method -> candidates."""
     editor = ground.editor
     panda = editor.decomposition
     found = {"variations": panda.variations(part, N_FOUND)[0]}
@@ -138,7 +138,7 @@ def methods(ground, part, mask, latents):
 
 
 def run(ground, n_test, regions):
-    """The tables of a network, by region."""
+    """Print the tables of a network; region -> rows."""
     tuning, latents = ground.latents(8, 1), ground.latents(2 * n_test, 2)
     few = ground.latents(N_LATENTS, 0)
     generate = ground.editor.extractor.generate
@@ -168,7 +168,7 @@ def run(ground, n_test, regions):
 
 
 def summary(tables):
-    """Geometric means over the regions, of consistency plain ones."""
+    """Print means over regions: geometric, but arithmetic for the consistency."""
     print(f"\nall regions{'':5}{'ROIR':>6}" + "".join(f"{c:>10}" for c in COLUMNS))
     names = dict.fromkeys(row["method"] for rows in tables.values() for row in rows)
     for name in names:
@@ -183,7 +183,7 @@ def summary(tables):
 
 
 def times(ground, repeats):
-    """Seconds of the three ways, and the largest angle between their spaces."""
+    """Print the times of the three ways, and cosines between their directions."""
     few, region = ground.latents(N_LATENTS, 0), next(iter(ground.masks))
     mask = ground.masks[region]
     part = best_part(ground.editor, mask)
@@ -215,7 +215,7 @@ def times(ground, repeats):
 
 
 def draw(tables, path):
-    """ROIR against distance: one curve of the trade, and the others."""
+    """Draw ROIR against distance: the trade-off as a curve, and the other methods."""
     from matplotlib import pyplot as plt
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -288,6 +288,6 @@ def main():
 
 
 if __name__ == "__main__":
-    # Torch's note on its own forward mode.
+    # Raised by torch's own forward mode.
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     main()

@@ -1,19 +1,19 @@
-"""How local edits are, ours against rivals, on the shipped face generator.
+"""How local edits are, ours and rivals', on the shipped face generator.
 
-Tables 1 and 2 of the paper on our own ground. For each of four regions, boxes drawn on
-the mean face before any edit (``REGIONS``), and each method, on 256 latents that
-nothing was learnt or chosen from:
+Tables 1 and 2 of the paper, with our own generator. There are four regions, boxes drawn
+on the mean face before any edit (``REGIONS``). For each region and method, on 256
+latents that nothing was learnt or chosen from:
 
-ROIR       equation (7), change outside of the region relative to inside; the mean over
-           images and a bootstrap confidence interval of 95 %
-reached    share of the images that the method brings to the change that is asked for
+ROIR       equation (7), change outside the region relative to inside; the mean over
+           images and a 95 % bootstrap confidence interval
+reached    fraction of the images that the method can change by the required amount
 SWD        sliced Wasserstein distance of the edited images to other, unedited ones, as
            a ratio to that of the unedited images to the same others
 
-Every image is edited so that its region changes by the same amount, a root mean square
-of ``TARGET`` (black to white is 2), with a strength of its own. Methods that offer
-several edits are given the same number to choose from, of either sign, and the one of
-the lowest ROIR on eight other latents is taken, by the same rule for all:
+Every image is edited with a strength of its own, so that its region changes by the same
+amount, a root mean square of ``TARGET`` (black to white is 2). Methods that offer
+several edits choose among the same number, with either sign: the one with the lowest
+ROIR on eight other latents is taken.
 
 PandA, part           the appearances, in their order, at the learnt part that covers
                       the region best (layer block16)
@@ -21,10 +21,10 @@ PandA, mask           the same appearances, at the region itself, as drawn by ha
 random appearance     at the same part: a random direction of channels, not chosen
 same, everywhere      the appearance that "PandA, part" chose, at every position
 SeFa, GANSpace        directions of the styles, for all layers or one
-LowRankGAN            the same, made for each region (given the mask, as "PandA, mask")
+LowRankGAN            the same, found for each region (given the mask, as "PandA, mask")
 
-Then the time from the trained generator to the first edited image. Methods of the
-styles are in ``rivals.py``.
+Then prints the time from the trained generator to the first edited image. The methods
+that edit styles are in ``rivals.py``.
 
     python -m pip install -e ".[bench]" && python benchmarks/bench_editing.py
 """
@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,6 +40,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bench_solvers import timed
 from rivals import ganspace, low_rank_gan, sefa
 from torch import Tensor
 
@@ -56,8 +56,8 @@ from panda_sklearn.metrics import roi_ratio, sliced_wasserstein_distance
 
 TARGET = 0.2
 BATCH_SIZE = 32
-# Directions of each style method, for all layers and for each of five; six times as
-# many appearances are tried for ours.
+# Directions of each style method, for all layers and for each of five; ours has six
+# times as many appearances, which makes as many candidates.
 N_DIRECTIONS = 8
 # Rows and columns of pixels, drawn on the mean face.
 REGIONS = {
@@ -70,13 +70,14 @@ REGIONS = {
 
 @dataclass(frozen=True)
 class Method:
-    """A way of editing.
+    """An edit of some method.
 
     Attributes
     ----------
     name : str
+        The method.
     what : str
-        Which of the method's edits.
+        Which of its edits.
     apply : callable
         Latents (n, 64) and strengths (n,) -> images.
     """
@@ -99,13 +100,13 @@ def region_mask(name):
 
 
 def in_batches(function, *tensors):
-    """A function of some samples at a time."""
+    """Apply a function to a batch of samples at a time."""
     split = zip(*(t.split(BATCH_SIZE) for t in tensors), strict=True)
     return torch.cat([function(*some) for some in split])
 
 
 def edited_alike(method, latents, images, mask, target=TARGET):
-    """Images whose region changes by the target, whether each does, and strengths."""
+    """Edited images, whether each region changes by the target, and strengths."""
 
     def change_of(strengths, rows):
         change = in_batches(method.apply, latents[rows], strengths) - images[rows]
@@ -118,7 +119,7 @@ def edited_alike(method, latents, images, mask, target=TARGET):
 
 
 def choose(methods, latents, images, mask, target=TARGET):
-    """The method of the lowest ROIR, of those that bring most images to the target."""
+    """Of the edits that bring most images to the target, the one of lowest ROIR."""
     best, merit = None, (1.0, np.inf)
     for method in [m for one in methods for m in (one, one.reversed())]:
         edited, reached, _ = edited_alike(method, latents, images, mask, target)
@@ -133,7 +134,7 @@ def choose(methods, latents, images, mask, target=TARGET):
 
 
 def at(editor, name, what, appearance, part):
-    """An edit of ours as a method."""
+    """One of our edits as a method."""
 
     def apply(latents, strengths):
         edit = Edit(appearance, part, strengths.numpy(), "alpha")
@@ -154,7 +155,7 @@ def best_part(editor, mask):
 
 
 def ours(editor, mask):
-    """Edits at the learnt part that covers the mask best, and at the mask."""
+    """The learnt part that covers the mask best; edits at it and at the mask."""
     part = best_part(editor, mask)
     everything = range(len(editor.decomposition.appearances_))
     return part, {
@@ -169,10 +170,10 @@ def ours(editor, mask):
 
 
 def controls(editor, part, chosen):
-    """Random appearances at the part, and the chosen one everywhere."""
+    """Random appearances at the part, and the chosen appearance everywhere."""
     random = torch.Generator().manual_seed(0)
     n_channels = editor.decomposition.map_shape_[0]
-    # Four random directions; which one an image gets depends on its latents.
+    # Four random directions; the latents of an image decide which one it gets.
     vectors = torch.randn(4, n_channels, generator=random)
     vectors /= vectors.norm(dim=1, keepdim=True)
 
@@ -196,7 +197,7 @@ def controls(editor, part, chosen):
 
 
 def interval(values, n_resamples=2000):
-    """Bootstrap confidence interval of a mean, 95 %."""
+    """The 95 % bootstrap confidence interval of a mean."""
     random = np.random.default_rng(0)
     rows = random.integers(0, len(values), (n_resamples, len(values)))
     return np.percentile(values[rows].mean(axis=1), [2.5, 97.5])
@@ -223,7 +224,7 @@ def measure(method, latents, images, others, mask):
 
 
 def fitted_editor(generator, n_samples, n_appearances):
-    """Our whole preparation, from the generator on."""
+    """Our whole preparation, starting from the generator."""
     latents = sample_latents(generator, n_samples, random_state=0)
     extractor = GeneratorFeatureExtractor(generator, "block16", batch_size=BATCH_SIZE)
     panda = PartsAppearanceDecomposition(12, n_appearances, random_state=0)
@@ -238,10 +239,21 @@ def style_methods(generator, candidates):
     ]
 
 
-def timed(function):
-    """What a function returns, and how many seconds it takes."""
-    start = time.perf_counter()
-    return function(), time.perf_counter() - start
+def quick_rows():
+    """Rows for ``compare.py``: an edit over the generator's own pass."""
+
+    def edits():
+        generator = load_face_generator()
+        editor = fitted_editor(generator, 100, 12)
+        latents = sample_latents(generator, 2 * BATCH_SIZE, random_state=2)
+        edit = Edit(0, 0, 5.0, "alpha")
+        while True:
+            seconds, _ = timed(lambda: editor.edit(latents, edit))
+            with torch.no_grad():
+                plain, _ = timed(lambda: in_batches(generator, latents))
+            yield seconds, plain
+
+    return {"edit, 64 images / the generator alone": edits}
 
 
 def main():
@@ -264,28 +276,28 @@ def main():
         plain, others = in_batches(generator, latents).split(n_test)
     latents = latents[:n_test]
 
-    editor, seconds = timed(lambda: fitted_editor(generator, n_train, 6 * n_directions))
-    _, first = timed(lambda: editor.edit(latents[:1], Edit(0, 0, 5.0, "alpha")))
+    seconds, editor = timed(lambda: fitted_editor(generator, n_train, 6 * n_directions))
+    first, _ = timed(lambda: editor.edit(latents[:1], Edit(0, 0, 5.0, "alpha")))
     times = {"PandA": seconds + first}
     shared = {}
     for name, make in (
         ("SeFa", lambda: sefa(generator, n_directions)),
         ("GANSpace", lambda: ganspace(generator, n_directions)),
     ):
-        candidates, seconds = timed(make)
+        seconds, candidates = timed(make)
         shared[name] = style_methods(generator, candidates)
-        _, first = timed(lambda: shared[name][0].apply(latents[:1], torch.ones(1)))  # noqa: B023
+        first, _ = timed(lambda: shared[name][0].apply(latents[:1], torch.ones(1)))  # noqa: B023
         times[name] = seconds + first
 
     tables, kept = {}, {}
     for region in regions:
         mask = region_mask(region)
         part, candidates = ours(editor, mask)
-        found, seconds = timed(
+        seconds, found = timed(
             lambda: low_rank_gan(generator, mask, n_directions, n_samples=n_jacobians)  # noqa: B023
         )
         rival = style_methods(generator, found)
-        _, first = timed(lambda: rival[0].apply(latents[:1], torch.ones(1)))  # noqa: B023
+        first, _ = timed(lambda: rival[0].apply(latents[:1], torch.ones(1)))  # noqa: B023
         times[f"LowRankGAN, {region}"] = seconds + first
         candidates |= shared | {"LowRankGAN": rival}
         chosen = {
@@ -309,7 +321,7 @@ def main():
             )
         tables[region] = rows
 
-    print("\nFrom the trained generator to the first edit, as a ratio to PandA's")
+    print("\nTime from the trained generator to the first edit, over PandA's")
     print(f"({times['PandA']:.1f} s, {n_train} samples of block16):")
     for name, seconds in times.items():
         print(f"{name:24} {seconds / times['PandA']:8.3f}")
@@ -322,7 +334,7 @@ def main():
 
 
 def draw(region, plain, kept, path):
-    """Edits of one region and where each changes the image (figure 7)."""
+    """Draw edits of one region, and where each changes the image (figure 7)."""
     from matplotlib import pyplot as plt
 
     names = [name for where, name in kept if where == region]
@@ -356,6 +368,6 @@ def draw(region, plain, kept, path):
 
 
 if __name__ == "__main__":
-    # Torch's note on its own forward mode.
+    # Raised by torch's own forward mode.
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     main()

@@ -1,13 +1,13 @@
-"""The explorer: how long a step of its slider takes, and four visitors at once.
+"""The explorer: the time of a step of its slider, and four visitors at once.
 
 In a headless Chromium, on the shipped generator:
 
-step      from the slider's event to the new image, decoded, in milliseconds: median
-          and 95 %; beside it a bare page, whose slider fetches the very bytes of such
+step      from the slider's event to the new image, decoded, in milliseconds: median and
+          95th percentile. Beside it a bare page, whose slider fetches the bytes of such
           an image from a server that does nothing else
-visitors  four for two minutes, each with images of its own, drawing, clicking, sliding,
-          keeping and undoing: errors, images that are another visitor's, the server's
-          memory meanwhile, and files that it left
+visitors  four visitors for two minutes, each with their own images, drawing, clicking,
+          sliding, keeping and undoing: errors, images mixed up between visitors, the
+          server's memory meanwhile, and files left behind
 
     python -m pip install -e ".[browser]" && python benchmarks/bench_explorer.py
 """
@@ -48,7 +48,7 @@ BARE = """<input type=range min=-5 max=5 step=0.1 value=0><img id=face src="/0">
 <script>document.querySelector("input").oninput = (event) => {
   document.getElementById("face").src = "/" + event.target.value; };</script>"""
 
-# Moves a slider, and says how long it took until another image was there, decoded.
+# Moves a slider, and returns the time until another image is there, decoded.
 STEP = """async ([slider, image, value]) => {
   const input = document.querySelector(slider), old = document.querySelector(image).src;
   const start = performance.now();
@@ -64,7 +64,7 @@ EXPLORER = ("#strength input[type=range]", "#face img")
 
 @contextlib.contextmanager
 def explorer():
-    """The page's address, its process, and the folder for its files."""
+    """The address of the page, its process, and the folder for its files."""
     folder = tempfile.mkdtemp()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -91,7 +91,7 @@ def explorer():
 
 @contextlib.contextmanager
 def bare_page(image):
-    """The address of a page whose slider fetches these bytes."""
+    """The address of a page whose slider fetches the given bytes."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -124,13 +124,13 @@ async def opened(browser, address):
 
 
 async def image_of(page):
-    """The image on a page, in bytes."""
+    """The bytes of the image on a page."""
     source = await page.locator("#face img").get_attribute("src")
     return await (await page.request.get(source)).body()
 
 
 async def steps(browser, address, n):
-    """Milliseconds of steps of the explorer's slider and of a bare page's."""
+    """Milliseconds of steps of both sliders, and the size of an image in bytes."""
     page = await opened(browser, address)
     await asyncio.sleep(3)
     image = await image_of(page)
@@ -146,14 +146,20 @@ async def steps(browser, address, n):
             found["bare page"].append(await bare.evaluate(STEP, arguments))
         await bare.close()
     await page.close()
-    print(f"{'':12}{'median':>8}{'95 %':>8}  ms, {len(image)} bytes")
+    return found, len(image)
+
+
+async def show_steps(browser, address, n):
+    """Print the times of steps."""
+    found, n_bytes = await steps(browser, address, n)
+    print(f"{'':12}{'median':>8}{'95 %':>8}  ms, {n_bytes} bytes")
     for name, times in found.items():
         high = statistics.quantiles(times, n=20)[-1]
         print(f"{name:12}{statistics.median(times):8.0f}{high:8.0f}")
 
 
 def megabytes(pid):
-    """Memory of a process."""
+    """Memory of a process in MB."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS"):
             return int(line.split()[1]) // 1024
@@ -161,7 +167,7 @@ def megabytes(pid):
 
 
 async def visit(browser, address, seed, seconds, counts):
-    """One visitor, who at the end must see the image of the beginning."""
+    """One visitor, who must see at the end the image of the beginning."""
     choose = random.Random(seed)
     page = await opened(browser, address)
     page.on("pageerror", lambda error: counts.update(errors=counts["errors"] + 1))
@@ -187,7 +193,7 @@ async def visit(browser, address, seed, seconds, counts):
             await page.locator(f"#{action}").click()
         counts["actions"] += 1
         await asyncio.sleep(choose.uniform(0.1, 0.6))
-    for _ in range(20):  # as long as others keep the server busy
+    for _ in range(20):  # again while others keep the server busy
         await page.locator("#shown").get_by_label("after").click()
         await page.locator("#shown").get_by_label("before").click()
         await asyncio.sleep(2)
@@ -201,7 +207,7 @@ async def visit(browser, address, seed, seconds, counts):
 
 
 async def visitors(browser, address, process, seconds):
-    """Four at once."""
+    """Four visitors at once; print what happened."""
     counts = {"actions": 0, "errors": 0, "mixed up": 0}
     memory = []
 
@@ -220,18 +226,40 @@ async def visitors(browser, address, process, seconds):
     )
 
 
+@contextlib.asynccontextmanager
+async def chromium():
+    """A headless browser."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=path, args=ALONE)
+        yield browser
+        await browser.close()
+
+
 async def run(options):
-    """Both, one after the other."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    """Run both parts, one after the other."""
     with explorer() as (address, process, _):
-        async with async_playwright() as playwright:
-            browser = await playwright.chromium.launch(
-                executable_path=chromium, args=ALONE
-            )
-            await steps(browser, address, 20 if options.quick else 100)
+        async with chromium() as browser:
+            await show_steps(browser, address, 20 if options.quick else 100)
             seconds = 10 if options.quick else 120
             await visitors(browser, address, process, seconds)
-            await browser.close()
+
+
+def quick_rows():
+    """Rows for ``compare.py``: a step of the slider over one of a bare page's."""
+
+    def sliding():
+        with explorer() as (address, *_), asyncio.Runner() as runner:
+            context = chromium()
+            browser = runner.run(context.__aenter__())
+            try:
+                while True:
+                    found, _ = runner.run(steps(browser, address, 20))
+                    yield tuple(statistics.median(times) for times in found.values())
+            finally:
+                runner.run(context.__aexit__(None, None, None))
+
+    return {"explorer, a step of the slider / bare page": sliding}
 
 
 def main():

@@ -2,30 +2,33 @@
 
     python benchmarks/bench_extraction.py
 
-Time: ``GeneratorFeatureExtractor.transform`` against a bare loop without gradients that
-stops at the same layer (a hook that keeps the activations and raises), whose batches
-are written into one array; and against such a loop over whole forward passes. Ratios of
-medians over runs that take turns.
+Time: ``GeneratorFeatureExtractor.transform`` compared with a bare loop without
+gradients that stops at the same layer (its hook keeps the activations and raises) and
+writes the batches into one array; and with such a loop over whole forward passes.
+Ratios of medians over runs in turns.
 
-Memory: the most bytes of new tensors alive at a time during ``transform``, as a
-multiple of the result and of one batch's forward pass up to the layer.
+Memory: the peak of new tensors alive during ``transform``, as a multiple of the result,
+and of the result plus one batch's forward pass up to the layer.
 """
 
 import argparse
 import contextlib
 import itertools
 import statistics
-import time
-import weakref
+import sys
+from functools import partial
+from pathlib import Path
 
 import torch
+from bench_solvers import timed
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from panda_sklearn import GeneratorFeatureExtractor
 from panda_sklearn.datasets import load_face_generator, sample_latents
+
+sys.path.append(str(Path(__file__).parents[1]))
+from tests.allocations import MostAlive
 
 
 class Stop(BaseException):
@@ -33,7 +36,7 @@ class Stop(BaseException):
 
 
 class Wide(nn.Module):
-    """A progressive generator with 512 channels, as the paper's; random weights."""
+    """A progressive generator with 512 channels, as in the paper; random weights."""
 
     latent_size = 512
 
@@ -51,7 +54,7 @@ class Wide(nn.Module):
 
 
 def bare(generator, layer, latents, batch_size, *, whole=False):
-    """Activations by a loop as one would write it by hand."""
+    """Activations, by a loop as one would write it by hand."""
     features, kept = None, []
 
     def keep(layer, args, output):
@@ -76,64 +79,54 @@ def bare(generator, layer, latents, batch_size, *, whole=False):
     return features
 
 
-class Alive(TorchDispatchMode):
-    """Counts the bytes of tensors made inside, and the most alive at a time."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.most = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        known = {
-            t.untyped_storage().data_ptr()
-            for t in tree_leaves((args, kwargs))
-            if isinstance(t, torch.Tensor)
-        }
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if not isinstance(tensor, torch.Tensor):
-                continue
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in known and storage.nbytes():
-                known.add(storage.data_ptr())
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self.gone, storage.nbytes())
-        self.most = max(self.most, self.now)
-        return result
-
-    def gone(self, n_bytes):
-        """Count memory that is free again."""
-        self.now -= n_bytes
-
-
 def most_alive(run):
-    """The most bytes of new tensors alive at a time while ``run`` runs."""
-    with Alive() as alive:
+    """The peak of the bytes of new tensors alive while ``run`` runs."""
+    with MostAlive() as alive:
         result = run()
     del result
     return alive.most
 
 
-def measure(name, generator, layer, n_samples, batch_size, repeats):
+def cases():
+    """Name -> (function that makes a generator, layer, samples, batch size)."""
+
+    def wide():
+        return Wide().eval()
+
+    return {
+        "faces, block8, 320 by 32": (load_face_generator, "block8", 320, 32),
+        "faces, block16, 320 by 32": (load_face_generator, "block16", 320, 32),
+        "faces, block16, 64 by 1": (load_face_generator, "block16", 64, 1),
+        "512 channels, 32x32, 16 by 4": (wide, "blocks.3", 16, 4),
+        "512 channels, 32x32, 8 by 1": (wide, "blocks.3", 8, 1),
+    }
+
+
+def runs_of(generator, extractor, latents):
+    """Name -> function: the extractor's transform, and the loops beside it."""
+    rest = (generator, extractor.layer, latents, extractor.batch_size)
+    return {
+        "ours": lambda: extractor.transform(latents),
+        "bare": lambda: bare(*rest),
+        "whole": lambda: bare(*rest, whole=True),
+    }
+
+
+def measure(name, make, layer, n_samples, batch_size, repeats):
     """Print a row of the table."""
+    generator = make()
     latents = sample_latents(generator, n_samples, 0)
     extractor = GeneratorFeatureExtractor(generator, layer, batch_size=batch_size)
     extractor.fit(latents)
-    runs = {
-        "ours": lambda: extractor.transform(latents),
-        "bare": lambda: bare(generator, layer, latents, batch_size),
-        "whole": lambda: bare(generator, layer, latents, batch_size, whole=True),
-    }
-    # Their batches may lie at other places in memory, and be rounded otherwise.
+    runs = runs_of(generator, extractor, latents)
+    # Equal up to rounding, which depends on the batches' places in memory.
     torch.testing.assert_close(runs["ours"](), runs["bare"]())
     runs["whole"]()
     times = {kind: [] for kind in runs}
     orders = list(itertools.permutations(runs))
     for repeat in range(repeats):
         for kind in orders[repeat % len(orders)]:
-            start = time.perf_counter()
-            runs[kind]()
-            times[kind].append(time.perf_counter() - start)
+            times[kind].append(timed(runs[kind])[0])
     medians = {kind: statistics.median(each) for kind, each in times.items()}
     pairs = [a / b for a, b in zip(times["ours"], times["bare"], strict=True)]
     result = 4 * n_samples * torch.tensor(extractor.feature_shape_).prod().item()
@@ -147,6 +140,23 @@ def measure(name, generator, layer, n_samples, batch_size, repeats):
     )
 
 
+def quick_rows():
+    """Rows for ``compare.py``: the extractor over a bare loop."""
+
+    def extractions(make, layer, n_samples, batch_size):
+        generator = make()
+        latents = sample_latents(generator, n_samples, 0)
+        extractor = GeneratorFeatureExtractor(generator, layer, batch_size=batch_size)
+        runs = runs_of(generator, extractor.fit(latents), latents)
+        while True:
+            yield timed(runs["ours"])[0], timed(runs["bare"])[0]
+
+    return {
+        f"transform, {name} / bare loop": partial(extractions, *case)
+        for name, case in cases().items()
+    }
+
+
 def main():
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -158,13 +168,8 @@ def main():
         f"{'/ whole':>8} {'memory/':>8} {'memory/':>8}"
     )
     print(f"{'':28} {'':8} {'':8} {'':12} {'':8} {'result':>8} {'+ batch':>8}")
-    faces = load_face_generator()
-    wide = Wide().eval()
-    measure("faces, block8, 320 by 32", faces, "block8", 320, 32, repeats)
-    measure("faces, block16, 320 by 32", faces, "block16", 320, 32, repeats)
-    measure("faces, block16, 64 by 1", faces, "block16", 64, 1, repeats)
-    measure("512 channels, 32x32, 16 by 4", wide, "blocks.3", 16, 4, repeats)
-    measure("512 channels, 32x32, 8 by 1", wide, "blocks.3", 8, 1, repeats)
+    for name, case in cases().items():
+        measure(name, *case, repeats)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,22 @@
-"""How good the face generator is, beside another one's weights in the same run.
+"""How good the face generator is, beside other weights measured in the same run.
 
     python benchmarks/bench_face_generator.py --images faces64.tar \
         --other old.safetensors lfw64.tar --pictures panda_pictures
 
 Each generator is compared with the photographs that it was trained on, and with the 500
-of them that ``examples/train_face_generator.py`` leaves out:
+photographs that ``examples/train_face_generator.py`` leaves out:
 
 distance    sliced Wasserstein distance of 500 samples to the photographs left out, as a
-            multiple of that of 500 other photographs to them; means over ten draws, at
-            16, 32 and 64 pixels
-variety     median distance of a sample to the nearest of 2,000, over that of a
-            photograph among 2,000 (at 16 x 16 pixels, as the next two)
-copying     median distance of a sample to the nearest of all photographs, over that of
-            a photograph to the nearest other one; and the least one
+            multiple of the distance of 500 other photographs to them; means over ten
+            draws, at 16, 32 and 64 pixels
+variety     median distance of a sample to the nearest of 2,000 samples, over that of a
+            photograph among 2,000 (at 16 x 16 pixels, as is copying)
+copying     median distance of a sample to the nearest photograph, over the median
+            distance of a photograph to the nearest other one; and the smallest distance
 steadiness  mean cosine of matched parts of fits to three sets of 1,000 samples
 
 The pictures are samples of seeds 0 to 95, with and without truncation, as many of the
-photographs left out, and the parts that the fits found.
+photographs left out, and the parts of the fits.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ N_PARTS = (8, 12, 16)
 
 
 def load_script():
-    """The script that trains, for what it knows of images."""
+    """The training script as a module, for its functions on images."""
     path = Path(__file__).parents[1] / "examples/train_face_generator.py"
     spec = util.spec_from_file_location("train_face_generator", path)
     script = util.module_from_spec(spec)
@@ -53,7 +53,7 @@ def load_script():
 
 
 def load_other(path):
-    """A generator of weights that may be of other widths."""
+    """A generator with these weights, whatever its widths."""
     weights = {name: weight.float() for name, weight in load_file(path).items()}
     widths = {
         size: len(weights[f"block{size}.conv1.bias"]) for size in (4, 8, 16, 32, 64)
@@ -71,7 +71,7 @@ def samples_of(generator, n_samples, seed, truncation=1.0):
 
 
 def seeds(generator, n_samples, truncation=1.0):
-    """One image of each seed."""
+    """One image for each seed."""
     latents = [sample_latents(generator, 1, random_state=i) for i in range(n_samples)]
     return generator(torch.cat(latents), truncation).clamp(-1, 1)
 
@@ -95,7 +95,7 @@ def figures_of(script, generator, photographs):
 
 
 def parts_of(generator, pictures, name):
-    """Steadiness of parts; draws those of the first fit."""
+    """Print the steadiness of parts, and draw those of the first fit."""
     for layer, n_parts in itertools.product(LAYERS, N_PARTS):
         fits = []
         for seed in range(3):

@@ -1,37 +1,38 @@
 """Gradients in closed form against autograd: section 4.3.3 of the paper.
 
-Prints three kinds of tables, of medians over the repeats, each repeat in the opposite
-order to the one before.
+Prints three kinds of tables, with medians over the repeats; the order is reversed from
+one repeat to the next.
 
-Time of an evaluation, as a ratio to "closed form" of the same repeat, on the same
-batch at the same factors; all agree in their gradients, or the run ends:
+The first has the time of an evaluation, as a ratio to "closed form" in the same repeat,
+with the same batch and factors. All gradients must agree, or the run ends:
 
-closed form           the objective and both gradients, as the package's solvers ask
-                      for them
+closed form           the objective and both gradients, as the package's solvers compute
+                      them
 autograd, (3)         the same three by torch, from equation (3) as it is written
-autograd, Z P first   from the objective through A'ZP, which needs no residual and no
-                      S x S or C x C product, summed over positions first
-autograd, A'Z first   and over channels first
+autograd, Z P first   from the objective by way of A'ZP, which needs no residual and no
+                      S x S or C x C product; summed over positions first
+autograd, A'Z first   the same, summed over channels first
 
-and of an iteration of Algorithm 1, a step in P and then one in A, as a ratio to
-"closed form" again:
+and the time of an iteration of Algorithm 1, a step in P followed by one in A, again as
+a ratio to "closed form":
 
-closed form, steps    gradient steps by the package's gradients
-(4), (5) as written   gradient steps by the paper's, whose products are left to right
-                      with the S x S and C x C ones formed; not of the whole batch,
-                      where they would take gigabytes
-Adam on (3)           a step of Adam in each, from two passes through equation (3)
-Adam on A'ZP          the same, from the faster of the two better objectives
+closed form, steps    gradient steps with the package's gradients
+(4), (5) as written   gradient steps with the paper's, whose products are formed from
+                      left to right, including the S x S and C x C ones; not for the
+                      whole batch, which would take gigabytes
+Adam on (3)           a step of Adam in each, by two passes through equation (3)
+Adam on A'ZP          the same, by the faster of the two better objectives
 
-Peak of memory beyond the data during an evaluation, as a share of the data.
+The second has the peak memory of an evaluation beyond the data, as a fraction of the
+data.
 
-Time until a fit of the estimator, to 250 samples at most and always from the same
-start, gets the objective to within 10% and 1% of where solver="spg" ends, as a ratio to
-a whole "spg" fit of the same repeat, and the number of iterations. Fits are stopped
-where they get there: after the iteration where all samples are used, after a whole
-pass over them (a multiple of four of them past eight) with batches. "-" where tol=1e-6
-or the limit on passes (--passes) ends them before; "lowest" is the lowest objective
-that was seen on the way, as a ratio to where "spg" ends.
+The third has the time until a fit comes within 10% and 1% of the final objective of
+"spg", as a ratio to a whole "spg" fit of the same repeat, and the number of iterations.
+All fits are to at most 250 samples, from the same start. They stop once they get there:
+after an iteration if it uses all samples; with batches, after a whole pass (past eight
+passes, a multiple of four). "-" means that tol=1e-6 or the limit on passes (--passes)
+ended them earlier. "lowest" is the lowest objective on the way, as a ratio to the final
+one of "spg".
 
     OMP_NUM_THREADS=2 python benchmarks/bench_gradients.py
 """
@@ -70,7 +71,7 @@ SOLVERS = {
 
 
 def cases(quick):
-    """Name -> (maps, (R_C, R_S)), for times of evaluations."""
+    """Name -> (maps, (R_C, R_S)) for the times of evaluations."""
     n = 100 if quick else 1000
     maps = {
         "faces block16": (face_maps("block16", n), ((48, 12),)),
@@ -119,7 +120,7 @@ def channels_first(Z, energy, A, P):
 
 
 def by_autograd(function):
-    """The evaluation that torch makes of an objective."""
+    """The evaluation of an objective and its gradients by torch."""
 
     def evaluate(Z, energy, A, P):
         A, P = A.detach().requires_grad_(), P.detach().requires_grad_()
@@ -138,13 +139,13 @@ EVALUATIONS = {
 
 
 def check_agreement(Z, energy, A, P):
-    """That all evaluations give the same."""
+    """Raise RuntimeError unless all evaluations agree."""
     expected = closed_form(Z, energy, A, P)
     for name, evaluate in EVALUATIONS.items():
         for one, other in zip(evaluate(Z, energy, A, P), expected, strict=True):
             error = float((one - other).norm() / other.norm())
             if not error < 1e-3:
-                raise RuntimeError(f"{name} is off by {error:.1e} of the closed form.")
+                raise RuntimeError(f"{name} differs from closed form by {error:.1e}.")
 
 
 # Iterations of Algorithm 1
@@ -175,7 +176,7 @@ def literal_steps(Z, energy, A, P, rate):
 
 
 def adam_steps(function, Z, energy, A, P):
-    """A function that goes on for one more iteration at each call."""
+    """A function that takes one more iteration at each call."""
     A, P = A.clone().requires_grad_(), P.clone().requires_grad_()
     optimisers = [torch.optim.Adam([factor], lr=1e-4) for factor in (P, A)]
 
@@ -191,7 +192,7 @@ def adam_steps(function, Z, energy, A, P):
 
 
 def start(Z, ranks):
-    """Random factors of about the right size."""
+    """Random factors of about the right scale."""
     random = torch.Generator().manual_seed(0)
     A = torch.linalg.qr(torch.randn(Z.shape[1], ranks[0], generator=random))[0]
     P = torch.rand(Z.shape[2], ranks[1], generator=random)
@@ -199,7 +200,7 @@ def start(Z, ranks):
 
 
 def seconds_of(function, budget):
-    """Seconds a call, of as many calls as fit the budget; one call at least."""
+    """Seconds per call, over as many calls as fit the budget, at least one."""
     once, _ = timed(function)
     n_calls = max(1, math.ceil(budget / once))
     return timed(lambda: [function() for _ in range(n_calls)])[0] / n_calls
@@ -258,9 +259,9 @@ def show_times(name, columns):
 
 
 def peak_memory(name, shape, ranks):
-    """Print the peak beyond the data, which are noise; for a fresh process."""
+    """Print the peak memory beyond the data, which are noise; for a fresh process."""
     Z = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    energy = sample_energies(Z[:8]).sum()  # few: memory freed before would not count
+    energy = sample_energies(Z[:8]).sum()  # few: memory freed earlier would be reused
     A, P = start(Z, ranks)
     evaluate = EVALUATIONS[name]
     evaluate(Z[:8], energy, A, P)
@@ -278,7 +279,7 @@ def peak_memory(name, shape, ranks):
 
 
 def memory(shape, ranks):
-    """Name -> peak beyond the data, as a share of the data."""
+    """Name -> peak memory beyond the data, as a fraction of the data."""
     code = "import bench_gradients as b; b.peak_memory({!r}, {!r}, {!r})"
     shares = {}
     for name in EVALUATIONS:
@@ -314,7 +315,7 @@ def fit(X, ranks, max_iter, options):
 
 
 def iterations_to(X, ranks, targets, options, passes):
-    """Iterations until each target is reached or None, and the lowest objective."""
+    """Iterations until each target is reached, or None; and the lowest objective."""
     found, seen = dict.fromkeys(targets), []
 
     def note(n_iter, f):
@@ -338,7 +339,7 @@ def iterations_to(X, ranks, targets, options, passes):
 
 
 def fits_to_objective(X, ranks, repeats, passes):
-    """A record of whole fits, and (solver, closeness) -> one of the shorter fits."""
+    """A record of whole fits, and (solver, closeness) -> a record of shorter fits."""
     _, panda = fit(X, ranks, 1000, SOLVERS["spg"])
     end = panda.reconstruction_err_
     whole = {"objective": end / float((X**2).sum() / len(X)), "seconds": []}
@@ -385,13 +386,31 @@ def show_fits(name, whole, rows):
         print(line + f"{row['lowest']:9.3f}", flush=True)
 
 
+def quick_rows():
+    """Rows for ``compare.py``: an evaluation in closed form over one by autograd."""
+
+    def evaluations():
+        Z = face_maps("block16", 100).flatten(2)
+        energy = sample_energies(Z).sum()
+        A, P = start(Z, (48, 12))
+        while True:
+            yield tuple(
+                seconds_of(lambda name=name: EVALUATIONS[name](Z, energy, A, P), 0.1)
+                for name in ("closed form", "autograd, Z P first")
+            )
+
+    return {"gradients, faces block16 (48, 12) / autograd": evaluations}
+
+
 def main():
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=3, help="of evaluations")
     parser.add_argument("--fits", type=int, default=3, help="repeats of fits")
-    parser.add_argument("--budget", type=float, default=0.03, help="s an evaluation")
-    parser.add_argument("--passes", type=int, default=200, help="of a fit, at most")
+    parser.add_argument(
+        "--budget", type=float, default=0.03, help="seconds for each evaluation"
+    )
+    parser.add_argument("--passes", type=int, default=200, help="limit for a fit")
     parser.add_argument("--json", help="file to write the figures to")
     parser.add_argument("--quick", action="store_true", help="few samples and repeats")
     args = parser.parse_args()
@@ -410,7 +429,7 @@ def main():
     case = next(iter(table))
     X, ranks = table[case]
     results["memory"] = memory(tuple(X.flatten(2).shape), ranks)
-    print(f"\n{case}: peak memory beyond the data, as a share of the data")
+    print(f"\n{case}: peak memory beyond the data, as a fraction of the data")
     for label, share in results["memory"].items():
         print(f"  {label:22}{share:12.2f}")
 

@@ -1,19 +1,19 @@
 """How well images are inverted: the generator's own, and photographs.
 
 For each space of latents of the shipped generator (inputs of the mapping network, "z";
-one code for all layers, "w"; one for each, "w+"):
+one code for all layers, "w"; one for each layer, "w+"):
 
-own         residuals, as of ``invert``, of images of 8 latents that are known
-photograph  those of 8 aligned photographs that the generator was not trained on; SSIM
-            of the inversion; and how many inversions have a higher SSIM than the
-            nearest of 10,000 samples
-time        of the inversion of the 8 photographs, as a multiple of that of as many
-            images in as many batches, forward only, and in seconds each
+own         residuals of ``invert`` for images of 8 known latents
+photograph  residuals for 8 aligned photographs that the generator was not trained on;
+            SSIM of the inversions; and how many have a higher SSIM than the nearest of
+            10,000 samples
+time        of the inversion of the 8 photographs, as a multiple of forward passes of as
+            many images in as many batches, and in seconds per photograph
 
     python benchmarks/bench_inversion.py --images faces64.tar --pictures panda_pictures
 
-``--images`` as of ``examples/train_face_generator.py``; without it only own images are
-inverted. Needs the extra "metrics".
+``--images`` is that of ``examples/train_face_generator.py``; without it, only images of
+the generator are inverted. Needs the extra "metrics".
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def ssim(images, others):
 
 
 def nearest(generator, photographs):
-    """SSIM of the nearest of many samples, for each photograph."""
+    """For each photograph, the SSIM of the nearest of many samples."""
     best = torch.full((len(photographs),), -1.0)
     with torch.no_grad():
         for z in sample_latents(generator, N_SAMPLES, random_state=7).split(100):

@@ -1,30 +1,31 @@
-"""How local edits are against how far they lead from the data, at equal change.
+"""How local edits are, and how far they lead from the data, at equal change.
 
-The lowest ROIR alone rewards odd edits (``bench_editing.py``). Here each method's edits
-are measured both ways. Every image's region is changed by the same amount, with a
-strength of its own, on latents that nothing was learnt or chosen from:
+A low ROIR alone (``bench_editing.py``) rewards odd edits. Here each method's edits are
+measured both ways. Every image is edited with a strength of its own, so that its region
+changes by the same amount, on latents that nothing was learnt or chosen from:
 
-ROIR         equation (7), change outside of the region relative to inside
+ROIR         equation (7), change outside the region relative to inside
 distance     Mahalanobis distance of the coefficients at the part, after over before
-             (``part_distances``), median over images; 1 is as natural as the samples
-             are. Edits of later layers have 1: they do not show in the decomposed one
+             (``part_distances``), median over images; 1 is as natural as the samples.
+             Edits of later layers have 1: they do not change the decomposed layer
 SWD          sliced Wasserstein distance of the edited images to other, unedited ones,
              as a ratio to that of the unedited images to the same others
-SSIM, PSNR   of the images outside of the region, before and after
+SSIM, PSNR   of the images outside the region, before and after
 alike        mean cosine of the changes of two images inside the region
-reached      share of the images that are brought to the change that is asked for
+reached      fraction of the images that the method can change by the required amount
 
-On two networks: the face generator, and a decoder of digits that is trained here, in
-half a minute, by nobody's taste. Methods that offer several edits have the same number
-to choose from, 24 on faces, and on digits as many as there are of up to 16, of either
-sign; the one of the lowest ROIR on eight other latents is taken. At the learnt part
-that covers the region best:
+On two networks: the face generator, and a decoder of digits that is trained here in
+half a minute. Methods that offer several edits choose among the same number, with
+either sign: 24 on faces, and all there are, up to 16, on digits. The one with the
+lowest ROIR on eight other latents is taken. At the learnt part that covers the region
+best:
 
 appearances, random          as in ``bench_editing.py``
 variations, given others     of that part
 transfer, mix                towards random other samples: coefficients, activations
-SeFa, GANSpace, LowRankGAN   the directions of ``rivals.py``, and "at the part"
-StyleSpace                   channels of scales (faces only: the decoder has none)
+SeFa, GANSpace, LowRankGAN   the directions of ``rivals.py``, everywhere and "at the
+                             part"
+StyleSpace                   single channels of scales (faces only)
 
     python -m pip install -e ".[bench]" && python benchmarks/bench_natural_edits.py
 """
@@ -75,10 +76,10 @@ from panda_sklearn.metrics import (
     sliced_wasserstein_distance,
 )
 
-# What is reported of each method, beside ROIR.
+# Columns of the table beside ROIR.
 COLUMNS = ("distance", "swd", "ssim", "psnr", "alike", "reached")
 N_DONORS = 64
-# Latent numbers of the decoder of digits, and its regions: rows of its 16 pixels.
+# Length of latents of the decoder of digits, and its regions, rows of its 16 pixels.
 DIGIT_LATENTS = 12
 BANDS = {"top": slice(0, 6), "middle": slice(5, 11), "bottom": slice(10, 16)}
 
@@ -100,7 +101,7 @@ class DigitDecoder(nn.Module):
         self.to_image = nn.Conv2d(24, 1, 3, padding=1)
 
     def forward(self, z):
-        """Make images."""
+        """Generate images."""
         x = F.leaky_relu(self.dense(z), 0.2).unflatten(1, (64, 4, 4))
         x = self.block8(F.interpolate(x, scale_factor=2, mode="bilinear"))
         return torch.tanh(self.to_image(self.block16(x)))
@@ -136,7 +137,7 @@ def trained_decoder(n_epochs=60):
 
 @dataclass
 class Ground:
-    """A network with a fitted editor, and what the methods need of it.
+    """A network with a fitted editor, and what the methods need from it.
 
     Attributes
     ----------
@@ -168,11 +169,11 @@ class Ground:
         return self.editor.extractor.generator
 
     def directions(self, mask):
-        """Directions of latents by name of the method, of the same number each."""
+        """Name of the method -> directions of latents, the same number for each."""
         raise NotImplementedError
 
     def more(self, mask):
-        """Other methods that edit globally."""
+        """Further methods that edit globally."""
         return {}
 
 
@@ -208,13 +209,13 @@ class Faces(Ground):
         return ground
 
     def directions(self, mask):
-        """Of styles, for all layers or one."""
+        """Directions of styles, for all layers or one."""
         n, samples = self.n_candidates // 6, self.n_jacobians
         found = low_rank_gan(self.generator, mask, n, n_samples=samples)
         return {**self.shared, "LowRankGAN": [c.offset for c in found]}
 
     def more(self, mask):
-        """StyleSpace, by its channels."""
+        """The channels of StyleSpace."""
         forward = self.editor.extractor.forward
         return {
             "StyleSpace": [
@@ -247,13 +248,13 @@ class Digits(Ground):
         return cls("digits", "block16", editor, latents, masks, 0.3, n_candidates)
 
     def directions(self, mask):
-        """Of the latents, at most as many as they have numbers."""
+        """Directions of the latents, at most as many as these have numbers."""
         n = min(self.n_candidates, DIGIT_LATENTS)
         W = self.generator.dense.weight.detach().double()
         z = self.latents(10_000, 3).double()
         first = F.leaky_relu(z @ W.T + self.generator.dense.bias.double(), 0.2)
-        # As the authors do for networks without styles: the components of the first
-        # layer, and by least squares the latents that give each.
+        # As the authors do for networks without styles: components of the first layer,
+        # and for each, by least squares, the latents that produce it.
         vectors = torch.linalg.eigh(first.T.cov()).eigenvectors.flip(1)[:, :n]
         scores = (first - first.mean(dim=0)) @ vectors
         scores = scores / scores.std(dim=0)
@@ -265,7 +266,7 @@ class Digits(Ground):
         }
 
     def _low_rank(self, mask, n):
-        """LowRankGAN's, from the mean Jacobians of eight images."""
+        """LowRankGAN's directions, from the mean Jacobians of eight images."""
         inside = torch.zeros(DIGIT_LATENTS, DIGIT_LATENTS, dtype=torch.float64)
         outside = inside.clone()
         for z in self.latents(8, 0):
@@ -277,7 +278,7 @@ class Digits(Ground):
 
 
 def fitted(generator, layer, latents, *, ranks, forward=None):
-    """An editor of a layer, from latents to factors."""
+    """An editor for a layer, fitted from latents."""
     extractor = GeneratorFeatureExtractor(
         generator, layer, forward=forward, batch_size=BATCH_SIZE
     )
@@ -286,12 +287,12 @@ def fitted(generator, layer, latents, *, ranks, forward=None):
 
 
 def which(latents, n):
-    """A number below n for each sample, which depends on its latents alone."""
+    """A number below n for each sample, decided by its latents alone."""
     return (1e4 * latents.flatten(1)[:, 0].abs()).long() % n
 
 
 def adding(ground, part, name, edits):
-    """Edits of ours as methods, said without strengths."""
+    """Our edits as methods, given without strengths."""
 
     def method(what, fields):
         def apply(latents, strengths):
@@ -304,7 +305,7 @@ def adding(ground, part, name, edits):
 
 
 def local_methods(ground, part, directions):
-    """Methods at the part: candidates by name."""
+    """Name -> candidates, for the methods at the part."""
     panda, n = ground.editor.decomposition, ground.n_candidates
     random = torch.Generator().manual_seed(0)
     n_channels = panda.map_shape_[0]
@@ -373,7 +374,7 @@ def global_methods(ground, directions):
 
 
 def distances(ground, part, make):
-    """Distances of the activations that the rest of the network is given, (n,)."""
+    """Distances of the activations that the rest of the network receives, (n,)."""
     seen = []
     after = ground.generator.get_submodule(ground.layer_after)
 
@@ -416,7 +417,7 @@ def measure(ground, part, method, latents, images, others, mask):
 
 
 def run(ground, n_test, regions):
-    """The tables of a network, by region."""
+    """Print the tables of a network; region -> rows."""
     tuning, latents = ground.latents(8, 1), ground.latents(2 * n_test, 2)
     generate = ground.editor.extractor.generate
     tuned, images, others = generate(tuning), *generate(latents).split(n_test)
@@ -470,7 +471,7 @@ AXES = {"distance": "distance from the data at the part", "swd": "SWD"}
 
 
 def draw(tables, path):
-    """ROIR against distance, above, and SWD, below; geometric means over regions."""
+    """Draw ROIR against distance and SWD, as geometric means over regions."""
     from matplotlib import pyplot as plt
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -545,6 +546,6 @@ def main():
 
 
 if __name__ == "__main__":
-    # Torch's note on its own forward mode.
+    # Raised by torch's own forward mode.
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     main()

@@ -1,16 +1,17 @@
-"""Fits of data on disk: time and peak of memory, by kind of source and by size.
+"""Fits of data on disk: time and peak memory, by kind of source and by size.
 
 Writes activations of 512 channels and 16 x 16 positions to a file, up to 8 GB, and
 deletes it afterwards. Each fit and each transform runs in a child process whose data
-segment is limited; pages of mapped files do not count against that, so the peak of the
-resident set is measured too. For each: size, passes over the file, seconds of the fit
-as a ratio to one bare read of the same file with one channel scatter and one position
-Gram, seconds of the transform likewise, and by how much the resident set grew, at its
-peak, over the imported package.
+segment is limited. Pages of mapped files do not count against that limit, so the peak
+of the resident set is measured too. For each file, prints its size; the passes over it;
+the times of the fit and of the transform, as ratios to one bare read of the file with
+one channel scatter and one position Gram; and by how much the resident set grew, at its
+peak, beyond the imported package.
 
-Then fits of one such file by several workers, each with one thread: processes of a
-torch.distributed group (gloo) and workers of a Dask cluster. For each: seconds, as a
-ratio to one process with one thread, and what a process of the group sent in each pass.
+Then fits one such file by several workers with one thread each: processes of a
+torch.distributed group (gloo) and workers of a Dask cluster. For each, prints the time,
+also as a ratio to one process with one thread, and how much a process of the group sent
+in each pass.
 
     python -m pip install -e ".[stored,dask]" && python benchmarks/bench_scale.py
 """
@@ -36,7 +37,7 @@ GB = 1e9
 
 
 def written(path, kind, n_samples):
-    """Planted activations in a file, made and written batch by batch."""
+    """Write planted activations to a file, batch by batch."""
     shape = n_samples, N_CHANNELS, SIDE, SIDE
     chunks = (32, *shape[1:])
     if kind == "memmap":
@@ -69,7 +70,7 @@ def written(path, kind, n_samples):
 
 
 def opened(path, kind):
-    """The file as users open it."""
+    """The file, opened as users would."""
     if kind == "memmap":
         return np.load(path, mmap_mode="r")
     if kind == "h5py":
@@ -82,7 +83,7 @@ def opened(path, kind):
 
 
 def megabytes(name):
-    """A figure of the process's memory."""
+    """A figure from the status of this process."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1]) / 1000
@@ -90,7 +91,7 @@ def megabytes(name):
 
 
 def reset_peak():
-    """Begin anew with the peak of the resident set; returns what it is now."""
+    """Reset the peak of the resident set; return its present size."""
     Path("/proc/self/clear_refs").write_text("5")
     return megabytes("VmRSS")
 
@@ -152,7 +153,7 @@ def measured(path, kind, threads):
 
 
 def fitted_by(path, mode, n_workers):
-    """Fit one file by workers; print a record, from the first of them."""
+    """Fit one file by workers; the first of them prints a record."""
     import torch
 
     from panda_sklearn import PartsAppearanceDecomposition
@@ -234,11 +235,11 @@ def by_workers(path, mode, n_workers):
 
 
 def compare_workers(size, folder):
-    """The table of workers, for a file of so many GB."""
+    """Print the table of workers, for a file of ``size`` GB."""
     with tempfile.TemporaryDirectory(dir=folder) as folder:
         path = Path(folder) / "X.memmap"
         written(path, "memmap", int(size * GB / (4 * N_CHANNELS * SIDE**2)))
-        opened(path, "memmap").sum()  # into the cache, for all alike
+        opened(path, "memmap").sum()  # into the page cache, the same for all
         one = None
         print(
             f"\n{'workers':26}{'GB':>5}{'passes':>8}{'seconds':>9}{'ratio':>7}"
@@ -268,7 +269,7 @@ def threads_of(mode, n_workers):
 
 
 def seconds_of(record):
-    """How long a fit took."""
+    """Seconds of a recorded fit."""
     return record["seconds"]
 
 
@@ -296,7 +297,7 @@ def main():
         f"{'peak of fit, MB':>17}{'of transform':>14}"
     )
     for kind in args.kinds:
-        # All kinds at the largest size, the first at all sizes.
+        # All kinds at the largest size, and the first kind at all sizes.
         sizes = args.gigabytes if kind == args.kinds[0] else args.gigabytes[-1:]
         for size in sizes:
             with tempfile.TemporaryDirectory(dir=args.folder) as folder:

@@ -1,10 +1,10 @@
 """Time and memory of a grid search over ranks, with and without a cache.
 
-On the shipped generator's 16 x 16 block: 12 settings, three folds, from latents to
+On the 16 x 16 block of the shipped generator: 12 settings, three folds, from latents to
 scores. Prints the time as a ratio to one fit of the largest setting to all samples, and
-to one run of Algorithm 1 in the paper's order of evaluation (10,000 steps, extrapolated
-from 200); how often the generator sees a sample; and, for a network of 100 MB, how much
-memory a search adds and how long looking up in the cache takes.
+to Algorithm 1 in the paper's order of evaluation (10,000 steps, extrapolated from 200);
+how many samples the generator is run on; and, for a network of 100 MB, how much memory
+a search adds and how long a hit in the cache takes.
 
     python benchmarks/bench_search.py --json search.json
 """
@@ -39,13 +39,13 @@ def pipeline_of(network, layer, memory=None):
 
 
 def search(pipeline, latents, n_jobs):
-    """A search, and the seconds it took."""
+    """Seconds that a search takes, and the search."""
     found = GridSearchCV(pipeline, GRID, cv=3, n_jobs=n_jobs, error_score="raise")
     return timed(lambda: found.fit(latents))
 
 
 def searches(n_samples, repeats):
-    """One record a repeat."""
+    """Times of one fit and of the searches, one record for each repeat."""
     generator = load_face_generator()
     latents = sample_latents(generator, n_samples, random_state=0)
     seen = []
@@ -82,13 +82,18 @@ def resident():
 
 
 def large_network():
-    """What a search over a network of 100 MB adds to memory, and the cost of a hit."""
+    """A network of 100 MB, and latents for it."""
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Linear(16, 5_000), nn.Linear(5_000, 5_000), nn.Unflatten(1, (5, 1_000))
     )
+    return network, torch.randn(60, 16)
+
+
+def costs_of_size():
+    """What a search over a large network adds to memory, and the cost of a hit."""
+    network, latents = large_network()
     size = sum(p.numel() * p.element_size() for p in network.parameters())
-    latents = torch.randn(60, 16)
     plain = pipeline_of(network, "2").set_params(panda__max_iter=2, panda__tol=0)
     plain.set_params(panda__n_parts=12, panda__n_appearances=5).fit(latents)
     before = resident()
@@ -105,6 +110,35 @@ def large_network():
         "added": added,
         "hit": statistics.median(hits),
         "forward pass": statistics.median(forward),
+    }
+
+
+def quick_rows():
+    """Rows for ``compare.py``: a search over a fit, and a hit in the cache."""
+
+    def searching():
+        generator = load_face_generator()
+        latents = sample_latents(generator, 200, random_state=0)
+        plain = pipeline_of(generator, "block16").set_params(**LARGEST)
+        while True:
+            with tempfile.TemporaryDirectory() as folder:
+                cached = pipeline_of(generator, "block16", TensorMemory(folder))
+                seconds, _ = search(cached, latents, 1)
+            yield seconds, timed(lambda: plain.fit(latents))[0]
+
+    def hits():
+        network, latents = large_network()
+        extractor = pipeline_of(network, "2")[0].fit(latents)
+        with tempfile.TemporaryDirectory() as folder:
+            cached = TensorMemory(folder).cache(extractor.transform)
+            cached(latents)
+            while True:
+                forward, _ = timed(lambda: extractor.transform(latents))
+                yield timed(lambda: cached(latents))[0], forward
+
+    return {
+        "search of 12 settings, 200 samples / one fit": searching,
+        "hit in the cache, network of 100 MB / forward pass": hits,
     }
 
 
@@ -128,7 +162,7 @@ def main():
         print(f"{name:26}{seconds:8.1f}{fit:11.1f}{literal:15.2f}")
     for name in ("samples seen", "samples seen, no cache"):
         print(f"{name:26}{rows[0][name]:8}")
-    large = large_network()
+    large = costs_of_size()
     print(
         f"network of {large['network'] / 1e6:.0f} MB: a search of 36 fits adds "
         f"{large['added'] / 1e6:.0f} MB; a hit takes {large['hit']:.2f} s, its forward "

@@ -1,33 +1,32 @@
-"""Time, objective and memory of the solvers, against each other and against rivals.
+"""Time, objective and memory of the solvers, compared with each other and with rivals.
 
-For each case prints, as medians over the repeats: the time as a ratio to that of the
-"spg" fit of the same repeat, and the objective on the training samples and on unseen
-ones as a share of their sum of squares. What is compared:
+For each case, prints medians over the repeats: the time as a ratio to the "spg" fit of
+the same repeat, and the objective on the training samples and on unseen ones as a
+fraction of their sum of squares. The rows are:
 
-spg              the package's own solver, as it comes
+spg              the package's own solver, with its defaults
 pgd, adam        the other two, with batches of 20 samples
 Algorithm 1      as in the paper: 10,000 steps of one sample each, at the best of six
-                 learning rates, a decade apart. Its objective comes from all steps at
-                 each rate, taken by "pgd", which associates the products better and
-                 makes the same steps; its time from 200 steps in the paper's order
+                 learning rates a decade apart. The objectives are those of "pgd", which
+                 takes the same steps but multiplies in a cheaper order; the time is
+                 extrapolated from 200 steps in the paper's order
 floor            one channel scatter and one position Gram of the data
 unconstrained    "spg" with nonnegative=False, beside tensorly's partial Tucker
-                 decomposition, whose model is the same
-PCA              of the flattened maps, with as many coefficients a sample, but at most
-                 half as many as there are samples
+                 decomposition, which has the same model
+PCA              PCA of the flattened maps, with as many coefficients per sample, but at
+                 most half as many as there are samples
+sooner           the time in which "pgd" and "adam" come within a thousandth of the
+                 objective of "spg" on all training samples, if they do
 
-sooner           the time in which "pgd" and "adam" first reach the objective of "spg"
-                 and a thousandth more, on all training samples, if they do
-
-and, at the end, the time of ``refine`` a sample, as a ratio to 100 literal steps of
-equation (4) on one sample; the peak of memory during a fit; how the time of an
-iteration grows with the sizes (the exponent, fitted to times at four sizes); and the
-time of a fit of small maps with torch's own number of threads, alone and beside a busy
-process, as a ratio to that with one thread.
+Then prints the time of ``refine`` per sample, as a ratio to 100 literal steps of
+equation (4) on one sample; the peak memory of a fit; how the time of an iteration grows
+with each size (the exponent, fitted to times at four sizes); and the time of a fit of
+small maps with torch's default number of threads, alone and beside a busy process, as a
+ratio to that with one thread.
 
     python -m pip install -e ".[bench]" && python benchmarks/bench_solvers.py
 
-With ``--device cuda`` each fit is also made of the same samples on the CPU.
+With ``--device cuda`` each fit is also run on the CPU, with the same samples.
 """
 
 from __future__ import annotations
@@ -42,6 +41,7 @@ import sys
 import tempfile
 import time
 import warnings
+from functools import partial
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ RATES = [10.0**k for k in range(-4, 2)]  # in units of 1 / mean sum of squares
 N_STEPS, N_TIMED = 10_000, 200
 N_UNSEEN = 200
 
-# As of the steps of a diffusion model, stacked: of fewer samples than the others.
+# Like stacked steps of a diffusion model; with a fraction of the samples of the others.
 MANY_CHANNELS = "planted C=2400 S=64 (24, 6)"
 FEWER = 5
 
@@ -70,7 +70,7 @@ def face_maps(block, n_samples):
 
 
 def planted_maps(n_channels, side, ranks):
-    """Noisy planted maps of single precision, made in chunks."""
+    """A function that makes noisy planted maps in single precision."""
 
     def make(n_samples):
         X, *_ = make_parts_appearances(
@@ -119,12 +119,17 @@ def timed(function):
     return time.perf_counter() - started, result
 
 
-def fit(X, unseen, ranks, **options):
-    """Time and objectives of a fit of the estimator."""
+def fitted(X, ranks, **options):
+    """Seconds that a fit takes, and the fitted estimator."""
     panda = PartsAppearanceDecomposition(ranks[1], ranks[0], **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        seconds, _ = timed(lambda: panda.fit(X))
+        return timed(lambda: panda.fit(X))
+
+
+def fit(X, unseen, ranks, **options):
+    """Time and objectives of a fit of the estimator."""
+    seconds, panda = fitted(X, ranks, **options)
     return {
         "seconds": seconds,
         "iterations": panda.n_iter_,
@@ -135,9 +140,9 @@ def fit(X, unseen, ranks, **options):
 
 
 def sooner(X, ranks, solver, seed, target):
-    """Seconds until a solver's objective on all samples is no more than ``target``.
+    """Seconds that a solver needs for an objective of ``target`` on all samples.
 
-    By fits of twice as many iterations each time; ``None`` if none reaches it.
+    Doubles the iterations from fit to fit; ``None`` if no fit reaches the target.
     """
     for n_iter in (50, 100, 200, 400, 800, 1600, 3200):
         row = fit(
@@ -156,7 +161,7 @@ def sooner(X, ranks, solver, seed, target):
 
 
 def algorithm_1(X, unseen, ranks, seed):
-    """Objectives of Algorithm 1 at its best learning rate on the training samples."""
+    """Objectives of Algorithm 1 at the learning rate that is best for training."""
     unit = float((X**2).sum()) / len(X)
     found = []
     for rate in RATES:
@@ -170,7 +175,7 @@ def algorithm_1(X, unseen, ranks, seed):
         }
         try:
             found.append(fit(X, unseen, ranks, **options) | {"rate": rate})
-        except ValueError:  # it diverged
+        except ValueError:  # diverged
             continue
     return min(found, key=lambda row: row["training"])
 
@@ -244,7 +249,7 @@ def partial_tucker(X, unseen, ranks):
 
 
 def pca(X, unseen, ranks, seed):
-    """PCA of the flattened maps; its mean counts as part of the reconstruction."""
+    """PCA of the flattened maps; reconstructions include its mean."""
     from sklearn.decomposition import PCA
 
     n_components = min(math.prod(ranks), len(X) // 2)
@@ -260,9 +265,9 @@ def pca(X, unseen, ranks, seed):
 
 
 def measure(X, unseen, ranks, repeats, *, quick):
-    """Rows of one case: name -> one record a repeat.
+    """Rows of one case: name -> one record for each repeat.
 
-    Of Algorithm 1 only times, where it is to be ``quick``.
+    ``quick`` leaves out the objectives of Algorithm 1.
     """
     rows = {}
 
@@ -285,7 +290,7 @@ def measure(X, unseen, ranks, repeats, *, quick):
 
 
 def rivals(X, unseen, ranks, repeats):
-    """Rows of what else there is, each repeat beside an "spg" fit of its own."""
+    """Rows of the other solvers and methods, each repeat beside its own "spg" fit."""
     rows = {}
 
     def add(name, record):
@@ -332,7 +337,7 @@ def show(name, rows):
 
 
 def refinement(repeats):
-    """Seconds a sample of ``refine``, of literal steps, and errors left by both."""
+    """Seconds per sample of ``refine`` and of literal steps, and the errors of both."""
     n, c, side, ranks = 256, 512, 32, (512, 16)
     X = planted_maps(c, side, ranks)(n)
     panda = PartsAppearanceDecomposition(ranks[1], ranks[0], max_iter=1, tol=0)
@@ -393,7 +398,7 @@ print((int(peak()["VmHWM"]) - before) * 1024 / (4 * X.numel()))
 
 
 def memory(threads):
-    """Peak of a fit beyond the data, as a share of the data, in a fresh process."""
+    """Peak memory of a fit beyond the data, over the data, in a fresh process."""
     shares = {}
     for n, c, side, ranks in (
         (1000, 512, 16, (8, 512)),
@@ -413,7 +418,7 @@ def memory(threads):
 
 
 def growth(repeats):
-    """Exponents of the time of five iterations in each size."""
+    """Exponents with which the time of five iterations grows in each size."""
     base = {"N": 400, "C": 64, "side": 16, "R_C": 16, "R_S": 8}
     exponents = {}
     for name, sizes in {
@@ -457,7 +462,7 @@ print(time.perf_counter() - started)
 
 
 def beside_others(repeats):
-    """Times of a fit over that with one thread: alone, and beside a busy process."""
+    """Time of a fit, alone and beside a busy process, over that with one thread."""
     ratios = {"alone": [], "beside a busy process": []}
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "X.pt")
@@ -483,6 +488,41 @@ def beside_others(repeats):
     return {name: statistics.median(values) for name, values in ratios.items()}
 
 
+def quick_rows():
+    """Rows for ``compare.py``: fits in units of the floor, and refinement."""
+
+    def fits(make, ranks, n_samples, **options):
+        X = make(n_samples)
+        while True:
+            # The same start each time: repeats differ by the machine alone.
+            seconds, _ = fitted(X, ranks, random_state=0, **options)
+            yield seconds, floor_seconds(X)
+
+    def refinements():
+        X = planted_maps(512, 32, (64, 16))(64)
+        _, panda = fitted(X, (64, 16), max_iter=1, tol=0)
+        while True:
+            yield timed(lambda: panda.refine(X))[0], floor_seconds(X)
+
+    table = cases()
+    rows = {
+        f"spg, {name} / floor": partial(fits, *table[name], n_samples)
+        for name, n_samples in (
+            ("faces block16 (16, 12)", 1000),
+            ("planted C=512 S=256 (64, 8)", 1000),
+            ("planted C=64 S=1024 (64, 16)", 1000),
+            (MANY_CHANNELS, 1000 // FEWER),
+        )
+    }
+    name, batches = "faces block16 (16, 12)", {"batch_size": 20, "tol": 0}
+    for solver in ("pgd", "adam"):
+        options = {"solver": solver, "max_iter": 300, **batches}
+        rows[f"{solver}, 300 iterations, {name} / floor"] = partial(
+            fits, *table[name], 1000, **options
+        )
+    return rows | {"refine, planted C=512 S=1024 / floor": refinements}
+
+
 def main():
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -490,7 +530,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="where the samples are")
-    parser.add_argument("--only", default="", help="part of the names of cases to run")
+    parser.add_argument("--only", default="", help="only cases whose name has this")
     parser.add_argument("--no-rivals", action="store_true")
     parser.add_argument(
         "--quick", action="store_true", help="without objectives of Algorithm 1"
@@ -524,10 +564,10 @@ def main():
     if not args.only and args.device == "cpu":
         results["refine"] = refinement(args.repeats)
         ratios = [row["ratio"] for row in results["refine"]]
-        print(f"\nrefine: {statistics.median(ratios):.0f} times less time a sample")
+        print(f"\nrefine: {statistics.median(ratios):.0f} times less time per sample")
         results["memory"] = memory(args.threads)
         results["growth"] = growth(args.repeats)
-        print("\npeak memory beyond the data, as a share of the data:")
+        print("\npeak memory beyond the data, as a fraction of the data:")
         for name, share in results["memory"].items():
             print(f"  {name:32}{share:6.2f}")
         print("\ntime of an iteration grows with the size to the power of:")

@@ -1,7 +1,7 @@
-"""Four rival methods of editing the shipped generator's images, kept small.
+"""Four rival methods of editing images of the shipped generator, in small versions.
 
-Each was written from its paper. Three find directions in the space of styles, of 128
-dimensions, the fourth single channels of scales; none decomposes feature maps:
+Each was written from its paper. Three find directions in the 128 dimensions of the
+styles; the fourth finds single channels of scales. None decomposes feature maps:
 
 SeFa          eigenvectors of A'A for the weights A of the layers that take styles.
               Yujun Shen and Bolei Zhou, Closed-Form Factorization of Latent Semantics
@@ -10,7 +10,7 @@ GANSpace      principal components of the styles of many samples. Erik Harkonen,
               Hertzmann, Jaakko Lehtinen and Sylvain Paris, GANSpace: Discovering
               Interpretable GAN Controls, NeurIPS 2020.
               https://arxiv.org/abs/2004.02546
-LowRankGAN    directions that change one region of the image most, freed of what would
+LowRankGAN    directions that change one region of the image most, less what would
               change the rest. Jiapeng Zhu, Ruili Feng, Yujun Shen, Deli Zhao, Zhengjun
               Zha, Jingren Zhou and Qifeng Chen, Low-Rank Subspaces in GANs, NeurIPS
               2021. https://arxiv.org/abs/2106.04488
@@ -19,15 +19,14 @@ StyleSpace    the scales of single channels that change little but the region. Z
               Controls for StyleGAN Image Generation, CVPR 2021.
               https://arxiv.org/abs/2011.12799
 
-``sefa`` and ``ganspace`` do not know which region is to change; whoever compares must
-choose among their candidates. ``low_rank_gan`` and ``style_space`` are told. The first
-three return candidates for all layers together and for each layer alone, since the
-authors of all three edit chosen layers of style-based generators.
-A layer here is one block of the generator, 4, 8, 16, 32 or 64, with all that takes its
-style.
+``sefa`` and ``ganspace`` do not know which region is to change, so the caller must
+choose among their candidates; ``low_rank_gan`` and ``style_space`` do. The first three
+return candidates for all layers together and for each layer alone, since their authors
+edit chosen layers of style-based generators. A layer here is a block of the generator,
+4, 8, 16, 32 or 64, with everything that takes its style.
 
-The generator is left as found: nothing stays registered, is switched or differentiated
-in it, and no global seed is touched.
+The generator is left as found: without new hooks, in the same mode and without new
+gradients. No global random state is touched.
 """
 
 from __future__ import annotations
@@ -56,17 +55,17 @@ __all__ = [
 
 LAYERS = (4, 8, 16, 32, 64)
 CHOICES = (LAYERS, *((layer,) for layer in LAYERS))  # all together, each alone
-# Singular values below this share of the largest are zero: the pursuit sets those of
-# its low-rank part to zero, up to rounding.
+# Singular values below this fraction of the largest count as zero: the pursuit sets
+# those of its low-rank part to zero, up to rounding.
 RANK_TOL = 1e-6
-# The authors of LowRankGAN weigh the sparse part by 1/60 for 512 dimensions; theory has
-# the weight fall with the root of the dimension (Candes et al., cited below).
+# The authors of LowRankGAN weight the sparse part by 1/60 for 512 dimensions; in theory
+# the weight falls with the root of the dimension (Candes et al., cited below).
 SPARSITY = 512**0.5 / 60
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One direction of editing.
+    """A direction that edits images.
 
     Attributes
     ----------
@@ -92,13 +91,13 @@ class Candidate:
         Parameters
         ----------
         generator : FaceGenerator
-            That the candidate was made from.
+            The one that the candidate was made for.
 
         latents : Tensor of shape (n_samples, 64)
-            All are generated at once: pass as many as memory holds.
+            All are generated at once: pass no more than memory holds.
 
         strengths : Tensor of shape (n_samples,)
-            Of either sign. A strength of 0 gives ``generator(latents)`` exactly.
+            Of either sign; 0 gives ``generator(latents)`` exactly.
 
         Returns
         -------
@@ -112,11 +111,11 @@ class Candidate:
 def sefa(generator, n_directions: int) -> list[Candidate]:
     """Directions that the weights of the layers stretch most.
 
-    The maximisers of ||A n||^2 over unit, orthogonal n, where A
-    stacks the affine layers that turn a style into scales of channels, all of them or
-    those of one block. A is taken as in the paper's formula: the authors' published
-    code also scales its rows to unit norm. The branches that turn maps into colours are
-    left out, as there but for the last. A strength is a distance in style space.
+    The maximisers of ||A n||^2 over unit, orthogonal n, where A stacks the affine
+    layers that turn a style into scales of channels, all of them or those of one block.
+    A follows the paper's formula; the authors' published code also scales its rows to
+    unit norm. The branches that turn maps into colours are left out; the authors leave
+    out all but the last. A strength is a distance in style space.
 
     Parameters
     ----------
@@ -141,9 +140,9 @@ def ganspace(
 ) -> list[Candidate]:
     """Principal components of the styles.
 
-    The paper's way with style-based generators: the components are found
-    once and applied to all layers or to some. A strength is a number of standard
-    deviations of the component.
+    As the paper does for style-based generators: the components are found once and
+    applied to all layers or to some. A strength is a number of standard deviations of
+    the component.
 
     Parameters
     ----------
@@ -195,19 +194,19 @@ def low_rank_gan(
     generator : FaceGenerator
 
     mask : Tensor of shape (64, 64)
-        The region, with values in [0, 1]: the share of a pixel that belongs to it.
+        The region, with values in [0, 1]: the fraction of a pixel that belongs to it.
 
     n_directions : int
-        For each choice of layers; fewer where the region's low-rank part has a
-        smaller rank, since no more are defined.
+        For each choice of layers; fewer if the rank of the region's low-rank part is
+        smaller, since no more are defined.
 
     n_samples : int, default=8
         Number of images that J'J is averaged over.
 
     sparsity : float, default=sqrt(512) / 60
         The weight of the sparse part is this over the root of the dimension. The
-        default is the authors' weight. Larger gives higher ranks, so that less is
-        left of the null space.
+        default is the authors' weight. Larger values give higher ranks, which leave
+        less of the null space.
 
     random_state : int, RandomState instance or None, default=0
 

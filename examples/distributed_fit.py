@@ -2,11 +2,11 @@
 A fit by several processes
 ==========================
 
-Each process makes the activations of its own share of the latents, anew in each pass,
-and none stores them. Sums over samples are all that passes between processes, and all
-end with the same factors; the first one saves them.
+Each process computes the activations of its own part of the latents, anew in each pass,
+and stores none. Processes exchange only sums over samples. All of them end with the
+same factors; the first one saves them.
 
-On one machine with two processes, and likewise on many with ``torchrun``'s options::
+On one machine with two processes (``torchrun`` has options for several machines)::
 
     torchrun --nproc-per-node=2 examples/distributed_fit.py
 """
@@ -21,12 +21,12 @@ from torch import distributed as dist
 from panda_sklearn import GeneratorFeatureExtractor, PartsAppearanceDecomposition
 from panda_sklearn.datasets import load_face_generator, sample_latents
 
-parser = argparse.ArgumentParser(description="Fit the face generator, together.")
+parser = argparse.ArgumentParser(description="Fit in several processes.")
 parser.add_argument("--samples", type=int, default=2000, help="of all processes")
 parser.add_argument("--path", default="factors.safetensors", help="where to save")
 options = parser.parse_args()
 
-# One process a GPU, if there are as many; else on the CPU, a share of the cores each.
+# One GPU for each process, if there are enough; otherwise the CPU.
 on_gpu = torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
 dist.init_process_group("nccl" if on_gpu else "gloo")
 device = "cpu"

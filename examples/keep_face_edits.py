@@ -6,8 +6,8 @@ This script made ``face_factors.safetensors`` and ``face_edits.safetensors``, wh
 :func:`panda_sklearn.datasets.load_face_edits` loads. It is not run when the
 documentation is built.
 
-Which variation does what was seen in pictures of all of them; the names are those that
-somebody gave them who saw twenty faces before and after each and nothing else.
+The variations were chosen from pictures of all of them. The names were given by
+somebody who saw twenty faces before and after each edit, and nothing else.
 
     python examples/keep_face_edits.py --out panda_sklearn/datasets/data
 """
@@ -40,7 +40,7 @@ EDITS = {
 
 
 def main():
-    """Fit and write the two files."""
+    """Fit, and write the two files."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[1])
     parser.add_argument("--out", type=Path, default=Path("."))
     folder = parser.parse_args().out
@@ -55,7 +55,7 @@ def main():
         Edit(variation=variation, part=part, strength=strength, name=name)
         for name, (part, variation, strength) in EDITS.items()
     ]
-    panda = PartsAppearanceDecomposition.load(factors)  # which knows layer and network
+    panda = PartsAppearanceDecomposition.load(factors)  # knows its layer and network
     save_edits(folder / "face_edits.safetensors", edits, panda)
 
 

@@ -2,10 +2,10 @@
 Choosing the ranks
 ==================
 
-How many parts do the activations have? The error of reconstruction cannot tell: it
-falls with every part that is added, on unseen samples too. We plant four parts in
-noise, let a grid search look at three scores, and then do the same on the face
-generator, whose activations have no noise.
+How many parts do the activations have? The reconstruction error cannot tell: it falls
+with every part that is added, even on unseen samples. We plant four parts in noise and
+compare three scores in a grid search. Then we do the same for the face generator, whose
+activations have no noise.
 """
 
 # %%
@@ -31,10 +31,10 @@ X, parts, appearances = make_parts_appearances(
 )
 
 # %%
-# ``heldout_reconstruction`` predicts half of the positions of a sample from the other
-# half: a part that fits noise makes that worse. ``stability`` asks whether a fit to
-# other samples finds the same parts. ``OneStandardError`` takes the smallest ranks
-# whose score is within a standard error of the best.
+# ``heldout_reconstruction`` predicts some positions of a sample from the others; parts
+# that fit noise make the prediction worse. ``stability`` measures how well a fit to
+# other samples finds the same parts. ``OneStandardError`` chooses the smallest ranks
+# whose score is within one standard error of the best.
 
 scoring = {
     "reconstruction": reconstruction,
@@ -44,7 +44,7 @@ scoring = {
 
 
 def search_parts(X, n_appearances, grid):
-    """Three scores of each number of parts, over three folds."""
+    """Three scores for each number of parts, over three folds."""
     return GridSearchCV(
         PartsAppearanceDecomposition(n_appearances=n_appearances, random_state=0),
         {"n_parts": grid},
@@ -55,26 +55,26 @@ def search_parts(X, n_appearances, grid):
 
 
 search = search_parts(X, 4, list(range(1, 11)))
-print("Planted are 4 parts, recommended", search.best_params_["n_parts"])
+print("Planted parts: 4; recommended:", search.best_params_["n_parts"])
 
 # %%
 # The face generator
 # ------------------
-# Here each further part describes the maps better, on the positions that were left out
-# too, until they are so small that half of the positions says little of the others.
-# There is no true number: take as many as you can look at, where they are still stable.
+# Here every further part describes the maps better, even on the positions that were
+# left out, until parts become so small that the other positions say little about them.
+# There is no true number: take as many as you can look at while they are still stable.
 
 generator = load_face_generator()
 latents = sample_latents(generator, 600, random_state=0)
 maps = GeneratorFeatureExtractor(generator, "block8").fit_transform(latents)
 faces = search_parts(maps, 32, [1, 2, 4, 6, 8, 12, 16, 24])
-print("For the faces, recommended", faces.best_params_["n_parts"])
+print("Faces; recommended:", faces.best_params_["n_parts"])
 
 # %%
 
 
 def draw(axes, search, title):
-    """Each score's mean and standard error, and the choice."""
+    """Draw the mean and standard error of each score, and the choice."""
     table = search.cv_results_
     n_parts = np.array([params["n_parts"] for params in table["params"]])
     for ax, name in zip(axes, scoring, strict=True):

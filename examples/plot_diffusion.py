@@ -2,8 +2,9 @@
 A diffusion model, step by step
 ===============================
 
-A diffusion model runs the same layers once in each of its steps. Here are the parts of
-one of them, how they change from step to step, and edits at some of the steps.
+A diffusion model runs the same layers once in each of its steps. We look at the parts
+of one layer and how they change from step to step, and edit in all or some of the
+steps.
 
 Needs ``pip install "panda_sklearn[diffusers]"``. Run as a script,
 ``python examples/plot_diffusion.py`` writes the pictures below to the folder
@@ -13,8 +14,8 @@ Needs ``pip install "panda_sklearn[diffusers]"``. Run as a script,
 # %%
 # Activations of several steps
 # ----------------------------
-# The layers that are worth decomposing are the bottleneck and the blocks after it. With
-# ``call`` several steps are taken, here as rows of their own.
+# The bottleneck and the blocks after it are worth decomposing. ``call`` chooses several
+# steps; here each step of each sample is a row of its own.
 
 from pathlib import Path
 
@@ -43,8 +44,8 @@ print(activations.shape)
 # %%
 # Parts, and how they change with the step
 # ----------------------------------------
-# One decomposition of each step. Parts are there from the first steps on, when the
-# image is still noise; eyes and mouth are told apart later.
+# We decompose each step by itself. There are parts from the first steps on, when the
+# image is still noise; eyes and mouth separate later.
 
 by_step = extractor.split_calls(activations)
 figures = {}
@@ -55,8 +56,8 @@ for n, step in enumerate(steps):
     display.figure_.suptitle(f"step {step + 1} of 12", fontsize="medium")
 
 # %%
-# Other layers, in step 10: parts of the bottleneck are mere strips, those of the block
-# after it are coarse.
+# Other layers, in step 10: the parts of the bottleneck are mere strips, those of the
+# next block are coarse.
 
 for layer, n_parts in (("unet.mid_block", 8), ("unet.up_blocks.0", 10)):
     maps = GeneratorFeatureExtractor(generator, layer, call=9).fit_transform(noise[:60])
@@ -66,8 +67,7 @@ for layer, n_parts in (("unet.mid_block", 8), ("unet.up_blocks.0", 10)):
     display.figure_.suptitle(layer, fontsize="medium")
 
 # %%
-# Where the first appearances of the last of these decompositions are, in step 10 of
-# four faces:
+# The saliency of the first appearances of the decomposition of step 10, in four faces:
 
 faces = sample_latents(generator, 4, random_state=7)
 images = extractor.generate(faces)
@@ -80,15 +80,14 @@ figures["diffusion_saliency"] = display.figure_
 # %%
 # How a part varies
 # -----------------
-# With ``calls_as="channels"`` parts are shared by the steps, an appearance has a slice
-# for each of them, and a variation is what differs from face to face in all of them
-# together. The first one of this part goes from dark open mouths to teeth. Steps differ
-# in what they do: the last four keep what the first eight did, and alone only change
-# colours.
+# With ``calls_as="channels"`` all steps share the parts, an appearance has a slice for
+# each step, and a variation is how faces differ in all steps together. The first
+# variation of this part goes from dark open mouths to teeth. Steps differ in what they
+# do: the last four keep what the first eight did, and alone only change colours.
 
 
 def draw(rows):
-    """Rows of images with their names."""
+    """Draw rows of images with their names."""
     n = len(next(iter(rows.values())))
     figure, axes = plt.subplots(len(rows), n, figsize=(1.2 * n + 0.8, 1.2 * len(rows)))
     for row, (name, images) in zip(axes, rows.items(), strict=True):
@@ -105,7 +104,7 @@ extractor = GeneratorFeatureExtractor(
 )
 panda = PartsAppearanceDecomposition(24, 64, random_state=0)
 editor = LocalEditor(extractor, panda.fit(extractor.fit_transform(noise)))
-part = int(panda.parts_[:, 22:27, 11:21].sum(dim=(1, 2)).argmax())  # of the mouth
+part = int(panda.parts_[:, 22:27, 11:21].sum(dim=(1, 2)).argmax())  # at the mouth
 faces = sample_latents(generator, 6, random_state=7)
 
 
@@ -128,9 +127,9 @@ figures["diffusion_variations"] = draw(
 # %%
 # This face, that one's mouth
 # ---------------------------
-# With all steps taken, ``transfer`` moves the activations of each step to those of the
-# donor in the same step; with the first or the last six, of those alone. Here the last
-# six do most of it.
+# ``transfer`` moves the activations of each step that the extractor takes to those of
+# the donor in the same step: of all steps, or of the first or last six alone. The last
+# six do most of it here.
 
 mouth = np.zeros((64, 64), dtype=bool)
 mouth[40:58, 16:48] = True
@@ -139,7 +138,7 @@ donors = sample_latents(generator, 6, random_state=11)
 
 
 def transferred(calls):
-    """The faces with the donors' mouths, at some of the calls of a finer layer."""
+    """The faces with the donors' mouths, transferred in some of the steps."""
     extractor = GeneratorFeatureExtractor(generator, "unet.up_blocks.1", call=calls)
     few = extractor.fit_transform(faces)
     panda = PartsAppearanceDecomposition(2, 4, max_iter=1, tol=0, random_state=0)
@@ -159,7 +158,7 @@ rows = {
 figures["diffusion_mouths"] = draw(rows)
 
 # %%
-# When run as a script, keep the pictures.
+# Save the pictures.
 
 pictures = Path("panda_pictures")
 pictures.mkdir(exist_ok=True)

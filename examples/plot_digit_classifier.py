@@ -2,18 +2,17 @@
 What a digit classifier looks at
 ================================
 
-The activations need not come from a generator. Here a small convolutional network
-learns to tell handwritten digits apart. We learn parts of its feature maps, find that a
-hundred coefficients say as much of the digit as the two thousand activations, and
-blindfold the network at one part after the other, to see where its evidence for each
-digit is.
+Activations need not come from a generator. Here a small convolutional network learns to
+classify handwritten digits. We learn parts of its feature maps, find that a hundred
+coefficients tell as much about the digit as two thousand activations, and blindfold the
+network at one part after the other to see where its evidence for each digit is.
 """
 
 # %%
 # A network with trained weights
 # ------------------------------
-# 1,797 images of 8 x 8 pixels come with scikit-learn. The first 1,200 train the
-# network, for a few seconds; all that follows is measured on the others.
+# scikit-learn ships 1,797 images of 8 x 8 pixels. The first 1,200 train the network,
+# which takes a few seconds; everything after that is measured on the others.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -34,7 +33,7 @@ y_train, y_test = digits.target[:1200], digits.target[1200:]
 
 
 def trained_network():
-    """Two convolutions, and a linear layer that sees each position apart."""
+    """Train two convolutions and a linear layer that sees each position separately."""
     network = nn.Sequential()
     network.conv1 = nn.Conv2d(1, 24, 3, padding=1)
     network.relu1 = nn.ReLU()
@@ -59,8 +58,8 @@ with torch.random.fork_rng():
 # %%
 # From images to parts
 # --------------------
-# The extractor takes any module: images go in, and the activations of a layer come
-# out. ``generate`` gives what the whole network answers.
+# The extractor takes any module: images go in, activations of a layer come out.
+# ``generate`` returns the output of the whole network.
 
 n_parts = 8
 pipeline = make_pipeline(
@@ -71,16 +70,15 @@ coefficients = pipeline.fit_transform(train)
 extractor, panda = pipeline
 maps = extractor.transform(test)
 
-
 logits = extractor.generate(test)
 print(f"Accuracy of the network: {(logits.argmax(axis=1) == y_test).mean():.3f}")
 classifier = LogisticRegression(max_iter=1000).fit(coefficients, y_train)
 linear = classifier.score(pipeline.transform(test), y_test)
 print(f"{maps[0].size} activations, {coefficients.shape[1]} coefficients")
-print(f"Accuracy of a linear classifier of the coefficients: {linear:.3f}")
+print(f"Accuracy of a linear classifier on the coefficients: {linear:.3f}")
 
 # %%
-# The parts are regions of the image, over the mean of each of four digits:
+# The parts, drawn over the means of four digits, are regions of the image:
 
 means = np.stack([test[y_test == digit].mean(axis=0) for digit in (0, 1, 4, 7)])
 parts_figure = PartsDisplay.from_estimator(panda, means).figure_
@@ -88,14 +86,14 @@ parts_figure = PartsDisplay.from_estimator(panda, means).figure_
 # %%
 # A blindfold for each part
 # -------------------------
-# A part scaled to reach from 0 to 1 says how much of each position belongs to it. All
-# activations there are taken away, and the network goes on from the rest. Its margin
-# for a digit, by how much the right logit exceeds the best of the others, says how
-# sure it is; the share of it that is lost says how much of the evidence was there.
+# A part scaled from 0 to 1 says how much of each position belongs to it. We remove the
+# activations there, and the network continues from the rest. Its margin for a digit,
+# the right logit less the largest of the others, says how sure it is. The fraction of
+# the margin that is lost says how much of the evidence was at the part.
 
 
 def margins(logits):
-    """For each digit the mean margin of its test images."""
+    """The mean margin of the test images of each digit."""
     rows = np.arange(len(logits))
     others = logits.copy()
     others[rows, y_test] = -np.inf
@@ -109,7 +107,7 @@ masks = (panda.parts_ - lowest) / (highest - lowest)
 blindfolded = [extractor.generate(test, maps * (1 - mask)) for mask in masks]
 lost = np.stack([1 - margins(b) / margins(logits) for b in blindfolded], axis=1)
 lowest_accuracy = min((b.argmax(axis=1) == y_test).mean() for b in blindfolded)
-print(f"Lowest accuracy with a part taken away: {lowest_accuracy:.3f}")
+print(f"Lowest accuracy without one part: {lowest_accuracy:.3f}")
 
 figure, axes = plt.subplots(
     2, n_parts, figsize=(9, 5.2), layout="constrained", height_ratios=(1, 3)
@@ -127,7 +125,7 @@ ax.set(
     xticks=range(n_parts),
     yticks=range(10),
     ylabel="digit",
-    title="share of the digit's margin that is lost without the part",
+    title="fraction of the digit's margin that is lost without the part",
 )
 for digit in range(10):
     for k in range(n_parts):
@@ -144,6 +142,6 @@ for digit in range(10):
 figure.colorbar(drawn, ax=ax)
 
 # %%
-# No part is needed to recognise most digits, but the network is less sure without.
-# Evidence is also where there is no ink: for a seven at the lower right (part 3), for a
+# Most digits are recognised without any one part, but the network is less sure. There
+# is evidence even where there is no ink: for a seven at the lower right (part 3), for a
 # nine at the lower left (part 2).

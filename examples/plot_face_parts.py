@@ -2,8 +2,8 @@
 Parts and appearances of a face generator
 =========================================
 
-A small generator of faces, trained on photographs, comes with the package. We take
-the activations of one of its layers, learn parts and appearances from them in one
+The package ships a small generator of faces, trained on photographs. We take the
+activations of one of its layers, learn parts and appearances from them in a
 scikit-learn pipeline, look at both, and make faces smile.
 
 Run as a script, ``python examples/plot_face_parts.py`` writes the pictures below to
@@ -13,9 +13,9 @@ the folder ``panda_pictures``.
 # %%
 # From latents to parts
 # ---------------------
-# The pipeline takes latents. Its first step runs the generator up to the block at
-# 16 x 16 positions and hands on that block's activations; its second learns parts
-# and appearances from them, by equation (3) of the paper.
+# The pipeline takes latents. Its first step runs the generator up to the block with
+# 16 x 16 positions and returns the activations of that block. Its second step learns
+# parts and appearances from them, by equation (3) of the paper.
 
 from pathlib import Path
 
@@ -50,21 +50,21 @@ extractor, panda = pipeline
 extractor.verbose = 0
 
 # %%
-# Twelve parts and 32 appearances replace 256 positions and 128 channels. What they keep
-# is measured on faces that they were not learnt from. What we look at from here on is
-# drawn nearer to the mean face ("truncation"), where the small generator makes fewer
-# mistakes.
+# Twelve parts and 32 appearances replace 256 positions and 128 channels. We measure how
+# much of the activations they reconstruct on faces that they were not learnt from. From
+# here on, faces are pulled towards the mean face ("truncation"), where the small
+# generator makes fewer mistakes.
 
 unseen = sample_latents(generator, 200, random_state=1)
-print(f"Share of the activations that is kept: {pipeline.score(unseen):.2f}")
+print(f"Fraction of the sum of squares kept: {pipeline.score(unseen):.2f}")
 generator.truncation = 0.7
 
 # %%
 # Parts
 # -----
-# Each part is a map of non-negative weights, the same for all faces. Drawn over four
-# unseen faces, they pick out regions most of which one can name: mouth, nose, brows,
-# forehead, cheeks, hair, the background at either side.
+# A part is a map of non-negative weights, the same for all faces. Drawn over four
+# unseen faces, most parts show a region that one can name: mouth, nose, brows,
+# forehead, cheeks, hair, the background on either side.
 
 faces = extractor.generate(unseen[:8])
 parts_figure = PartsDisplay.from_estimator(panda, faces[:4]).figure_
@@ -73,9 +73,9 @@ parts_figure = PartsDisplay.from_estimator(panda, faces[:4]).figure_
 # Appearances
 # -----------
 # An appearance is a direction in the space of the channels. Its saliency in a face,
-# :math:`a_k^\top Z_i`, says how much of it there is at each position; the line is its
-# mean over the training data, at which section 4.1.2 of the paper thresholds it. The
-# first appearance separates the face from what is around it.
+# :math:`a_k^\top Z_i`, is how much of it there is at each position. The line is drawn
+# at its mean over the training data, the threshold of section 4.1.2 of the paper. The
+# first appearance separates the face from its surroundings.
 
 saliency_figure = SaliencyDisplay.from_estimator(
     panda, extractor.transform(unseen[:8]), faces, appearances=range(5)
@@ -84,9 +84,10 @@ saliency_figure = SaliencyDisplay.from_estimator(
 # %%
 # A smile
 # -------
-# What a part does in the training faces are its variations: the principal components of
-# what it shows. An edit along one moves faces among what occurs. How a mouth is shaped
-# is decided early in the generator, so we fit the block at 8 x 8 positions too,
+# The variations of a part are the principal components of its coefficients over the
+# training faces: how it varies from face to face. An edit along one stays close to what
+# occurs. The generator decides early how a mouth is shaped, so we also fit the block
+# with 8 x 8 positions,
 
 early = make_pipeline(
     GeneratorFeatureExtractor(generator, "block8"),
@@ -97,37 +98,37 @@ early.fit(latents)
 generator.truncation = 0.7
 
 # %%
-# look for the part that is most at the mouth,
+# look for the part that is most concentrated on the mouth,
 
 parts = early[-1].parts_.numpy()
 shares = parts / np.linalg.norm(parts, axis=(1, 2), keepdims=True)
 mouth = int(shares[:, 5, 3:5].sum(axis=1).argmax())
 
 # %%
-# and move it by three standard deviations along its first variation. Nobody said what
-# a smile is.
+# and move it by three standard deviations along its first variation. Nothing here was
+# told what a smile is.
 
 editor = LocalEditor.from_pipeline(early)
 smile = Edit(variation=0, part=mouth, strength=3.0)
 edit_figure = EditDisplay.from_editor(editor, unseen[:8], smile).figure_
 
 # %%
-# Its other direction closes the lips. The further variations of the same part:
+# The opposite direction closes the lips. Further variations of the same part:
 
 variations_figure = VariationsDisplay.from_editor(
     editor, unseen[3:4], parts=[mouth], variations=range(4), strength=3.0
 ).figure_
 
 # %%
-# The whole image is computed anew from the changed activations. Later convolutions
-# spread the change by a few pixels, beyond which it fades away. With strength 0 the
-# image is the same everywhere, bit for bit.
+# The whole image is computed from the changed activations. Later convolutions spread
+# the change by a few pixels, beyond which it fades. With strength 0 the image is the
+# same everywhere, bit for bit.
 
 unchanged = editor.edit(unseen[:8], Edit(variation=0, part=mouth, strength=0.0))
 print("Strength 0 changes nothing:", bool((unchanged == faces).all()))
 
 # %%
-# When run as a script, keep the pictures.
+# Save the pictures.
 
 pictures = Path("panda_pictures")
 pictures.mkdir(exist_ok=True)

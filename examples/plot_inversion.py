@@ -1,22 +1,22 @@
 """
-A photograph of one's own
-=========================
+Editing a photograph
+====================
 
-A generator makes faces of its own. To edit somebody's photograph, find latents whose
-image matches it, and edit that.
+A generator makes faces of its own. To edit a given photograph, find latents whose image
+matches it, and edit that image.
 
 Run as a script, ``python examples/plot_inversion.py`` writes the pictures below to the
-folder ``panda_pictures``. Where scikit-learn has *Labelled Faces in the Wild* in its
-data folder, or with ``--download``, which fetches it, the photograph is one of those;
-else it is a generated face in a mirror, which no latent makes exactly.
+folder ``panda_pictures``. The photograph is from *Labelled Faces in the Wild*, if that
+is in scikit-learn's data folder or ``--download`` is given, which fetches it. Otherwise
+it is the mirror image of a generated face, which no latents generate exactly.
 """
 
 # %%
 # A photograph, aligned
 # ---------------------
-# The generator has eyes and mouth in the same place in all of its images, and
-# ``align_face`` turns, scales and shifts a photograph so that they lie there. Where
-# they are in the photograph is said as columns and rows.
+# All images of the generator have eyes and mouth in the same place. ``align_face``
+# rotates, scales and shifts a photograph so that its eyes and mouth are there too. It
+# takes their columns and rows in the photograph.
 
 import sys
 from pathlib import Path
@@ -43,7 +43,7 @@ panda = named_editor.decomposition
 
 
 def photograph():
-    """A face as an image of the generator's kind, (1, 3, 64, 64) from -1 to 1."""
+    """A face in the format of the generator, (1, 3, 64, 64) from -1 to 1."""
     if "--download" in sys.argv:
         fetch_lfw_people()
     folder = Path(get_data_home()) / "lfw_home" / "lfw_funneled"
@@ -59,11 +59,11 @@ def photograph():
 face = photograph()
 
 # %%
-# Latents that make it
-# --------------------
-# Of a style-based generator a code for each layer, rather than the input of its mapping
-# network, matches photographs well. ``StyleGAN2`` says how to run it on these; the
-# layer, and so the decomposition, stay the same.
+# Latents that match it
+# ---------------------
+# Inputs of the mapping network of a style-based generator match photographs poorly; a
+# code for each layer matches them well. ``StyleGAN2`` says how to run the generator on
+# such codes. The layer, and so the decomposition, stays the same.
 
 codes = StyleGAN2(latent_space="w+")
 extractor = GeneratorFeatureExtractor(generator, panda.layer_, forward=codes)
@@ -74,7 +74,7 @@ print(f"{float(residuals[0]):.1%} of the variance is not matched")
 
 
 def draw(*rows, size=1.5):
-    """Rows of images with names of their own; the first place of later rows is free."""
+    """Draw rows of named images, aligned on the right."""
     n = len(rows[0])
     figure, axes = plt.subplots(
         len(rows), n, figsize=(size * n, (size + 0.3) * len(rows)), squeeze=False
@@ -99,8 +99,8 @@ inversion_figure = draw(
 # %%
 # Named edits
 # -----------
-# The edits that the package brings are of this layer, and work on any latents of the
-# generator.
+# The edits that the package ships are for this layer, and work with any kind of latents
+# of the generator.
 
 editor = LocalEditor(extractor, panda)
 named_figure = draw(
@@ -109,11 +109,11 @@ named_figure = draw(
 )
 
 # %%
-# Beside editing in latent space
-# ------------------------------
-# At an equal change of the mouth: a direction found for that region, the named edit,
-# and of ten directions of SeFa and of GANSpace those that change the rest least. ROIR
-# is the change outside of the region relative to inside.
+# Compared with edits in latent space
+# -----------------------------------
+# All of these change the mouth by the same amount: a direction found for that region,
+# the named edit, and those of ten directions each of SeFa and GANSpace that change the
+# rest least. ROIR is the change outside the region relative to inside.
 
 smile = next(edit for edit in edits if edit.name == "smile")
 mouth = torch.zeros(64, 64)
@@ -131,7 +131,7 @@ compared = {
 
 
 def moved(direction):
-    """The image with its codes moved so far that the mouth changes as much."""
+    """The image with its codes moved until the mouth changes by ``CHANGE``."""
     strength = 1.0
     for _ in range(8):
         image = extractor.generate(latents + strength * direction).clamp(-1, 1)
@@ -166,7 +166,7 @@ compared_figure = draw(
 )
 
 # %%
-# When run as a script, keep the pictures.
+# Save the pictures.
 
 pictures = Path("panda_pictures")
 pictures.mkdir(exist_ok=True)

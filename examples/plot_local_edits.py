@@ -3,8 +3,8 @@ Local edits: both eyes, one eye, a drawn region
 ===============================================
 
 We find an edit of the eyes without looking at a single image, apply it to both eyes and
-to one, refine the parts to each face, and draw regions of our own (sections 3.5 and 4.2
-of the paper; figures 6 and 9).
+to one, edit a region drawn by hand, and refine the parts to each face (sections 3.5 and
+4.2 of the paper; figures 6 and 9).
 
 Run as a script, ``python examples/plot_local_edits.py`` writes the pictures below to
 the folder ``panda_pictures``.
@@ -13,7 +13,7 @@ the folder ``panda_pictures``.
 # %%
 # Sixteen parts
 # -------------
-# With so many, one of the parts covers the eyes and little else.
+# With this many, one part covers the eyes and little else.
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ pipeline = make_pipeline(
     PartsAppearanceDecomposition(n_parts=16, n_appearances=48, random_state=0),
 )
 pipeline.fit(sample_latents(generator, 1000, random_state=0))
-generator.truncation = 0.7  # from here on faces with fewer mistakes
+generator.truncation = 0.7  # from here on, faces with fewer mistakes
 extractor, panda = pipeline
 
 unseen = sample_latents(generator, 8, random_state=1)
@@ -51,8 +51,8 @@ faces = extractor.generate(unseen)
 parts_figure = PartsDisplay.from_estimator(panda, faces[1:3]).figure_
 
 # %%
-# We take the part that is most within both of two boxes at the eyes of the mean face,
-# in positions of the layer.
+# We take the part that has most weight in both of two boxes around the eyes of the mean
+# face, given in positions of the layer.
 
 scaled = panda.parts_.numpy() / np.linalg.norm(panda.parts_, axis=(1, 2), keepdims=True)
 left, right = (
@@ -64,11 +64,11 @@ print(f"Part {eyes} covers the eyes")
 # %%
 # Which appearance?
 # -----------------
-# ``rank_edits`` tries appearances at a part on a few latents, in both directions, and
-# measures what each changes inside the part (effect), how much outside relative to
-# inside (ROIR, equation (7): low is local), and whether it does the same to all
-# (consistency). We take the most local of those that do much the same to all faces.
-# (The table goes into a pandas data frame as it is.)
+# ``rank_edits`` tries appearances at a part on a few latents, in both directions. For
+# each it measures the change inside the part (effect), the change outside relative to
+# inside (ROIR, equation (7): lower is more local), and how alike the change is in all
+# faces (consistency). We take the most local edit of those with a consistency above
+# 0.5. (``pandas.DataFrame(table)`` works as it is.)
 
 editor = LocalEditor.from_pipeline(pipeline)
 trials = sample_latents(generator, 8, random_state=2)
@@ -81,11 +81,11 @@ for row in list(zip(*(table[name] for name in columns), strict=True))[:8]:
     print("{:10d}  {:+8.1f}  {:6.2f}  {:9.2f}  {:11.2f}".format(*row))
 taken = table["edit"][table["consistency"] > 0.5][0]
 best, sign = taken.appearance, float(np.sign(taken.strength))
-print(f"Taken: appearance {best}, {'added' if sign > 0 else 'taken away'}")
+print(f"Chosen: appearance {best}, {'added' if sign > 0 else 'subtracted'}")
 
 # %%
-# Some appearances at some parts, at the same strength: rows say *what*, columns say
-# *where*.
+# Several appearances at several parts, at the same strength: a row is *what*, a column
+# is *where*.
 
 rows = [best, *(j for j in range(4) if j != best)]
 matrix_figure = EditMatrixDisplay.from_editor(
@@ -95,8 +95,8 @@ matrix_figure = EditMatrixDisplay.from_editor(
 # %%
 # Both eyes
 # ---------
-# ``target_change`` asks for an amount instead of a strength: that the eyes of each face
-# change by a root mean square of 0.2, where black to white is 2.
+# ``target_change`` asks for an amount of change instead of a strength: here the eyes of
+# each face are to change by a root mean square of 0.2; black to white is 2.
 
 both = Edit(best, eyes, sign)
 eyes_figure = EditDisplay.from_editor(editor, unseen, both, target_change=0.2).figure_
@@ -106,8 +106,8 @@ print("Strengths, in std:", np.round(np.asarray(factors), 1))
 # %%
 # One eye
 # -------
-# Above half of its largest weight the part has two components. Each can be given to
-# an edit as it is: the other eye stays as it was.
+# Above half of its largest weight the part has two components. An edit takes either as
+# its part: the other eye stays as it was.
 
 one_eye, other_eye = split_part(panda.parts_[eyes])
 one_figure = EditDisplay.from_editor(
@@ -115,7 +115,7 @@ one_figure = EditDisplay.from_editor(
 ).figure_
 
 # %%
-# A strip of strengths, negative ones too:
+# The edit at several strengths, including negative ones:
 
 strip_figure = StrengthsDisplay.from_editor(
     editor, unseen[1:4], both, strengths=[-9, -6, -3, 0, 3, 6, 9]
@@ -124,8 +124,8 @@ strip_figure = StrengthsDisplay.from_editor(
 # %%
 # A region drawn by hand
 # ----------------------
-# In pixels of the image; it is brought to the layer's size. Equation (7) with the
-# drawn region says how local the edit was.
+# The region is given in pixels of the image and resized to the layer. Equation (7) with
+# the same region measures how local the edit is.
 
 drawn = np.zeros((64, 64))
 drawn[0:6, 10:54] = 1  # hair above the forehead
@@ -136,15 +136,16 @@ print(f"ROIR of the drawn region: {roi_ratio(drawn, faces, recoloured):.2f}")
 # %%
 # Parts of one face
 # -----------------
-# Parts are the same for all faces. ``refine`` adapts them to each by lowering equation
-# (6), from the global ones on; the numbers below the last row say by how much.
+# Parts are the same for all faces. ``refine`` adapts them to each face: it starts from
+# the global parts and lowers equation (6). The numbers below the last row say by how
+# much.
 
 refinement_figure = RefinementDisplay.from_estimator(
     panda, extractor.transform(unseen), faces, parts=[0, 1, 3, 6, 7, 9, 14]
 ).figure_
 
 # %%
-# When run as a script, keep the pictures.
+# Save the pictures.
 
 pictures = Path("panda_pictures")
 pictures.mkdir(exist_ok=True)

@@ -2,18 +2,18 @@
 Edits with names
 ================
 
-The face generator comes with some edits that were kept: variations of its parts, each
-with the name that somebody gave it who saw faces before and after, and nothing else.
+The face generator comes with named edits. Each is a variation of one of its parts; the
+names were given by somebody who saw faces before and after the edit, and nothing else.
 
 Run as a script, ``python examples/plot_named_edits.py`` writes the pictures below to
 the folder ``panda_pictures``.
 """
 
 # %%
-# What there is
-# -------------
-# ``load_face_edits`` returns an editor and the edits. Here are all of them, on faces
-# that were not looked at when they were chosen.
+# All of them
+# -----------
+# ``load_face_edits`` returns an editor and the edits. Here they are, on faces that
+# nobody looked at when they were chosen.
 
 from dataclasses import replace
 from pathlib import Path
@@ -32,8 +32,8 @@ gallery_figure = EditGalleryDisplay.from_editor(editor, latents, edits).figure_
 # %%
 # More and less of it
 # -------------------
-# A strength is in standard deviations of what the part does in the training samples.
-# Negative strengths do the opposite, as far as there is one.
+# The strength is in standard deviations of the variation over the training samples.
+# Negative strengths do the opposite, if there is one.
 
 named = {edit.name: edit for edit in edits}
 smile_figure = StrengthsDisplay.from_editor(
@@ -49,7 +49,7 @@ both = [replace(named["smile"], strength=2.5), named["lower hairline"]]
 both_figure = EditDisplay.from_editor(editor, latents, both).figure_
 
 # %%
-# When run as a script, keep the pictures.
+# Save the pictures.
 
 pictures = Path("panda_pictures")
 pictures.mkdir(exist_ok=True)

@@ -2,8 +2,8 @@
 Parts of other faces
 ====================
 
-What an edit puts at a part can be taken from where it occurs: from another face, or
-from the same face somewhere else in the generator's latent space.
+An edit can take what it puts at a part from another face, or from the same face
+elsewhere in the generator's latent space.
 
 Run as a script, ``python examples/plot_transfers.py`` writes the pictures below to the
 folder ``panda_pictures``.
@@ -12,7 +12,7 @@ folder ``panda_pictures``.
 # %%
 # An editor whose latents are styles
 # ----------------------------------
-# Directions of editing are known for the styles of such generators rather than for
+# Known edit directions of such generators are directions of their styles rather than of
 # their latents. ``forward`` says how to run the generator on styles.
 
 from pathlib import Path
@@ -49,11 +49,12 @@ panda.fit(extractor.fit_transform(styles(1000, 0)))
 editor = LocalEditor(extractor, panda)
 
 # %%
-# Give this face that one's mouth
+# This face with that one's mouth
 # -------------------------------
-# Where is a part, several, or a mask; here a box around the mouth. By default the
-# coefficients are moved to the donor's; with ``mix`` the activations are, with all that
-# the factors do not reconstruct. A donor can be the mean of several faces.
+# The place is a part, several parts, or a mask; here a box around the mouth. By default
+# ``transfer`` moves the coefficients to the donor's; with ``mix`` it moves the
+# activations, including what the factors do not reconstruct. A donor can be the mean of
+# several faces.
 
 mouth = np.zeros((64, 64), dtype=bool)
 mouth[40:58, 18:46] = True
@@ -69,7 +70,7 @@ mouths = {
 
 
 def draw(rows):
-    """Rows of images with their names."""
+    """Draw rows of images with their names."""
     n = len(next(iter(rows.values())))
     figure, axes = plt.subplots(
         len(rows), n, figsize=(1.2 * n + 0.8, 1.2 * len(rows)), squeeze=False
@@ -88,8 +89,8 @@ mouths_figure = draw(mouths)
 # %%
 # A global direction at one place
 # -------------------------------
-# The second principal component of the styles (GANSpace) darkens the hair, and changes
-# much else. Given to ``Edit`` as a direction of latents, it does so at the part alone.
+# The second principal component of the styles (GANSpace) darkens the hair and changes
+# much else. As the latent direction of an ``Edit`` it does so at the given part alone.
 
 pca = PCA(2).fit(styles(10_000, 5).numpy())
 direction = torch.from_numpy(pca.components_[1] * pca.explained_variance_[1] ** 0.5)
@@ -108,8 +109,8 @@ hairs_figure = draw(
 # %%
 # Edits add up
 # ------------
-# A transfer is an edit like others, ``Edit(features=...)`` or
-# ``Edit(coefficients=...)``, and can be made together with them.
+# A transfer is an edit like any other, ``Edit(features=...)`` or
+# ``Edit(coefficients=...)``, and can be combined with others.
 
 smiling = Edit(features=extractor.transform(donors), part=mouth)
 both_figure = draw(
@@ -120,7 +121,7 @@ both_figure = draw(
 )
 
 # %%
-# When run as a script, keep the pictures.
+# Save the pictures.
 
 pictures = Path("panda_pictures")
 pictures.mkdir(exist_ok=True)

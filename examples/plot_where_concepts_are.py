@@ -2,11 +2,11 @@
 Where concepts are, and images without them
 ===========================================
 
-An appearance is a direction in the space of a layer's channels, and the saliency of a
-face in that direction is a map: it says where the concept behind the appearance is. We
-threshold such maps to find faces and backgrounds without any label, cut the background
-off, and remove the faces by adding background where they are (sections 4.1.1 and 4.1.2
-of the paper; figures 3, 4 and 5).
+An appearance is a direction in the space of a layer's channels. Its saliency in a face
+is a map of where the concept behind the appearance is. We threshold such maps to find
+faces and backgrounds without any labels, cut off the background, and remove the faces
+by adding background where they are (sections 4.1.1 and 4.1.2 of the paper; figures 3, 4
+and 5).
 
 Run as a script, ``python examples/plot_where_concepts_are.py`` writes the pictures
 below to the folder ``panda_pictures``.
@@ -15,7 +15,7 @@ below to the folder ``panda_pictures``.
 # %%
 # The first appearances of a coarse layer
 # ---------------------------------------
-# At the block of 8 x 8 positions of the face generator that comes with the package.
+# We use the block with 8 x 8 positions of the face generator that the package ships.
 
 from pathlib import Path
 
@@ -37,14 +37,14 @@ pipeline = make_pipeline(
     PartsAppearanceDecomposition(n_parts=12, random_state=0),
 )
 pipeline.fit(sample_latents(generator, 1000, random_state=0))
-generator.truncation = 0.7  # from here on faces with fewer mistakes
+generator.truncation = 0.7  # from here on, faces with fewer mistakes
 extractor, panda = pipeline
 
 # %%
-# Below each map, the pixels where it is at least its mean over the training data. The
-# maps are enlarged to the size of the images first, so that outlines are smooth. The
-# first appearance is the face, the second what is around it, and the nose, which this
-# generator makes out of the same channels.
+# Below each map are the pixels where it is at least its mean over the training data.
+# The maps are resized to the images first, so that outlines are smooth. The first
+# appearance is the face. The second is its surroundings, and the nose, which this
+# generator makes with the same channels.
 
 unseen = sample_latents(generator, 8, random_state=1)
 faces = extractor.generate(unseen)
@@ -56,8 +56,8 @@ face, background = 0, 1
 # %%
 # Pixels without background
 # -------------------------
-# The mask of the face says which pixels are the generator's own; the others are filled.
-# (``editor.remove_pixels`` fills those where an appearance *is*.)
+# Pixels in the mask of the face stay as they are; the others become white.
+# (``editor.remove_pixels`` instead fills the pixels where an appearance *is*.)
 
 editor = LocalEditor.from_pipeline(pipeline)
 mask = editor.mask(unseen, face)
@@ -69,18 +69,18 @@ cut_figure = EditDisplay.from_images(
 # %%
 # Images without faces
 # --------------------
-# Adding the background's appearance where it is not present replaces the face with
-# background. The strength is in standard deviations of that
-# appearance's saliency over the training data. A face is in the middle of every
-# photograph that this generator has seen: it has never drawn background there, and what
-# it paints is dark and blurred.
+# Adding the background's appearance where it is absent replaces the face with
+# background. The strength is in standard deviations of that appearance's saliency over
+# the training data. Every photograph that this generator was trained on has a face in
+# the middle. It never learnt to draw background there, and what it draws is dark and
+# blurred.
 
 removed_figure = EditDisplay.from_images(
     faces, editor.remove(unseen, background, strength=8.0)
 ).figure_
 
 # %%
-# The strip below shows the removal grow.
+# The removal at increasing strengths:
 
 where = ~panda.localize(extractor.transform(unseen[:4]), background)
 strip_figure = StrengthsDisplay.from_editor(
@@ -91,7 +91,7 @@ strip_figure = StrengthsDisplay.from_editor(
 ).figure_
 
 # %%
-# When run as a script, keep the pictures.
+# Save the pictures.
 
 pictures = Path("panda_pictures")
 pictures.mkdir(exist_ok=True)

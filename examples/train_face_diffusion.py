@@ -5,15 +5,15 @@ Training the face diffusion model that the package ships
 This script made ``panda_sklearn/datasets/data/face_diffusion.safetensors``. It is not
 run when the documentation is built.
 
-A small U-Net (:class:`diffusers.UNet2DModel`, 1.9 M parameters) learns on the aligned
-photographs of :doc:`train_face_generator` to take noise away: given x_t = a_t x + s_t
-e it predicts v = a_t e - s_t x (Salimans & Ho 2022, section 4). The recipe: the
-cosine schedule; times spread evenly over each batch, most of them where noise and
-image are about equally strong; Muon on the convolutions, AdamW on the rest, rates
-that fall to zero; horizontal flips, bfloat16, weights averaged over time. The weights
-that are shipped come from step 7,525 of 8,600, after 9 minutes on an H200 GPU, where
-time was up; two cores of a processor, at the 58 images a second seen there, would
-take nine hours. A run that was cut off goes on when it is started again::
+A small U-Net (:class:`diffusers.UNet2DModel`, 1.9 M parameters) learns to remove noise
+from the aligned photographs of :doc:`train_face_generator`: given x_t = a_t x + s_t e
+it predicts v = a_t e - s_t x (Salimans & Ho 2022, section 4). The recipe: the cosine
+schedule; times spread evenly over each batch, most of them where noise and image are
+about equally strong; Muon for the convolutions, AdamW for the rest, learning rates that
+fall to zero; horizontal flips, bfloat16, weights averaged over time. The shipped
+weights are those of step 7,525 of 8,600, after 9 minutes on an H200 GPU, when time was
+up. Two CPU cores, at 58 images per second, would take nine hours. A run that was
+interrupted continues when it is started again::
 
     python -m pip install ".[train,diffusers]"
     python examples/train_face_diffusion.py --out runs/diffusion
@@ -39,14 +39,14 @@ SIZE = NETWORK["sample_size"]
 MUON_RATE, ADAM_RATE = 2e-3, 1e-3
 WARM_UP = 200  # steps
 HALF_LIFE = 100_000  # of the average of the weights, in images
-UNIFORM = 0.1  # fraction of the times that are drawn from all alike
-CENTRE = -0.25  # of the other times' logits
+UNIFORM = 0.1  # fraction of the times that are drawn uniformly
+CENTRE = -0.25  # of the logits of the other times
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose steps are made orthogonal (Jordan et al. 2024), for convolutions.
 
-    Torch's own takes matrices alone. Weights of one shape are treated together.
+    Torch's own only takes matrices. Weights of the same shape are updated together.
     """
 
     def __init__(self, params, lr, momentum=0.95):
@@ -140,8 +140,8 @@ class Training:
         ``part`` is the fraction of the run that lies behind.
         """
         self.step += 1
-        # What a step draws depends on its number alone: a run that is resumed goes on
-        # as it would have.
+        # What a step draws depends on its number alone, so that a resumed run is the
+        # same as an uninterrupted one.
         torch.manual_seed(self.seed * 1_000_003 + self.step)
         n = len(images)
         flip = torch.rand(n, device=self.device) < 0.5
@@ -164,7 +164,7 @@ class Training:
                 list(self.network.parameters()),
                 1 - 0.5 ** (n / memory),
             )
-        return loss.detach()  # a number would make a GPU wait at each step
+        return loss.detach()  # a float would make the GPU wait at each step
 
     @torch.no_grad()
     def validate(self, images):
@@ -194,17 +194,17 @@ class Training:
         return x.cpu()
 
     def parts(self):
-        """What a run needs to go on, beside numbers."""
+        """What a run needs to continue, beside numbers."""
         return self.network, self.averaged, *self.optimisers
 
     def save(self, path):
-        """Save all that a run needs to go on, whole or not at all."""
+        """Save all that a run needs to continue, whole or not at all."""
         parts = [part.state_dict() for part in self.parts()]
         torch.save({"step": self.step, "parts": parts}, path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)
 
     def load(self, path):
-        """Go on from a file of :meth:`save`."""
+        """Continue from a file of :meth:`save`."""
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.step = state["step"]
         for part, saved in zip(self.parts(), state["parts"], strict=True):
@@ -212,7 +212,7 @@ class Training:
 
 
 def report(training, held_out, out):
-    """Save samples and weights; return a line on how far the run has come."""
+    """Save samples and weights; return a line on the progress of the run."""
     picture(training.sample(64), 8).save(out / f"samples_{training.step:06d}.png")
     half = {
         name: value.half().contiguous().cpu()
@@ -225,13 +225,13 @@ def report(training, held_out, out):
 
 
 def train(images, held_out, out, *, steps, batch_size, seed, report_every):
-    """Train, or go on, and write checkpoints and sample grids to ``out``."""
+    """Train, or continue, and write checkpoints and sample grids to ``out``."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training = Training(device, seed)
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
         training.load(checkpoint)
-        print(f"goes on after step {training.step}")
+        print(f"continues after step {training.step}")
     order, pool = torch.Generator(), images.to(device)
     started, first, losses = time.perf_counter(), training.step, []
     while training.step < steps:

@@ -5,20 +5,21 @@ Training the face generator that the package ships
 This script made ``panda_sklearn/datasets/data/face_generator.safetensors``. It is
 not run when the documentation is built.
 
-The photographs are aligned: a face-mesh network finds eyes and mouth, and each face
-is turned, scaled and shifted so that they lie where everybody's do. Parts that are the
-same for all samples need that, and it makes a small generator's work much easier.
+The photographs are aligned: a face-mesh network finds eyes and mouth, and each face is
+rotated, scaled and shifted so that they are in the same place in all images. Parts that
+are shared by all samples need this, and it makes the task of a small generator much
+easier.
 
-The recipe: non-saturating loss with an R1 penalty every eighth step, Adam at 2e-3
-with a rate that falls by half towards the end, horizontal flips, bfloat16, weights
+The recipe: non-saturating loss with an R1 penalty every eighth step, Adam at 2e-3 with
+a learning rate that falls by half towards the end, horizontal flips, bfloat16, weights
 averaged over time; a discriminator with one score for the image and one for each patch.
 Two things keep the faces varied: the mapping network learns slowly, and half of the
-generated images mix the styles of two latents. A GPU makes it in minutes, two cores of
-a processor in a few hours.
+generated images mix the styles of two latents. Training takes minutes on a GPU and a
+few hours on two CPU cores.
 
 Photographs come from :func:`sklearn.datasets.fetch_lfw_people` (downloaded on first
-use), or with ``--images`` from a tar archive or a folder of JPEGs of 64 x 64 pixels
-that are aligned already. A run that was cut off goes on when it is started again::
+use), or with ``--images`` from a tar archive or a folder of aligned JPEGs of 64 x 64
+pixels. A run that was interrupted continues when it is started again::
 
     python -m pip install ".[train]"
     python examples/train_face_generator.py --out runs/face
@@ -51,12 +52,12 @@ from panda_sklearn.datasets._face_generator import (
 from panda_sklearn.metrics import sliced_wasserstein_distance
 
 SIZE = 64
-# Where the centres of the eyes and of the mouth come to lie: (column, row) in pixels.
+# Centres of the eyes and of the mouth in aligned images: (column, row) in pixels.
 PLACES = np.array([[22, 27], [42, 27], [32, 49]])
 # The corners of the eyes and of the mouth among the points of MediaPipe's face mesh.
 CORNERS = ((33, 133), (362, 263), (61, 291))
-# Turned further than this, in degrees, or with eyes nearer to each other than this, in
-# pixels of the photograph, a face is left out.
+# Faces are left out if turned by more than this, in degrees, or with eyes closer than
+# this, in pixels of the photograph.
 MOST_TURNED = 20
 LEAST_APART = 20
 
@@ -72,7 +73,7 @@ CRITIC_WIDTHS = (64, 128, 192, 256)
 
 
 def aligned(photograph, mesh):
-    """Turn, scale and shift a photograph (H, W, 3) of bytes, or None if that is no use.
+    """Align a photograph (H, W, 3) of bytes; return None if its face is unsuitable.
 
     ``mesh`` is MediaPipe's ``FaceMesh``.
     """
@@ -93,8 +94,8 @@ def aligned(photograph, mesh):
     if max(abs(yaw), abs(pitch)) > MOST_TURNED or across[0] < LEAST_APART:
         return None
 
-    # The similarity transform by least squares, in complex numbers, from places in the
-    # crop to the photograph: z -> turn z + shift.
+    # The similarity transform from the crop to the photograph, by least squares in
+    # complex numbers: z -> turn z + shift.
     to, at = (pair[:, 0] + 1j * pair[:, 1] for pair in (points, PLACES))
     away = at - at.mean()
     turn = (away.conj() @ (to - to.mean())) / (away.conj() @ away)
@@ -104,7 +105,7 @@ def aligned(photograph, mesh):
     inside &= (corners.imag >= 0) & (corners.imag <= height)
     if not inside.all():
         return None
-    finer = 4  # drawn larger, then reduced: no pixel of the photograph is left out
+    finer = 4  # drawn larger, then reduced, so that every pixel counts
     turn = turn / finer
     matrix = (turn.real, -turn.imag, shift.real, turn.imag, turn.real, shift.imag)
     crop = Image.fromarray(photograph).transform(
@@ -117,7 +118,7 @@ def aligned(photograph, mesh):
 
 
 def align(paths):
-    """Those of some photographs that can be aligned, as bytes (n_images, 64, 64, 3)."""
+    """Align photographs, except unsuitable ones; bytes (n_images, 64, 64, 3)."""
     from mediapipe.python.solutions.face_mesh import FaceMesh
 
     options = {"max_num_faces": 4, "refine_landmarks": True}
@@ -129,8 +130,8 @@ def align(paths):
 def load_images(source=None, cache=Path("aligned.npy")):
     """Aligned photographs as a uint8 tensor of shape (n_images, 3, 64, 64).
 
-    From a tar archive or a folder; or scikit-learn's, aligned here and then kept in the
-    file ``cache``.
+    From a tar archive or a folder; or scikit-learn's, which are aligned here and cached
+    in the file ``cache``.
     """
     if source is not None:
         pictures = read_images(Path(source))
@@ -139,7 +140,7 @@ def load_images(source=None, cache=Path("aligned.npy")):
     else:
         from sklearn.datasets import fetch_lfw_people, get_data_home
 
-        # Fetches all; those that it returns, as one array of floats, are made few.
+        # Downloads all; the array that it returns is kept small.
         fetch_lfw_people(min_faces_per_person=500, resize=0.1)
         folder = Path(get_data_home()) / "lfw_home" / "lfw_funneled"
         pictures = align(sorted(folder.glob("*/*.jpg")))
@@ -164,13 +165,13 @@ def read_image(file):
 
 
 def shuffled(images):
-    """Images in an order that is the same in every run; the last are left out."""
+    """Images in a random order, the same in every run; the last ones are held out."""
     generator = torch.Generator().manual_seed(0)
     return images[torch.randperm(len(images), generator=generator)]
 
 
 class Discriminator(nn.Module):
-    """Four stride-2 convolutions, then a score for the image and one per patch."""
+    """Four convolutions of stride 2, then a score for the image and one per patch."""
 
     def __init__(self, widths=CRITIC_WIDTHS):
         super().__init__()
@@ -200,7 +201,7 @@ class Discriminator(nn.Module):
             x = F.leaky_relu(self._scaled(conv, x, math.sqrt(2)), 0.2)
             if level == 2:
                 patches = self._scaled(self.patch, x)
-        # Minibatch standard deviation in groups of four: betrays mode collapse.
+        # Minibatch standard deviation in groups of four, which reveals mode collapse.
         groups = x.unflatten(0, (4, -1)).float()
         spread = (groups.var(dim=0, unbiased=False) + 1e-8).sqrt().mean(dim=(1, 2, 3))
         spread = spread.repeat(4)[:, None, None, None].expand(-1, 1, 4, 4)
@@ -227,7 +228,7 @@ def slope_of(critic, images):
 
 
 def generate_mixed(generator, n_samples, device):
-    """Images; some of them take a second latent's style from a random block on."""
+    """Images, of which some take a second latent's style from a random block on."""
     latents = torch.randn(2 * n_samples, LATENT_SIZE, device=device)
     w, other = generator.styles(latents).chunk(2)
     switch = torch.randint(1, N_BLOCKS, (n_samples, 1), device=device)
@@ -238,12 +239,12 @@ def generate_mixed(generator, n_samples, device):
 
 
 def reduced(images, size):
-    """Images in [-1, 1] as rows of their means over squares, ``size`` in a line."""
+    """Images in [-1, 1] reduced to ``size`` x ``size`` pixels, as rows."""
     return F.avg_pool2d(images.clamp(-1, 1), images.shape[-1] // size).flatten(1)
 
 
 def distances_to(photographs, images):
-    """Sliced Wasserstein distances at 16, 32 and 64 pixels, of as many of both."""
+    """Sliced Wasserstein distances at 16, 32 and 64 pixels, of equally many images."""
     n = min(len(photographs), len(images))
     return np.array(
         [
@@ -266,7 +267,7 @@ def nearest(images, others=None):
 
 
 def variety(images, photographs):
-    """How far images are from the nearest other one, over that of photographs."""
+    """Median distance to the nearest other image, over that of photographs."""
     n = min(len(images), len(photographs))
     return (nearest(images[:n]).median() / nearest(photographs[:n]).median()).item()
 
@@ -304,8 +305,8 @@ class Training:
     def advance(self, real, rate):
         """Make a step on a batch of photographs; return both losses."""
         self.step += 1
-        # What a step draws depends on its number alone: a run that is resumed goes on
-        # as it would have.
+        # What a step draws depends on its number alone, so that a resumed run is the
+        # same as an uninterrupted one.
         torch.manual_seed(self.seed * 1_000_003 + self.step)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
@@ -317,7 +318,7 @@ class Training:
 
         with half:
             fake = generate_mixed(self.generator, n, self.device).float()
-            # One pass for both halves would mix them in the minibatch's spread.
+            # One pass for both halves would mix their minibatch standard deviations.
             critic_loss = loss_on(self.critic(real), -1)
             critic_loss = critic_loss + loss_on(self.critic(fake.detach()), 1)
         if self.step % PENALTY_EVERY == 0:
@@ -342,12 +343,12 @@ class Training:
                 list(self.generator.parameters()),
                 1 - 0.5 ** (n / memory),
             )
-        # Tensors: numbers would make a GPU wait at each step.
+        # Tensors, since floats would make the GPU wait at each step.
         return fake_loss.detach(), critic_loss.detach()
 
     @torch.no_grad()
     def sample(self, latents):
-        """Images of the averaged generator, whose mean style is brought up to date."""
+        """Images of the averaged generator, after updating its mean style."""
         generator = torch.Generator().manual_seed(0)
         some = torch.randn(10_000, LATENT_SIZE, generator=generator).to(self.device)
         self.averaged.style_mean.copy_(self.averaged.styles(some).mean(dim=0))
@@ -356,7 +357,7 @@ class Training:
         )
 
     def save(self, path):
-        """Save all that a run needs to go on, whole or not at all."""
+        """Save all that a run needs to continue, whole or not at all."""
         parts = (self.generator, self.critic, self.averaged, *self.optimisers)
         state = {name: getattr(self, name) for name in self.NUMBERS}
         state["parts"] = [part.state_dict() for part in parts]
@@ -364,7 +365,7 @@ class Training:
         path.with_suffix(".part").replace(path)
 
     def load(self, path):
-        """Go on from a file of :meth:`save`."""
+        """Continue from a file of :meth:`save`."""
         state = torch.load(path, map_location=self.device, weights_only=True)
         parts = (self.generator, self.critic, self.averaged, *self.optimisers)
         for part, saved in zip(parts, state["parts"], strict=True):
@@ -374,7 +375,7 @@ class Training:
 
 
 def report(training, images, held_out, out):
-    """Save samples and weights; return a line on how far the run has come."""
+    """Save samples and weights; return a line on the progress of the run."""
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(N_SAMPLES, LATENT_SIZE, generator=generator)
     samples = training.sample(latents)
@@ -386,7 +387,7 @@ def report(training, images, held_out, out):
     save_file(half, out / "face_generator.safetensors")
     training.save(out / "checkpoint.pt")
     seen, unseen = (to_unit(x, "cpu") for x in (images[:N_SAMPLES], held_out))
-    n = len(unseen) // 4 * 4  # as the critic's groups want it
+    n = len(unseen) // 4 * 4  # for the critic's groups of four
     with torch.no_grad():
         scores = [
             training.critic(x[:n].to(training.device))[0].mean().item()
@@ -411,13 +412,13 @@ def rate_at(step, steps):
 
 
 def train(images, held_out, out, *, steps, batch_size, seed, report_every):
-    """Train, or go on, and write checkpoints and sample grids to ``out``."""
+    """Train, or continue, and write checkpoints and sample grids to ``out``."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training = Training(device, seed)
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
         training.load(checkpoint)
-        print(f"goes on after step {training.step}")
+        print(f"continues after step {training.step}")
     order, pool = torch.Generator(), images.to(device)
     started, first = time.perf_counter(), training.step
     while training.step < steps:

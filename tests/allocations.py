@@ -30,7 +30,7 @@ class LargestResult(TorchDispatchMode):
 
 
 class MostAlive(TorchDispatchMode):
-    """Counts the numbers in tensors made anew, and the most alive at a time."""
+    """Counts the bytes of tensors made anew, and the most alive at a time."""
 
     def __init__(self):
         super().__init__()
@@ -47,11 +47,10 @@ class MostAlive(TorchDispatchMode):
             if is_tensor(made) and made.untyped_storage().data_ptr() not in known:
                 storage = made.untyped_storage()
                 known.add(storage.data_ptr())
-                size = storage.nbytes() // made.element_size()
-                self.now += size
-                weakref.finalize(storage, self.gone, size)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.gone, storage.nbytes())
         self.most = max(self.most, self.now)
         return result
 
-    def gone(self, size):
-        self.now -= size
+    def gone(self, n_bytes):
+        self.now -= n_bytes

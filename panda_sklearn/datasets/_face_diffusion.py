@@ -1,7 +1,7 @@
 """The pretrained face diffusion model.
 
 Floor 2: torch, safetensors and :mod:`panda_sklearn.generators`; diffusers, the extra of
-that name, is imported only when it is loaded.
+that name, is imported only when the model is loaded.
 """
 
 from __future__ import annotations
@@ -35,33 +35,34 @@ SCHEDULE = {
 }
 
 
-def load_face_diffusion(n_steps=12):
+def load_face_diffusion(n_steps: int = 12) -> Diffusion:
     """Load the small pretrained face diffusion model that the package ships.
 
     It was trained on Labelled Faces in the Wild by
-    ``examples/train_face_diffusion.py``; the model card beside its weights says how,
-    and what it may not be used for. Loading draws no random numbers.
+    ``examples/train_face_diffusion.py``. The model card beside its weights says how,
+    and what it must not be used for. Loading draws no random numbers.
 
     Parameters
     ----------
     n_steps : int, default=12
-        Steps from noise to an image. From 8 on faces are whole; more make them crisper.
+        Number of steps from noise to an image. Faces are complete from 8 steps on; more
+        steps make them crisper.
 
     Returns
     -------
     generator : Diffusion
         A ``torch.nn.Module`` in evaluation mode on the CPU, in float32, whose
         parameters do not require gradients. ``generator(latents)`` turns standard
-        normal noise of shape (n_samples, 3, 64, 64) into RGB images of that shape,
-        black being -1 and white 1. Of its layers "unet.up_blocks.0" and
+        normal noise of shape (n_samples, 3, 64, 64) into RGB images of that shape;
+        black is -1 and white is 1. Its layers "unet.up_blocks.0" and
         "unet.up_blocks.1", which run once a step, are worth decomposing.
 
     Raises
     ------
     ImportError
-        If diffusers is not installed: the extra "diffusers".
+        If diffusers, the extra "diffusers", is not installed.
     TypeError, ValueError
-        If ``n_steps`` is no int of 1 or more.
+        If ``n_steps`` is not an int of 1 or more.
 
     See Also
     --------

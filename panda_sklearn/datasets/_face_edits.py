@@ -9,19 +9,19 @@ from importlib import resources
 
 from panda_sklearn.datasets._faces import load_face_generator
 from panda_sklearn.decomposition import PartsAppearanceDecomposition
-from panda_sklearn.editing import LocalEditor, load_edits
+from panda_sklearn.editing import Edit, LocalEditor, load_edits
 from panda_sklearn.feature_extractor import GeneratorFeatureExtractor
 from panda_sklearn.generators import sample_latents
 
 __all__ = ["load_face_edits"]
 
 
-def load_face_edits(truncation=0.7):
-    """Load an editor of the face generator, and edits that have names.
+def load_face_edits(truncation: float = 0.7) -> tuple[LocalEditor, list[Edit]]:
+    """Load an editor for the face generator, and named edits.
 
-    Each is a variation of one of twelve parts of "block8", at a strength that suits
-    most faces. The names are what somebody who saw twenty faces before and after, and
-    nothing else, called them. ``examples/keep_face_edits.py`` made the files.
+    Each edit is a variation of one of twelve parts of "block8", at a strength that
+    suits most faces. The names were given by somebody who saw nothing but twenty faces
+    before and after. ``examples/keep_face_edits.py`` made the files.
 
     Parameters
     ----------
@@ -31,15 +31,15 @@ def load_face_edits(truncation=0.7):
     Returns
     -------
     editor : LocalEditor
-        Of a generator of its own.
+        An editor with a generator of its own.
 
     edits : list of Edit
-        With names, "smile" among them.
+        The edits; "smile" is among their names.
 
     Raises
     ------
     TypeError, ValueError
-        If ``truncation`` is no number from 0 to 1.
+        If ``truncation`` is not a number from 0 to 1.
 
     See Also
     --------

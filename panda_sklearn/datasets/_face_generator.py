@@ -14,20 +14,21 @@ Notation: N samples, ``z`` (N, 64) latents, ``w`` (N, 128) styles.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Guard of the two normalisations against division by zero; the usual value of the
-# style-based generators.
+# Guards the two normalisations against division by zero; the usual value in style-based
+# generators.
 EPS = 1e-8
 LATENT_SIZE = 64
 STYLE_SIZE = 128
 CHANNELS = {4: 192, 8: 192, 16: 128, 32: 64, 64: 24}
 N_BLOCKS = len(CHANNELS)
-# Slope of the leaky ReLU below 0, and what keeps the variance of its input.
+# Slope of the leaky ReLU below 0, and the factor that keeps the variance of its input.
 SLOPE = 0.2
 GAIN = math.sqrt(2)
 
@@ -39,14 +40,16 @@ class _Linear(nn.Module):
     ("equalised learning rate", Karras et al., ICLR 2018); ``speed`` makes one slower.
     """
 
-    def __init__(self, n_in, n_out, *, bias=0.0, speed=1.0):
+    def __init__(
+        self, n_in: int, n_out: int, *, bias: float = 0.0, speed: float = 1.0
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(n_out, n_in) / speed)
         self.bias = nn.Parameter(torch.full((n_out,), bias / speed))
         self.gain = speed / math.sqrt(n_in)
         self.speed = speed
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight * self.gain, self.bias * self.speed)
 
 
@@ -62,7 +65,9 @@ class _StyledConv(nn.Module):
     and leaves no checkerboard.
     """
 
-    def __init__(self, n_in, n_out, *, size=3, upsample=False):
+    def __init__(
+        self, n_in: int, n_out: int, *, size: int = 3, upsample: bool = False
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(n_out, n_in, size, size))
         self.bias = nn.Parameter(torch.zeros(n_out))
@@ -70,7 +75,7 @@ class _StyledConv(nn.Module):
         self.gain = 1 / math.sqrt(n_in * size**2)
         self.upsample = upsample
 
-    def forward(self, x, w):
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
         weight = self.weight * self.gain
         style = self.style(w)  # (N, n_in)
         y = F.conv2d(
@@ -89,14 +94,14 @@ class _StyledConv(nn.Module):
 class _ToRGB(nn.Module):
     """A styled 1 x 1 convolution to three colours, without demodulation."""
 
-    def __init__(self, n_in):
+    def __init__(self, n_in: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(3, n_in, 1, 1))
         self.bias = nn.Parameter(torch.zeros(3))
         self.style = _Linear(STYLE_SIZE, n_in, bias=1.0)
         self.gain = 1 / math.sqrt(n_in)
 
-    def forward(self, x, w):
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
         x = x * self.style(w)[:, :, None, None]
         return F.conv2d(x, self.weight * self.gain, self.bias)
 
@@ -104,29 +109,29 @@ class _ToRGB(nn.Module):
 class _Block(nn.Module):
     """Two styled convolutions; the first doubles the size."""
 
-    def __init__(self, n_in, n_out):
+    def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
         self.conv0 = _StyledConv(n_in, n_out, upsample=True)
         self.conv1 = _StyledConv(n_out, n_out)
 
-    def forward(self, x, w):
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
         return self.conv1(self.conv0(x, w), w)
 
 
 class _StartBlock(nn.Module):
     """The learned 4 x 4 constant and its styled convolution."""
 
-    def __init__(self, n_out):
+    def __init__(self, n_out: int) -> None:
         super().__init__()
         self.constant = nn.Parameter(torch.randn(n_out, 4, 4))
         self.conv1 = _StyledConv(n_out, n_out)
 
-    def forward(self, w):
+    def forward(self, w: Tensor) -> Tensor:
         x = self.constant.expand(len(w), -1, -1, -1)
         return self.conv1(x, w)
 
 
-def _double(x):
+def _double(x: Tensor) -> Tensor:
     """Bilinear upsampling to twice the size."""
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
@@ -134,8 +139,8 @@ def _double(x):
 class FaceGenerator(nn.Module):
     """A style-based generator of 64 x 64 face images.
 
-    Called as ``generator(latents)``. The feature maps worth decomposing are the
-    outputs of its blocks:
+    Called as ``generator(latents)``. The outputs of its blocks are the feature maps to
+    decompose:
 
     ========== ========= =========
     layer      channels  size
@@ -158,7 +163,7 @@ class FaceGenerator(nn.Module):
     Attributes
     ----------
     latent_size : int
-        Number of standard normal numbers of one sample, 64.
+        Length of a latent, 64.
 
     n_styles : int
         Number of styles that ``synthesize`` takes, 5.
@@ -168,22 +173,23 @@ class FaceGenerator(nn.Module):
         ``truncation`` pulls.
 
     truncation : float
-        By which factor styles are pulled where a call does not say; 1, not at all, but
-        for a generator that was loaded with another one.
+        Factor by which styles are pulled if a call does not give one. 1, not at all,
+        unless the generator was loaded with another.
     """
 
     latent_size = LATENT_SIZE
     n_styles = N_BLOCKS
 
-    def __init__(self, channels=None):
+    def __init__(self, channels: dict[int, int] | None = None) -> None:
         super().__init__()
         channels = channels or CHANNELS
         self.truncation = 1.0
-        # A mapping that learns as fast as the rest gathers the latents in few faces.
+        # If the mapping learns as fast as the rest, latents collapse to a few faces.
         sizes = [LATENT_SIZE, STYLE_SIZE, STYLE_SIZE, STYLE_SIZE]
         self.mapping = nn.ModuleList(
             _Linear(*pair, speed=0.01) for pair in pairwise(sizes)
         )
+        self.style_mean: Tensor
         self.register_buffer("style_mean", torch.zeros(STYLE_SIZE))
         self.block4 = _StartBlock(channels[4])
         self.block8 = _Block(channels[4], channels[8])
@@ -195,14 +201,14 @@ class FaceGenerator(nn.Module):
         self.block64 = _Block(channels[32], channels[64])
         self.to_rgb64 = _ToRGB(channels[64])
 
-    def styles(self, latents):
+    def styles(self, latents: Tensor) -> Tensor:
         """Map latents (N, 64) to styles (N, 128)."""
         w = latents * torch.rsqrt(latents.square().mean(dim=1, keepdim=True) + EPS)
         for layer in self.mapping:
             w = F.leaky_relu(layer(w), SLOPE) * GAIN
         return w
 
-    def forward(self, latents, truncation=None):
+    def forward(self, latents: Tensor, truncation: float | None = None) -> Tensor:
         """Generate images.
 
         Parameters
@@ -211,8 +217,8 @@ class FaceGenerator(nn.Module):
             Standard normal numbers.
 
         truncation : float, default=None
-            Styles are pulled towards their mean by this factor; below 1 the faces
-            are more alike and have fewer faults. ``None`` is the generator's own.
+            Styles are pulled towards their mean by this factor. Below 1 faces are more
+            alike and have fewer faults. ``None`` is the generator's own.
 
         Returns
         -------
@@ -226,7 +232,7 @@ class FaceGenerator(nn.Module):
         w = self.style_mean.to(styles).lerp(styles, truncation)
         return self.synthesize([w] * N_BLOCKS)
 
-    def synthesize(self, styles):
+    def synthesize(self, styles: Sequence[Tensor]) -> Tensor:
         """Make images from styles, one (N, 128) for each block."""
         w4, w8, w16, w32, w64 = styles
         x = self.block8(self.block4(w4), w8)

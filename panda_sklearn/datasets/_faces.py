@@ -16,37 +16,38 @@ from panda_sklearn.utils.scalars import check_number
 __all__ = ["load_face_generator"]
 
 
-def load_face_generator(truncation=1.0):
+def load_face_generator(truncation: float = 1.0) -> FaceGenerator:
     """Load the small pretrained face generator that the package ships.
 
     It was trained on Labelled Faces in the Wild by
-    ``examples/train_face_generator.py``; the model card beside its weights says how,
-    and what it may not be used for. Loading draws no random numbers.
+    ``examples/train_face_generator.py``. The model card beside its weights says how,
+    and what it must not be used for. Loading draws no random numbers.
 
     Parameters
     ----------
     truncation : float, default=1.0
-        From 0 to 1: how far the faces go from their mean. At 0.7 they are more alike
-        and have fewer faults, which suits demonstrations; 1 is what was learnt.
+        From 0 to 1: how far styles are from their mean. At 0.7 faces are more alike
+        and have fewer faults, which suits demonstrations; 1 is the distribution that
+        was learnt.
 
     Returns
     -------
     generator : FaceGenerator
         A ``torch.nn.Module`` in evaluation mode on the CPU, in float32, whose
         parameters do not require gradients. ``generator(latents)`` turns latents of
-        shape (n_samples, 64) into RGB images of shape (n_samples, 3, 64, 64), black
-        being -1 and white 1. Its layers "block8", "block16" and "block32" are those
-        worth decomposing.
+        shape (n_samples, 64) into RGB images of shape (n_samples, 3, 64, 64); black is
+        -1 and white is 1. Its layers "block8", "block16" and "block32" are worth
+        decomposing.
 
     Raises
     ------
     TypeError, ValueError
-        If ``truncation`` is no number from 0 to 1.
+        If ``truncation`` is not a number from 0 to 1.
 
     See Also
     --------
     sample_latents : Draws latents for it.
-    panda_sklearn.generators.fingerprint : Which weights these are.
+    panda_sklearn.generators.fingerprint : Identifies the weights.
 
     Examples
     --------
@@ -59,7 +60,7 @@ def load_face_generator(truncation=1.0):
     check_number("truncation", truncation, at_least=0, at_most=1)
     file = resources.files("panda_sklearn.datasets") / "data/face_generator.safetensors"
     weights = load_safetensors(file.read_bytes())
-    with torch.device("meta"):  # no random weights, on no other default device
+    with torch.device("meta"):  # no random weights, whatever the default device
         generator = FaceGenerator()
     weights = {name: w.float() for name, w in weights.items()}
     generator.load_state_dict(weights, assign=True)

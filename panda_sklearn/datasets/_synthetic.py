@@ -18,26 +18,26 @@ from panda_sklearn.utils.validation import (
     shown,
 )
 
-# Beyond these a power is no longer a number of double precision.
+# Beyond this, powers overflow or underflow double precision.
 MOST_DECIBELS = 1000.0
 
 
 def make_parts_appearances(
-    n_samples=100,
-    n_parts=4,
-    n_appearances=8,
+    n_samples: int = 100,
+    n_parts: int = 4,
+    n_appearances: int = 8,
     *,
-    n_channels=16,
-    spatial_shape=(8, 8),
-    snr_db=None,
-    random_state=None,
-):
-    r"""Make activations of planted appearances at planted parts, with noise.
+    n_channels: int = 16,
+    spatial_shape: Sequence[int] = (8, 8),
+    snr_db: float | None = None,
+    random_state: int | np.random.RandomState | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    r"""Make activations with planted parts and appearances, and noise.
 
     Parts are disjoint blocks of neighbouring positions with random positive weights,
-    scaled to unit norm, so that P'P = I; appearances are random orthonormal vectors;
-    coefficients are normal, and fall off geometrically from the first appearance to
-    the last, to a tenth, so that the appearances can be told apart.
+    scaled to unit norm, so that P'P = I. Appearances are random orthonormal vectors.
+    Coefficients are normal; their scale falls geometrically from the first appearance
+    to a tenth at the last, so that the appearances can be told apart.
 
     Parameters
     ----------
@@ -57,8 +57,8 @@ def make_parts_appearances(
         Sizes of the spatial axes.
 
     snr_db : float, default=None
-        Ratio of the signal's to the noise's expected sum of squares, in decibels, for
-        normal noise. ``None`` adds no noise.
+        Ratio of the expected sums of squares of signal and normal noise, in decibels.
+        ``None`` adds no noise.
 
     random_state : int, RandomState instance or None, default=None
         Draws everything. Pass an int for the same data at every call.
@@ -77,8 +77,8 @@ def make_parts_appearances(
     Raises
     ------
     TypeError, ValueError
-        If a number is no positive int, a rank exceeds that of the data, or ``snr_db``
-        is something else than a number from -1000 to 1000.
+        If a count is not a positive int, a rank exceeds the number of positions or
+        channels, or ``snr_db`` is not a number from -1000 to 1000.
 
     Examples
     --------
@@ -99,7 +99,7 @@ def make_parts_appearances(
             f"spatial_shape must be a tuple of ints, got {shown(spatial_shape)}."
         )
     if not spatial_shape:
-        raise ValueError("spatial_shape must have one size at least, got none.")
+        raise ValueError("spatial_shape must have at least one size, got none.")
     spatial_shape = [check_count("each of spatial_shape", n) for n in spatial_shape]
     n_positions = math.prod(spatial_shape)
     check_rank("n_parts", n_parts, 0, n_positions, "positions")
@@ -108,7 +108,7 @@ def make_parts_appearances(
         check_number("snr_db", snr_db, at_least=-MOST_DECIBELS, at_most=MOST_DECIBELS)
     random = check_random_state(random_state)
 
-    owner = np.arange(n_positions) * n_parts // n_positions  # of each position
+    owner = np.arange(n_positions) * n_parts // n_positions  # part of each position
     weights = random.uniform(0.5, 1.0, n_positions)
     P = np.where(owner == np.arange(n_parts)[:, None], weights, 0.0)
     P /= np.linalg.norm(P, axis=1, keepdims=True)
@@ -121,6 +121,6 @@ def make_parts_appearances(
         X += math.sqrt(power) * random.standard_normal(X.shape)
     return (
         X.reshape(n_samples, n_channels, *spatial_shape),
-        (P.reshape(n_parts, *spatial_shape)),
+        P.reshape(n_parts, *spatial_shape),
         A,
     )

@@ -1,17 +1,18 @@
-"""How generators are called, what to feed them, and what is in them.
+"""How generators are called, what they take, and which layers they have.
 
 Floor 2: torch, numpy, scipy and :mod:`panda_sklearn.utils`. Which file to open:
 
-- ``_families``, ``_styles``: ``ProGAN``, ``BigGAN``, ``StyleGAN``, ``StyleGAN2``,
+- ``_families``, ``_styles``: ``ProGAN``, ``BigGAN``, ``StyleGAN``, ``StyleGAN2`` and
   ``StyleGAN3``, the settings of a call; each is a ``forward`` of
   ``GeneratorFeatureExtractor``
-- ``_diffusion``: ``Diffusion``, a diffusion model as a generator
-- ``_conventions``: what implementations of these want to be called with
-- ``_labels``: classes, in columns beside the latents or the same for all
+- ``_diffusion``, ``_denoisers``: ``Diffusion``, a diffusion model as a generator
+- ``_conventions``: how each implementation is recognised and called
+- ``_calls``: what calls of any network need
+- ``_labels``: classes, in columns beside the latents or the same for all images
 - ``_latents``: ``sample_latents``
 - ``_layers``: ``list_layers`` and its table
 
-``fingerprint`` is in :mod:`panda_sklearn.utils.hashing`, beside the other hashes.
+``fingerprint`` is in :mod:`panda_sklearn.utils.hashing`, with the other hashes.
 """
 
 from panda_sklearn.generators._diffusion import Diffusion

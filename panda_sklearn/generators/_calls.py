@@ -1,4 +1,4 @@
-"""What every call of a generator needs, of whatever family or none.
+"""What a call of any generator needs, whatever its family.
 
 Floor 2: see :mod:`panda_sklearn.generators`.
 """
@@ -42,14 +42,15 @@ __all__ = [
     "takes_rows",
 ]
 
-# forward(generator, latents), with rows if it takes them, and run(latents, rows) of a
-# borrowed generator, where rows are the numbers of the latents among all.
+# forward(generator, latents), or forward(generator, latents, rows=rows) if it takes
+# rows: the indices of these latents among all.
 Forward = Callable[..., Any]
+# run(latents, rows=None), for a generator that is borrowed already.
 Run = Callable[..., Any]
 
 
 class ConventionError(TypeError):
-    """A generator is not written as its family says."""
+    """A generator does not follow any known convention of its family."""
 
 
 def check_forward(forward: Any) -> None:
@@ -58,7 +59,7 @@ def check_forward(forward: Any) -> None:
 
 
 def check_network(name: str, network: Any) -> None:
-    """Raise TypeError unless it is a module that hooks can be attached to."""
+    """Raise TypeError unless ``network`` is a module that hooks can be attached to."""
     check_kind(name, network, nn.Module)
     check_hookable(network)
 
@@ -66,11 +67,15 @@ def check_network(name: str, network: Any) -> None:
 def called(
     forward: Forward | None, generator: nn.Module, latents: Tensor, rows: Any = None
 ) -> Any:
-    """Images of latents, with the numbers that they have among all, if it takes them.
+    """Images of latents.
 
-    ``rows`` is a slice or a tensor; ``None`` is from 0.
+    ``rows``, the indices of the latents among all, are passed on if the function takes
+    them: a slice or a tensor; ``None`` counts from 0.
     """
-    takes = takes_rows(forward) if forward is not None else _says_so(generator)
+    if forward is not None:
+        takes = takes_rows(forward)
+    else:  # networks of others may use the name for something else
+        takes = getattr(generator, "takes_rows", None) is True
     options = {}
     if takes:
         if not isinstance(rows, Tensor):
@@ -82,27 +87,22 @@ def called(
     return forward(generator, latents, **options)
 
 
-def _says_so(generator: nn.Module) -> bool:
-    """Whether a generator of ours takes rows; networks may call other things so."""
-    return getattr(generator, "takes_rows", None) is True
-
-
 def takes_rows(forward: Any) -> bool:
     """Whether a function has an argument called rows."""
     try:
         return "rows" in inspect.signature(forward).parameters
-    except (TypeError, ValueError):  # of C
+    except (TypeError, ValueError):  # functions written in C may have no signature
         return False
 
 
 @contextlib.contextmanager
 def explained_failures(latents: Any, forward: Any) -> Iterator[None]:
-    """Put failures of a first forward pass down to how the network was called.
+    """Explain failures of a first forward pass by how the network was called.
 
     Raises
     ------
     ValueError
-        Instead of what networks raise on inputs that they cannot take.
+        In place of what networks raise for inputs that they cannot take.
     """
     try:
         yield
@@ -125,10 +125,10 @@ def explained_failures(latents: Any, forward: Any) -> Iterator[None]:
 
 
 def device_of(generator: nn.Module, default: torch.device = CPU) -> torch.device:
-    """Where the network wants its inputs.
+    """The device on which the network expects its inputs.
 
-    The device of its first parameter or buffer, else the default; where weights are
-    offloaded by the hooks of accelerate, that on which those run the layers.
+    That of its first parameter or buffer, or the default if it has none. If the hooks
+    of accelerate offload the weights, the device on which they run the layers.
     """
     tensors = itertools.chain(generator.parameters(), generator.buffers())
     device = next((tensor.device for tensor in tensors), default)
@@ -141,8 +141,8 @@ def device_of(generator: nn.Module, default: torch.device = CPU) -> torch.device
             if where is not None:
                 return torch.empty(0, device=where).device
     raise ValueError(
-        "The network's weights are on the device 'meta', where they have no values: "
-        "load them first."
+        "The network's weights are on the device 'meta', where they have no values. "
+        "Load them first."
     )
 
 
@@ -160,14 +160,15 @@ def running(
 ) -> Run:
     """Borrow a network for forward passes.
 
-    Noise that it draws is the same in each pass.
+    The noise that it draws is the same in each pass.
 
     Parameters
     ----------
     undo : Undo
-        Where to note how to give the network back.
+        Notes how to give the network back.
 
     generator : Module
+        The network.
 
     forward : callable or None
         ``forward(generator, latents)``, with ``rows`` if it takes them; ``None`` is
@@ -179,10 +180,9 @@ def running(
     Returns
     -------
     run : callable
-        ``run(latents, rows=None)`` makes a forward pass. Latents come to the device,
-        floating ones in the dtype of the network's parameters; integers (class labels,
-        token numbers) keep theirs, and so do latents for a ``forward`` that casts them
-        itself.
+        ``run(latents, rows=None)`` makes a forward pass. Latents are moved to the
+        device. Floating ones are cast to the dtype of the network's parameters, unless
+        ``forward`` casts them itself; integers (classes, tokens) keep their dtype.
     """
     where = device_of(generator) if device is None else device
     dtype = dtype_of(generator, None)

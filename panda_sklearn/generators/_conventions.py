@@ -1,8 +1,8 @@
-"""What implementations of generators want to be called with.
+"""How implementations of generators are recognised and called.
 
-Floor 2: see :mod:`panda_sklearn.generators`. A convention knows one way of writing a
-generator: by what it is recognised, how large its inputs are, how it is run. What the
-user wants of a call is :mod:`panda_sklearn.generators._families`' business.
+Floor 2: see :mod:`panda_sklearn.generators`. A convention stands for one way of writing
+a generator: it knows how to recognise it, how large its inputs are and how to run it.
+The user's settings of a call are in :mod:`panda_sklearn.generators._families`.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ class Convention:
     Attributes
     ----------
     marks : tuple of str
-        Attributes of the generator, dotted, by which it is recognised.
+        Dotted names of attributes by which a generator is recognised.
     takes_anything : bool
-        Whether latents of any shape and type are handed over as they are.
+        Whether latents of any shape and type are passed on as they are.
     """
 
     marks: ClassVar[tuple[str, ...]] = ()
     takes_anything: ClassVar[bool] = False
 
     def recognises(self, generator: nn.Module) -> bool:
-        """Whether the generator is written so."""
+        """Whether the generator follows this convention."""
         return all(get(generator, mark) is not None for mark in self.marks)
 
     def latent_size(self, generator: nn.Module) -> int | None:
-        """Numbers in a latent z; ``None`` if that is not known."""
+        """Length of a latent z; ``None`` if unknown."""
         raise NotImplementedError
 
     def n_classes(self, generator: nn.Module) -> int:
-        """Classes that the generator tells apart; 0 if none."""
+        """Number of classes of the generator; 0 if it has none."""
         raise NotImplementedError
 
 
 def get(thing: Any, dotted: str) -> Any:
-    """An attribute of a dotted name; ``None`` if there is none."""
+    """The attribute of a dotted name; ``None`` if there is none."""
     for name in dotted.split("."):
         thing = getattr(thing, name, None)
     return thing
@@ -67,7 +67,7 @@ def get(thing: Any, dotted: str) -> Any:
 def matching_convention(
     conventions: Mapping[str, Convention], generator: nn.Module
 ) -> Convention | None:
-    """The first convention that recognises the generator."""
+    """The first convention that recognises the generator, if any does."""
     for convention in conventions.values():
         if convention.recognises(generator):
             return convention
@@ -77,12 +77,12 @@ def matching_convention(
 def find_convention(
     conventions: Mapping[str, Convention], name: str, generator: nn.Module, family: str
 ) -> Any:
-    """The convention of a name, or for "auto" the one that is recognised.
+    """The convention of a name; for "auto", the first that recognises the generator.
 
     Raises
     ------
     ConventionError
-        If none is recognised, or the generator lacks what the named one needs.
+        If none does, or the generator lacks what the named one needs.
     """
     if name == "auto":
         found = matching_convention(conventions, generator)
@@ -108,7 +108,7 @@ def find_convention(
 
 
 class Progressive(Convention):
-    """A generator that turns latents, and labels if any, into images at once."""
+    """A generator that turns latents, and labels if any, into images in one call."""
 
     def generate(self, generator: nn.Module, z: Tensor, labels: Labels | None) -> Any:
         """Images."""
@@ -120,34 +120,34 @@ class GenforceProgressive(Progressive):
 
     marks = ("z_space_dim", "lod")
 
-    def latent_size(self, generator):
+    def latent_size(self, generator: Any) -> int:
         return int(generator.z_space_dim)
 
-    def n_classes(self, generator):
+    def n_classes(self, generator: Any) -> int:
         return int(getattr(generator, "label_size", 0))
 
-    def generate(self, generator, z, labels):
+    def generate(self, generator: Any, z: Tensor, labels: Labels | None) -> Any:
         label = None if labels is None else labels.weights.to(z)
         return generator(z, label=label)["image"]
 
 
-# Where generators that are called with latents alone say how long those are.
+# Attributes by which generators called with latents alone say how long those are.
 PLAIN_SIZES = ("latent_size", "latent_dim", "z_dim", "z_space_dim", "dim_z", "nz")
 
 
 class Plain(Progressive):
-    """``G(z)`` gives the images."""
+    """``G(z)`` returns the images."""
 
     takes_anything = True
 
-    def latent_size(self, generator):
+    def latent_size(self, generator: Any) -> int | None:
         sizes = (getattr(generator, name, None) for name in PLAIN_SIZES)
         return next((size for size in sizes if isinstance(size, int)), None)
 
-    def n_classes(self, generator):
+    def n_classes(self, generator: Any) -> int:
         return 0
 
-    def generate(self, generator, z, labels):
+    def generate(self, generator: Any, z: Tensor, labels: Labels | None) -> Any:
         return generator(z)
 
 
@@ -158,11 +158,11 @@ class Styled(Convention):
     """A generator in two pieces: a mapping network and a synthesis network."""
 
     def code_size(self, generator: nn.Module) -> int:
-        """Numbers in a code w."""
+        """Length of a code w."""
         raise NotImplementedError
 
     def n_codes(self, generator: nn.Module) -> int:
-        """Codes that the synthesis network takes."""
+        """Number of codes that the synthesis network takes."""
         raise NotImplementedError
 
     def map(self, generator: nn.Module, z: Tensor, labels: Labels | None) -> Tensor:
@@ -170,7 +170,7 @@ class Styled(Convention):
         raise NotImplementedError
 
     def mean_code(self, generator: nn.Module) -> Tensor | None:
-        """The mean of w that the generator remembers from its training, if it does."""
+        """The mean of w that the generator stored during training, if it did."""
         raise NotImplementedError
 
     def synthesize(self, generator: nn.Module, codes: Tensor, noise_mode: str) -> Any:
@@ -178,7 +178,7 @@ class Styled(Convention):
         raise NotImplementedError
 
     def spread(self, generator: nn.Module, codes: Tensor) -> Tensor:
-        """One code for each layer, where there is one for all."""
+        """Codes (n, n_codes, code_size): these, or one repeated for each layer."""
         if codes.ndim == 3:
             return codes
         return codes[:, None].expand(-1, self.n_codes(generator), -1)
@@ -189,38 +189,38 @@ class Nvidia(Styled):
 
     marks = ("mapping", "synthesis", "z_dim", "w_dim")
 
-    def latent_size(self, generator):
+    def latent_size(self, generator: Any) -> int:
         return int(generator.z_dim)
 
-    def n_classes(self, generator):
+    def n_classes(self, generator: Any) -> int:
         return int(getattr(generator, "c_dim", 0))
 
-    def code_size(self, generator):
+    def code_size(self, generator: Any) -> int:
         return int(generator.w_dim)
 
-    def n_codes(self, generator):
+    def n_codes(self, generator: Any) -> int:
         return int(generator.synthesis.num_ws)
 
-    def map(self, generator, z, labels):
+    def map(self, generator: Any, z: Tensor, labels: Labels | None) -> Tensor:
         c = z.new_zeros(len(z), 0) if labels is None else labels.weights.to(z)
         return self.spread(generator, generator.mapping(z, c))
 
-    def mean_code(self, generator):
+    def mean_code(self, generator: Any) -> Tensor | None:
         return get(generator, "mapping.w_avg")
 
-    def synthesize(self, generator, codes, noise_mode):
-        # Half precision, in which some layers run, is for CUDA devices alone.
+    def synthesize(self, generator: Any, codes: Tensor, noise_mode: str) -> Any:
+        # Some layers run in half precision, which only CUDA devices can.
         return generator.synthesis(
             codes, noise_mode=noise_mode, force_fp32=codes.device.type != "cuda"
         )
 
 
 def randomizes(noise_mode: str, name: str) -> bool:
-    """Whether noise is drawn; ValueError for a mode other than "const" and "random"."""
+    """Whether noise is drawn; ValueError for "none", which is not offered."""
     if noise_mode == "none":
         raise ValueError(
             f"noise_mode='none' is not offered by generators of the {name} convention. "
-            "Use 'const', noise that is the same for all images, or 'random'."
+            "Use 'const', the same noise for all images, or 'random'."
         )
     return noise_mode == "random"
 
@@ -230,57 +230,57 @@ class GenforceStyled(Styled):
 
     marks = ("mapping", "truncation", "synthesis", "z_space_dim", "w_space_dim")
 
-    def latent_size(self, generator):
+    def latent_size(self, generator: Any) -> int:
         return int(generator.z_space_dim)
 
-    def n_classes(self, generator):
+    def n_classes(self, generator: Any) -> int:
         return int(getattr(generator, "label_size", 0))
 
-    def code_size(self, generator):
+    def code_size(self, generator: Any) -> int:
         return int(generator.w_space_dim)
 
-    def n_codes(self, generator):
+    def n_codes(self, generator: Any) -> int:
         return int(generator.num_layers)
 
-    def map(self, generator, z, labels):
+    def map(self, generator: Any, z: Tensor, labels: Labels | None) -> Tensor:
         label = None if labels is None else labels.weights.to(z)
         codes = generator.mapping(z, label)["w"]
-        if codes.shape[1] != self.code_size(generator):  # a code for each layer at once
+        if codes.shape[1] != self.code_size(generator):  # codes of all layers in a row
             codes = codes.unflatten(1, (-1, self.code_size(generator)))
         return self.spread(generator, codes)
 
-    def mean_code(self, generator):
+    def mean_code(self, generator: Any) -> Tensor | None:
         return generator.truncation.w_avg.reshape(-1, self.code_size(generator))
 
-    def synthesize(self, generator, codes, noise_mode):
+    def synthesize(self, generator: Any, codes: Tensor, noise_mode: str) -> Any:
         randomize = randomizes(noise_mode, "genforce")
         return generator.synthesis(codes, randomize_noise=randomize)["image"]
 
 
 class Rosinality(Styled):
-    """rosinality's stylegan2-pytorch: ``G([z])``, a list in, images and codes out."""
+    """rosinality's stylegan2-pytorch: ``G([z])`` returns images and codes."""
 
     marks = ("style", "n_latent", "style_dim")
 
-    def latent_size(self, generator):
+    def latent_size(self, generator: Any) -> int:
         return int(generator.style_dim)
 
-    def n_classes(self, generator):
+    def n_classes(self, generator: Any) -> int:
         return 0
 
-    def code_size(self, generator):
+    def code_size(self, generator: Any) -> int:
         return int(generator.style_dim)
 
-    def n_codes(self, generator):
+    def n_codes(self, generator: Any) -> int:
         return int(generator.n_latent)
 
-    def map(self, generator, z, labels):
+    def map(self, generator: Any, z: Tensor, labels: Labels | None) -> Tensor:
         return self.spread(generator, generator.style(z))
 
-    def mean_code(self, generator):
+    def mean_code(self, generator: Any) -> Tensor | None:
         return None
 
-    def synthesize(self, generator, codes, noise_mode):
+    def synthesize(self, generator: Any, codes: Tensor, noise_mode: str) -> Any:
         randomize = randomizes(noise_mode, "rosinality")
         images, *_ = generator([codes], input_is_latent=True, randomize_noise=randomize)
         return images
@@ -291,27 +291,27 @@ class Shipped(Styled):
 
     marks = ("styles", "synthesize", "style_mean", "n_styles", "truncation")
 
-    def latent_size(self, generator):
+    def latent_size(self, generator: Any) -> int:
         return int(generator.latent_size)
 
-    def n_classes(self, generator):
+    def n_classes(self, generator: Any) -> int:
         return 0
 
-    def code_size(self, generator):
+    def code_size(self, generator: Any) -> int:
         return len(generator.style_mean)
 
-    def n_codes(self, generator):
+    def n_codes(self, generator: Any) -> int:
         return int(generator.n_styles)
 
-    def map(self, generator, z, labels):
+    def map(self, generator: Any, z: Tensor, labels: Labels | None) -> Tensor:
         codes = generator.styles(z)
         mean = generator.style_mean.to(codes)
         return self.spread(generator, mean.lerp(codes, generator.truncation))
 
-    def mean_code(self, generator):
+    def mean_code(self, generator: Any) -> Tensor | None:
         return generator.style_mean
 
-    def synthesize(self, generator, codes, noise_mode):
+    def synthesize(self, generator: Any, codes: Tensor, noise_mode: str) -> Any:
         return generator.synthesize(list(codes.unbind(dim=1)))
 
 
@@ -323,13 +323,15 @@ class HuggingFace(Convention):
 
     marks = ("config.z_dim", "config.num_classes", "embeddings", "generator")
 
-    def latent_size(self, generator):
+    def latent_size(self, generator: Any) -> int:
         return int(generator.config.z_dim)
 
-    def n_classes(self, generator):
+    def n_classes(self, generator: Any) -> int:
         return int(generator.config.num_classes)
 
-    def generate(self, generator, z, labels, truncation):
+    def generate(
+        self, generator: Any, z: Tensor, labels: Labels, truncation: float
+    ) -> Any:
         return generator(z, labels.weights.to(z), truncation)
 
 
@@ -338,13 +340,15 @@ class Brock(Convention):
 
     marks = ("dim_z", "n_classes", "shared")
 
-    def latent_size(self, generator):
+    def latent_size(self, generator: Any) -> int:
         return int(generator.dim_z)
 
-    def n_classes(self, generator):
+    def n_classes(self, generator: Any) -> int:
         return int(generator.n_classes)
 
-    def generate(self, generator, z, labels, truncation):
+    def generate(
+        self, generator: Any, z: Tensor, labels: Labels, truncation: float
+    ) -> Any:
         if labels.indices is not None:
             return generator(z, generator.shared(labels.indices))
         every = torch.arange(self.n_classes(generator), device=z.device)

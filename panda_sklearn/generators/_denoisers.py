@@ -1,7 +1,7 @@
-"""Networks that take noise away: what each pipeline of diffusers calls them with.
+"""Denoising networks: what each pipeline of diffusers calls them with.
 
-Floor 2: see :mod:`panda_sklearn.generators`. :func:`denoiser_of` tells which a pipeline
-has; :class:`~panda_sklearn.generators.Diffusion` runs its steps.
+Floor 2: see :mod:`panda_sklearn.generators`. :func:`denoiser_of` finds the one of a
+pipeline; :class:`~panda_sklearn.generators.Diffusion` runs its steps.
 """
 
 from __future__ import annotations
@@ -30,24 +30,25 @@ TEXTS = "a text or several"
 class Denoiser:
     """An unconditional network; the base of the others.
 
-    Stateless: the network is handed over each time.
+    Holds no state: the network is passed in each time.
 
     Attributes
     ----------
     name : str
-        Of the network in its pipeline.
+        Name of the network in its pipeline.
 
     takes : {"label", "prompt"} or None
         What its images can be conditioned on.
 
     guidance_scale : float
-        What its pipeline has by default.
+        The default of its pipeline.
 
     own_part : {"first", "last"} or None
-        Where guidance, if it doubles the batch, has the rows with the condition.
+        Which half of a batch doubled for guidance has the condition; ``None`` if it is
+        never doubled.
 
     decodes_in_single : bool
-        Whether its pipeline runs decoders that say so in single precision.
+        Whether its pipeline runs decoders with ``force_upcast`` in single precision.
     """
 
     name: ClassVar[str] = "unet"
@@ -56,41 +57,37 @@ class Denoiser:
     own_part: ClassVar[str | None] = None
     decodes_in_single: ClassVar[bool] = False
 
-    def size(self, pipeline: Any, network: nn.Module) -> Any:
+    def size(self, pipeline: Any, network: Any) -> Any:
         """Rows and columns of the noise that the network was trained for."""
-        return network.config.sample_size  # type: ignore[union-attr]
+        return network.config.sample_size
 
-    def n_channels(self, network: nn.Module) -> int:
+    def n_channels(self, network: Any) -> int:
         """Channels of the noise."""
-        return int(network.config.in_channels)  # type: ignore[union-attr,arg-type]
+        return int(network.config.in_channels)
 
-    def takes_guidance(self, network: nn.Module) -> bool:
-        """Whether a scale of guidance does anything."""
+    def takes_guidance(self, network: Any) -> bool:
+        """Whether a guidance scale has an effect."""
         return self.takes is not None
 
-    def patch_size(self, network: nn.Module) -> int | None:
-        """Sides of the square of noise that is a token; ``None`` without tokens."""
+    def patch_size(self, network: Any) -> int | None:
+        """Side of the square of noise that is a token; ``None`` without tokens."""
         return None
 
     def condition(
-        self, pipeline: Any, network: nn.Module, name: str, given: Any
+        self, pipeline: Any, network: Any, name: str, given: Any
     ) -> dict[str, Tensor]:
-        """What the network is given of an argument of a name, by names of our own.
+        """What the network takes for the argument ``name``, under names of our own.
 
         The first axis is that of the samples, or has one entry for all of them.
         """
         return {}
 
-    def absence(
-        self, pipeline: Any, network: nn.Module, negative: Any
-    ) -> dict[str, Tensor]:
-        """The same for the rows without the condition."""
+    def absence(self, pipeline: Any, network: Any, negative: Any) -> dict[str, Tensor]:
+        """The same for rows without the condition."""
         return self.condition(pipeline, network, f"negative_{self.takes}", negative)
 
-    def set_steps(
-        self, scheduler: Any, n_steps: int, network: nn.Module, x: Tensor
-    ) -> None:
-        """Tell a scheduler how many steps lead from noise x to an image."""
+    def set_steps(self, scheduler: Any, n_steps: int, network: Any, x: Tensor) -> None:
+        """Set a scheduler's number of steps from noise x to an image."""
         scheduler.set_timesteps(n_steps, device=x.device)
 
     def predict(
@@ -101,32 +98,41 @@ class Denoiser:
         condition: dict[str, Tensor],
         scale: float,
     ) -> Tensor:
-        """What the network makes of noisy x at a time of the scheduler."""
+        """The network's prediction for noisy x at a time of the scheduler."""
         return _sample(network(x, t))
 
 
 class Classes(Denoiser):
-    """DiT: classes, of which one more says that there is none."""
+    """DiT: classes, and one more that stands for none."""
 
     name: ClassVar[str] = "transformer"
     takes: ClassVar[str | None] = "label"
     guidance_scale: ClassVar[float] = 4.0
     own_part: ClassVar[str | None] = "first"
 
-    def patch_size(self, network):
+    def patch_size(self, network: Any) -> int:
         return network.config.patch_size
 
-    def condition(self, pipeline, network, name, given):
+    def condition(
+        self, pipeline: Any, network: Any, name: str, given: Any
+    ) -> dict[str, Tensor]:
         n_classes = int(network.config.num_embeds_ada_norm)
         one = isinstance(given, Integral)
         found = check_indices(name, [given] if one else given, n_classes)
         return {"label": torch.tensor(found, device="cpu")}
 
-    def absence(self, pipeline, network, negative):
+    def absence(self, pipeline: Any, network: Any, negative: Any) -> dict[str, Tensor]:
         n_classes = int(network.config.num_embeds_ada_norm)
         return {"label": torch.tensor([n_classes], device="cpu")}
 
-    def predict(self, network, x, t, condition, scale):
+    def predict(
+        self,
+        network: Any,
+        x: Tensor,
+        t: Tensor,
+        condition: dict[str, Tensor],
+        scale: float,
+    ) -> Tensor:
         times = t.to(x.device).expand(len(x))
         found = _sample(
             network(x, timestep=times, class_labels=condition["label"].to(x.device))
@@ -141,10 +147,12 @@ class Texts(Denoiser):
     guidance_scale: ClassVar[float] = 7.5
     own_part: ClassVar[str | None] = "last"
 
-    # Names of what texts are encoded to, and how many axes each has.
+    # Names of the tensors that texts are encoded to, and their numbers of axes.
     encoded: ClassVar[dict[str, int]] = {"text": 3}
 
-    def condition(self, pipeline, network, name, given):
+    def condition(
+        self, pipeline: Any, network: Any, name: str, given: Any
+    ) -> dict[str, Tensor]:
         tensors = _encoded(name, given, self.encoded)
         if tensors is None:
             texts = [given] if isinstance(given, str) else list(given)
@@ -156,27 +164,36 @@ class Texts(Denoiser):
     def encode(
         self, pipeline: Any, texts: list[str], device: torch.device
     ) -> tuple[Tensor, ...]:
-        """Texts as the pipeline's encoders give them."""
+        """Texts, encoded by the pipeline."""
         return (pipeline.encode_prompt(texts, device, 1, False)[0],)
 
-    def predict(self, network, x, t, condition, scale):
+    def predict(
+        self,
+        network: Any,
+        x: Tensor,
+        t: Tensor,
+        condition: dict[str, Tensor],
+        scale: float,
+    ) -> Tensor:
         text = condition["text"].to(x)
         return _sample(network(x, t, encoder_hidden_states=text))
 
 
 class TextsAndSizes(Texts):
-    """Stable Diffusion XL: texts, also as a whole, and the size of the image."""
+    """Stable Diffusion XL: texts, also pooled, and the size of the image."""
 
     guidance_scale: ClassVar[float] = 5.0
     decodes_in_single: ClassVar[bool] = True
     encoded: ClassVar[dict[str, int]] = {"text": 3, "pooled": 2}
 
-    def condition(self, pipeline, network, name, given):
+    def condition(
+        self, pipeline: Any, network: Any, name: str, given: Any
+    ) -> dict[str, Tensor]:
         found = super().condition(pipeline, network, name, given)
         factor = getattr(pipeline, "vae_scale_factor", 8)
         return {**found, "pixels_per_row": torch.tensor([factor], device="cpu")}
 
-    def absence(self, pipeline, network, negative):
+    def absence(self, pipeline: Any, network: Any, negative: Any) -> dict[str, Tensor]:
         found = super().absence(pipeline, network, negative)
         zeros = getattr(pipeline.config, "force_zeros_for_empty_prompt", False)
         if isinstance(negative, str) and negative == "" and zeros:
@@ -184,7 +201,9 @@ class TextsAndSizes(Texts):
                 found[name] = torch.zeros_like(found[name])
         return found
 
-    def encode(self, pipeline, texts, device):
+    def encode(
+        self, pipeline: Any, texts: list[str], device: torch.device
+    ) -> tuple[Tensor, ...]:
         found = pipeline.encode_prompt(
             texts,
             device=device,
@@ -193,7 +212,14 @@ class TextsAndSizes(Texts):
         )
         return found[0], found[2]
 
-    def predict(self, network, x, t, condition, scale):
+    def predict(
+        self,
+        network: Any,
+        x: Tensor,
+        t: Tensor,
+        condition: dict[str, Tensor],
+        scale: float,
+    ) -> Tensor:
         factors = condition["pixels_per_row"].to(x)
         height, width = (factors * size for size in x.shape[2:])
         zero = torch.zeros_like(height)
@@ -207,16 +233,18 @@ class TextsAndSizes(Texts):
 
 
 class StableDiffusion3(Texts):
-    """Stable Diffusion 3: texts, also as a whole, for a transformer."""
+    """Stable Diffusion 3: texts, also pooled, for a transformer."""
 
     name: ClassVar[str] = "transformer"
     guidance_scale: ClassVar[float] = 7.0
     encoded: ClassVar[dict[str, int]] = {"text": 3, "pooled": 2}
 
-    def patch_size(self, network):
+    def patch_size(self, network: Any) -> int:
         return network.config.patch_size
 
-    def encode(self, pipeline, texts, device):
+    def encode(
+        self, pipeline: Any, texts: list[str], device: torch.device
+    ) -> tuple[Tensor, ...]:
         found = pipeline.encode_prompt(
             texts,
             prompt_2=None,
@@ -227,14 +255,21 @@ class StableDiffusion3(Texts):
         )
         return found[0], found[2]
 
-    def set_steps(self, scheduler, n_steps, network, x):
+    def set_steps(self, scheduler: Any, n_steps: int, network: Any, x: Tensor) -> None:
         rows, columns = (size // self.patch_size(network) for size in x.shape[2:])
         options = {}
         if scheduler.config.get("use_dynamic_shifting"):
             options["mu"] = _shift(scheduler, rows * columns, 1.16)
         scheduler.set_timesteps(n_steps, device=x.device, **options)
 
-    def predict(self, network, x, t, condition, scale):
+    def predict(
+        self,
+        network: Any,
+        x: Tensor,
+        t: Tensor,
+        condition: dict[str, Tensor],
+        scale: float,
+    ) -> Tensor:
         return _sample(
             network(
                 hidden_states=x,
@@ -246,9 +281,9 @@ class StableDiffusion3(Texts):
 
 
 class Flux(Texts):
-    """Flux: texts, also as a whole, and four pixels of noise in a token.
+    """Flux: texts, also pooled; a token is 2 x 2 pixels of noise.
 
-    Guidance is an input of the network, if anything: the batch is never doubled.
+    Guidance, if any, is an input of the network: the batch is never doubled.
     """
 
     name: ClassVar[str] = "transformer"
@@ -256,27 +291,29 @@ class Flux(Texts):
     own_part: ClassVar[str | None] = None
     encoded: ClassVar[dict[str, int]] = {"text": 3, "pooled": 2}
 
-    def size(self, pipeline, network):
+    def size(self, pipeline: Any, network: Any) -> Any:
         return pipeline.default_sample_size
 
-    def takes_guidance(self, network):
+    def takes_guidance(self, network: Any) -> bool:
         return bool(network.config.guidance_embeds)
 
-    def patch_size(self, network):
+    def patch_size(self, network: Any) -> int:
         return 2
 
-    def n_channels(self, network):
+    def n_channels(self, network: Any) -> int:
         return int(network.config.in_channels) // 4
 
-    def encode(self, pipeline, texts, device):
+    def encode(
+        self, pipeline: Any, texts: list[str], device: torch.device
+    ) -> tuple[Tensor, ...]:
         return pipeline.encode_prompt(
             texts, prompt_2=None, device=device, num_images_per_prompt=1
         )[:2]
 
-    def absence(self, pipeline, network, negative):
+    def absence(self, pipeline: Any, network: Any, negative: Any) -> dict[str, Tensor]:
         return {}
 
-    def set_steps(self, scheduler, n_steps, network, x):
+    def set_steps(self, scheduler: Any, n_steps: int, network: Any, x: Tensor) -> None:
         mu = _shift(scheduler, x.shape[2] * x.shape[3] // 4, 1.15)
         if scheduler.config.get("use_flow_sigmas"):
             scheduler.set_timesteps(n_steps, device=x.device, mu=mu)
@@ -284,7 +321,14 @@ class Flux(Texts):
             sigmas = np.linspace(1.0, 1 / n_steps, n_steps)
             scheduler.set_timesteps(sigmas=sigmas, device=x.device, mu=mu)
 
-    def predict(self, network, x, t, condition, scale):
+    def predict(
+        self,
+        network: Any,
+        x: Tensor,
+        t: Tensor,
+        condition: dict[str, Tensor],
+        scale: float,
+    ) -> Tensor:
         n, c, height, width = x.shape
         text = condition["text"].to(x)
         blocks = x.reshape(n, c, height // 2, 2, width // 2, 2)
@@ -314,7 +358,7 @@ def denoiser_of(pipeline: Any) -> tuple[Denoiser, nn.Module]:
     Raises
     ------
     TypeError
-        If it is of another kind.
+        If the pipeline is of an unknown kind.
     """
     if isinstance(pipeline, nn.Module):
         return Denoiser(), pipeline
@@ -332,7 +376,7 @@ def denoiser_of(pipeline: Any) -> tuple[Denoiser, nn.Module]:
 
 
 def _kind(network: nn.Module) -> Denoiser | None:
-    """How a network is called, if that is known."""
+    """How a network is called; ``None`` if that is unknown."""
     classes = type(getattr(network, "_orig_mod", network)).__mro__
     names = {each.__name__ for each in classes}
     config: Any = getattr(network, "config", {})
@@ -343,7 +387,7 @@ def _kind(network: nn.Module) -> Denoiser | None:
         "SD3Transformer2DModel": StableDiffusion3,
         "FluxTransformer2DModel": Flux,
     }
-    # Those that are told how much guidance there is are called otherwise.
+    # Networks that take the guidance scale as an input are called differently.
     if not config.get("time_cond_proj_dim"):
         adds = config.get("addition_embed_type")
         if adds in (None, "text_time"):
@@ -352,14 +396,14 @@ def _kind(network: nn.Module) -> Denoiser | None:
 
 
 def _sample(found: Any) -> Tensor:
-    """The tensor in a network's answer."""
+    """The tensor in a network's output."""
     return found if isinstance(found, Tensor) else found.sample
 
 
 def _encoded(
     name: str, given: Any, encoded: dict[str, int]
 ) -> tuple[Tensor, ...] | None:
-    """Encoded texts as (1 or n, ...) tensors; ``None`` if they are to be encoded."""
+    """Encoded texts as (1 or n, ...) tensors; ``None`` for texts yet to be encoded."""
     if isinstance(given, str):
         return None
     tensors = (given,) if isinstance(given, Tensor) else given
@@ -385,10 +429,11 @@ def _encoded(
 
 
 def _shift(scheduler: Any, n_tokens: int, most: float) -> float:
-    """How far times are moved towards noise for an image of so many tokens.
+    """How far times are shifted towards noise for an image of ``n_tokens`` tokens.
 
     Esser et al., Scaling Rectified Flow Transformers for High-Resolution Image
-    Synthesis, ICML 2024, section 5.3; linear in the number, as the pipelines have it.
+    Synthesis, ICML 2024, section 5.3; linear in the number of tokens, as in the
+    pipelines.
     """
     config = scheduler.config
     low, high = config.get("base_shift", 0.5), config.get("max_shift", most)

@@ -1,12 +1,13 @@
 """Diffusion models as functions of their initial noise.
 
 Floor 2: see :mod:`panda_sklearn.generators`. diffusers, the extra of that name, is
-imported only where it is needed.
+imported only when needed.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
@@ -25,17 +26,17 @@ from panda_sklearn.utils.validation import (
 
 __all__ = ["Diffusion"]
 
-# Samplers that draw noise in each step, for which DDIM's takes their settings.
+# Samplers that draw noise in each step; DDIM's takes their place and settings.
 NOISY = ("DDPMScheduler", "DDPMParallelScheduler")
 
 
 class Diffusion(nn.Module):
     r"""A diffusion model as a generator: from initial noise to images.
 
-    A network that takes noise away, run in the steps of a deterministic sampler, as
-    pipelines of diffusers do, several of which take no latents. Its layers run once a
-    step: see ``call`` of :class:`~panda_sklearn.GeneratorFeatureExtractor`. Gradients
-    pass.
+    Runs a denoising network in the steps of a deterministic sampler, as the pipelines
+    of diffusers do, several of which take no latents. Its layers run once a step: see
+    ``call`` of :class:`~panda_sklearn.GeneratorFeatureExtractor`. Gradients flow
+    through all steps.
 
     Parameters
     ----------
@@ -47,31 +48,30 @@ class Diffusion(nn.Module):
         Its networks are shared, not copied.
 
     scheduler : diffusers scheduler, default=None
-        ``None`` is the pipeline's. Of DDPM's, whose steps draw noise, the settings are
-        taken for DDIM's. Others that draw noise take it from torch's global random
-        numbers.
+        ``None`` is the pipeline's. DDPM's, whose steps draw noise, is replaced by
+        DDIM's with the same settings. Others that draw noise use torch's global random
+        state.
 
     n_steps : int, default=25
         Number of steps.
 
     label : int or sequence of int, default=None
-        With classes, that of all images, or one for each sample.
+        With classes: the class of all images, or one for each sample.
 
     prompt : str, sequence of str, Tensor or pair of Tensor, default=None
-        With texts, that of all images, or one for each sample; or what the pipeline's
-        text encoders make of it, of shape ([n_samples,] n_tokens, size), for all but
-        Stable Diffusion 1 and 2 with the pooled one, ([n_samples,] size).
+        With texts: the text of all images, or one for each sample. Or texts encoded by
+        the pipeline's encoders, of shape ([n_samples,] n_tokens, size); for all but
+        Stable Diffusion 1 and 2 in a pair with the pooled ones, ([n_samples,] size).
 
     negative_prompt : str, sequence of str, Tensor or pair of Tensor, default=""
-        With texts, what guidance leads away from, where there is any; nothing of
-        Flux's.
+        With texts: what guidance leads away from, if there is guidance. Not for Flux.
 
     guidance_scale : float, default=None
-        How much classes or texts count: with more than 1 the network sees each sample
-        twice, with its condition and without it. ``None`` is what the pipeline has by
-        default: 4 with classes, 7.5, 5 (XL) or 7 (3) of Stable Diffusion, and 3.5 of
-        Flux, whose network is told the number instead. Unconditional networks, and
-        Flux's that were distilled without it, take none.
+        How much classes or texts count. Above 1 the network sees each sample twice,
+        with its condition and without it. ``None`` is the pipeline's default: 4 with
+        classes; 7.5, 5 (XL) or 7 (3) for Stable Diffusion; and 3.5 for Flux, whose
+        network takes the number as an input instead. Unconditional networks, and Flux
+        networks distilled without guidance, take none.
 
     sample_size : int or tuple of int, default=None
         Rows and columns of the noise; ``None`` is what the network was trained for.
@@ -79,37 +79,37 @@ class Diffusion(nn.Module):
     Attributes
     ----------
     unet, transformer, vae : torch.nn.Module
-        The pipeline's networks, as far as it has them, by whose names layers are
-        hooked: "unet.mid_block", "transformer.transformer_blocks.3".
+        Those of these networks that the pipeline has. The names of layers begin with
+        theirs: "unet.mid_block", "transformer.transformer_blocks.3".
 
     scheduler : diffusers scheduler
-        A copy of it does the steps of each forward pass.
+        Each forward pass steps with a copy of it.
 
     guidance : {"first", "last"} or None
-        Which part of the batch that the network sees is with the condition: what
-        ``guidance`` of the extractor is to be. ``None`` if it sees each sample once.
+        Which half of the batch that the network sees has the condition; the value for
+        ``guidance`` of the extractor. ``None`` if it sees each sample once.
 
     latent_shape : tuple of int
         Shape of one sample's noise: (n_channels, height, width).
 
     network_name : {"unet", "transformer"}
-        Name of the network that takes the noise away.
+        Name of the denoising network.
 
     n_conditions : int
-        How many labels or prompts there are: 1 if it is the same for all samples.
+        Number of labels or prompts; 1 if all samples share one.
 
     n_calls : int
-        How often it is called for an image.
+        How often the denoising network is called for an image.
 
     token_grid : tuple of int or None
-        Rows and columns of its tokens, if it is a transformer: what ``token_grid`` of
-        the extractor is to be, with ``channel_axis=-1``.
+        Rows and columns of its tokens, if it is a transformer; the value for
+        ``token_grid`` of the extractor, with ``channel_axis=-1``.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is something else, is missing or does not go with the pipeline,
-        or there is no scheduler.
+        If an argument is of another type, is missing or does not fit the pipeline, or
+        there is no scheduler.
 
     See Also
     --------
@@ -118,8 +118,8 @@ class Diffusion(nn.Module):
 
     Notes
     -----
-    Caches that skip blocks in some steps give what those did in an earlier one: with
-    such a cache on, a forward pass raises a ValueError.
+    Caches that skip blocks in some steps return what those computed in an earlier one.
+    With such a cache enabled, a forward pass raises a ValueError.
 
     References
     ----------
@@ -130,23 +130,23 @@ class Diffusion(nn.Module):
 
     def __init__(
         self,
-        pipeline,
-        scheduler=None,
+        pipeline: Any,
+        scheduler: Any = None,
         *,
-        n_steps=25,
-        label=None,
-        prompt=None,
-        negative_prompt="",
-        guidance_scale=None,
-        sample_size=None,
-    ):
+        n_steps: int = 25,
+        label: int | Sequence[int] | None = None,
+        prompt: Any = None,
+        negative_prompt: Any = "",
+        guidance_scale: float | None = None,
+        sample_size: int | tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         kind, network = denoiser_of(pipeline)
         if scheduler is None and not isinstance(pipeline, nn.Module):
             scheduler = getattr(pipeline, "scheduler", None)
         self.scheduler = _check_scheduler(scheduler)
         self.n_steps = check_count("n_steps", n_steps)
-        given = {"label": label, "prompt": prompt}
+        given: dict[str, Any] = {"label": label, "prompt": prompt}
         for name, value in given.items():
             if (value is not None) != (name == kind.takes):
                 need = "needs" if name == kind.takes else "takes no"
@@ -171,7 +171,7 @@ class Diffusion(nn.Module):
             kind.size(pipeline, network) if sample_size is None else sample_size
         )
         self.latent_shape = (kind.n_channels(network), *size)
-        # As buffers, so that they go where the networks go.
+        # As buffers, so that they move with the networks.
         self._conditions: list[str] = []
         if kind.takes is not None:
             own = kind.condition(pipeline, network, kind.takes, given[kind.takes])
@@ -183,10 +183,10 @@ class Diffusion(nn.Module):
                 for name, tensor in absence.items():
                     self.register_buffer(f"other_{name}", tensor, persistent=False)
 
-    # Tells the extractor to hand over which samples latents are of.
+    # Tells the extractor to pass the indices of the samples.
     takes_rows = True
 
-    def forward(self, latents, rows=None):
+    def forward(self, latents: Tensor, rows: Tensor | None = None) -> Tensor:
         r"""Generate images.
 
         Parameters
@@ -195,19 +195,20 @@ class Diffusion(nn.Module):
             Standard normal noise.
 
         rows : Tensor of shape (n_samples,), default=None
-            Which samples these are, where each has a label or prompt of its own;
-            ``None`` is the first.
+            Indices of the samples, if each has its own label or prompt; ``None`` is
+            the first ones.
 
         Returns
         -------
         images : Tensor of shape (n_samples, n_colors, height, width)
-            Values a little outside of the range that was learnt, -1 to 1, occur.
+            From -1 to 1, as in training; values a little outside that range occur.
 
         Raises
         ------
         TypeError, ValueError
-            If the latents are something else, a sample has no label or prompt, a cache
-            that skips blocks is on, or a decoder would overflow in half precision.
+            If the latents are not such noise, a sample has no label or prompt, a cache
+            that skips blocks is enabled, or the decoder would overflow in half
+            precision.
         """
         check_kind("latents", latents, Tensor)
         if not latents.is_floating_point():
@@ -232,18 +233,18 @@ class Diffusion(nn.Module):
             return x
         return _decoded(self.vae, x, in_single=self._kind.decodes_in_single)
 
-    def calls_at(self, steps):
-        """Which calls of the network are made in some of the steps.
+    def calls_at(self, steps: int | Sequence[int]) -> list[int]:
+        """Return which calls of the network are made in the given steps.
 
-        With most schedulers each step is one call, and the answer is the steps
-        themselves. Some, such as Heun's, call the network twice in a step, others more
-        often in the first: then ``calls`` of an :class:`~panda_sklearn.Edit`, and
-        ``call`` of the extractor, differ from them.
+        With most schedulers a step is one call, and the result is the steps themselves.
+        Some, such as Heun's, call the network twice in a step, others more often in
+        the first: then ``calls`` of an :class:`~panda_sklearn.Edit`, and ``call`` of
+        the extractor, are not the numbers of steps.
 
         Parameters
         ----------
         steps : int or sequence of int
-            From 0, the one that begins with noise.
+            Steps, counted from 0, the one that begins with noise.
 
         Returns
         -------
@@ -253,7 +254,7 @@ class Diffusion(nn.Module):
         Raises
         ------
         TypeError, ValueError
-            If they are no such numbers.
+            If they are not indices of steps.
 
         Examples
         --------
@@ -262,48 +263,48 @@ class Diffusion(nn.Module):
         >>> generator.calls_at([6, 7])
         [6, 7]
         """
-        steps = [steps] if isinstance(steps, Integral) else steps
-        wanted = set(check_indices("steps", steps, self.n_steps))
+        chosen = [steps] if isinstance(steps, Integral) else steps
+        wanted = set(check_indices("steps", chosen, self.n_steps))
         n_calls, order = self.n_calls, getattr(self.scheduler, "order", 1)
-        # Those that are too many come first, as the pipelines' progress bars have it.
+        # Surplus calls belong to the first step, as in the pipelines' progress bars.
         more = max(n_calls - order * self.n_steps, 0)
         return [
             call for call in range(n_calls) if max(call - more, 0) // order in wanted
         ]
 
     @property
-    def network_name(self):
-        """Name of the network that takes the noise away: "unet" or "transformer"."""
+    def network_name(self) -> str:
+        """Name of the denoising network: "unet" or "transformer"."""
         return self._kind.name
 
     @property
-    def n_conditions(self):
-        """How many labels or prompts there are: 1 if it is the same for all samples."""
+    def n_conditions(self) -> int:
+        """Number of labels or prompts; 1 if all samples share one."""
         return max((len(buffer) for buffer in self.buffers(recurse=False)), default=1)
 
     @property
-    def n_calls(self):
-        """How often that network is called for an image."""
+    def n_calls(self) -> int:
+        """How often the denoising network is called for an image."""
         noise = torch.empty(1, *self.latent_shape, device="cpu")
         return len(self._new_scheduler(noise).timesteps)
 
     @property
-    def token_grid(self):
-        """Rows and columns of tokens, where that network is a transformer."""
+    def token_grid(self) -> tuple[int, ...] | None:
+        """Rows and columns of tokens, if the denoising network is a transformer."""
         patch = self._kind.patch_size(getattr(self, self._kind.name))
         if patch is None:
             return None
         return tuple(size // patch for size in self.latent_shape[1:])
 
     def _new_scheduler(self, x: Tensor) -> Any:
-        """A scheduler at the first step, which leaves the own one alone."""
+        """A copy of the scheduler, at the first step."""
         scheduler = copy.deepcopy(self.scheduler)
         network = getattr(self, self._kind.name)
         self._kind.set_steps(scheduler, self.n_steps, network, x)
         return scheduler
 
     def _condition(self, latents: Tensor, rows: Tensor) -> dict[str, Tensor]:
-        """What the rows that the network sees are conditioned on."""
+        """The conditions of the rows that the network sees."""
         found = {}
         for name in self._conditions:
             own = _of_rows(getattr(self, f"own_{name}"), rows, self._kind.takes)
@@ -320,7 +321,7 @@ class Diffusion(nn.Module):
     def _predicted(
         self, scheduler: Any, x: Tensor, t: Tensor, condition: dict[str, Tensor]
     ) -> Tensor:
-        """What the scheduler is to be given of noise x at a time."""
+        """The prediction for noise x at a time, guided, for the scheduler."""
         network = getattr(self, self._kind.name)
         seen = x if self.guidance is None else torch.cat([x, x])
         if hasattr(scheduler, "scale_model_input"):
@@ -334,11 +335,11 @@ class Diffusion(nn.Module):
 
 
 def _check_scheduler(scheduler: Any) -> Any:
-    """A scheduler; DDIM's in the place of those that draw noise in each step."""
+    """The scheduler, or DDIM's in place of one that draws noise in each step."""
     if scheduler is None:
         raise ValueError(
-            "There is no scheduler: give that which the network was trained with, or a "
-            "pipeline that has one."
+            "There is no scheduler: give the one that the network was trained with, or "
+            "a pipeline that has one."
         )
     for method in ("set_timesteps", "step"):
         if not callable(getattr(scheduler, method, None)):
@@ -353,12 +354,12 @@ def _check_scheduler(scheduler: Any) -> Any:
 
 
 def _decoded(vae: Any, x: Tensor, *, in_single: bool) -> Tensor:
-    """Images of what the last step gives."""
+    """Images of the result of the last step."""
     config, dtype = vae.config, next(vae.parameters()).dtype
     if in_single and dtype == torch.float16 and getattr(config, "force_upcast", False):
         raise ValueError(
-            "This decoder, vae, overflows in float16, and its pipeline runs it in "
-            "single precision. Say pipeline.vae.float() before."
+            "The decoder, vae, overflows in float16; its pipeline runs it in single "
+            "precision. Call pipeline.vae.float() first."
         )
     x = x.to(dtype)
     mean, std = (getattr(config, f"latents_{name}", None) for name in ("mean", "std"))
@@ -370,7 +371,7 @@ def _decoded(vae: Any, x: Tensor, *, in_single: bool) -> Tensor:
 
 
 def _of_rows(condition: Tensor, rows: Tensor, name: str | None) -> Tensor:
-    """Conditions of samples; the same for all, where there is one."""
+    """Conditions of the given samples; a single one serves all."""
     if len(condition) == 1:
         return condition.expand(len(rows), *condition.shape[1:])
     if int(rows.max()) >= len(condition):
@@ -386,6 +387,6 @@ def _check_no_cache(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if getattr(module, "is_cache_enabled", False):
             raise ValueError(
-                f"A cache is enabled in {name}, which skips blocks in some steps: call "
+                f"A cache that skips blocks in some steps is enabled in {name}: call "
                 "its disable_cache() first."
             )

@@ -1,4 +1,4 @@
-"""How a generator is called, as a picklable object: ProGAN and BigGAN.
+"""ProGAN and BigGAN: how a generator is called, as a picklable object.
 
 Floor 2: see :mod:`panda_sklearn.generators`.
 """
@@ -42,8 +42,8 @@ class Family:
     conventions : dict
         The conventions in which its generators are written, by name.
     casts_latents : bool
-        Tells the extractor to hand over latents as they are: classes among them would
-        not survive half precision.
+        Tells the extractor to pass latents on as they are, since classes among them
+        would not survive half precision.
     """
 
     conventions: ClassVar[Any] = {}
@@ -52,14 +52,14 @@ class Family:
     label: Label | None = None
 
     def _check(self) -> None:
-        """Check the settings that all families have."""
+        """Check the settings that all families share."""
         check_choice("convention", self.convention, ("auto", *self.conventions))
         object.__setattr__(self, "label", check_label(self.label))
 
     def _split(
         self, convention: Convention, generator: nn.Module, latents: Tensor
     ) -> tuple[Tensor, Any]:
-        """Latents in the network's precision, and classes."""
+        """Latents in the network's dtype, and the classes."""
         size = None if convention.takes_anything else convention.latent_size(generator)
         z, labels = split_labels(
             latents,
@@ -78,7 +78,7 @@ class Family:
 
 
 def convention_of(family: Family, generator: nn.Module) -> Any:
-    """How a family's generator is written."""
+    """The convention of a family that a generator follows."""
     check_kind("generator", generator, nn.Module)
     name = type(family).__name__
     return find_convention(family.conventions, family.convention, generator, name)
@@ -88,28 +88,28 @@ def convention_of(family: Family, generator: nn.Module) -> Any:
 class ProGAN(Family):
     """How to call a ProGAN generator.
 
-    Also for other generators that are called as ``generator(latents)``.
+    Also serves other generators that are called as ``generator(latents)``.
 
     Parameters
     ----------
     label : int or array-like of shape (n_classes,), default=None
-        For generators with classes, the class of all images, or weights that mix
-        classes, used as they are. ``None`` reads it from the latents: one more column
-        with the index of each image's class, or a column of weights for each class.
+        For generators with classes: the class of all images, or weights that mix
+        classes, used as they are. ``None`` reads them from the latents: one more column
+        with the index of each image's class, or one column of weights for each class.
 
     convention : {"auto", "genforce", "plain"}, default="auto"
-        How the generator is written: as genforce's, called as ``G(z, label=...)`` and
-        returning a dict with "image"; or called as ``G(z)``. "auto" looks at it.
+        How the generator is written. "genforce" is called as ``G(z, label=...)`` and
+        returns a dict with "image"; "plain" is called as ``G(z)``. "auto" finds out.
 
     Raises
     ------
     TypeError, ValueError
-        If a setting is something else.
+        If a setting is of another type or out of range.
 
     See Also
     --------
     sample_latents : Draws latents.
-    panda_sklearn.GeneratorFeatureExtractor : Its ``forward`` is what this is for.
+    panda_sklearn.GeneratorFeatureExtractor : Takes this as ``forward``.
 
     Notes
     -----
@@ -150,37 +150,37 @@ class BigGAN(Family):
     Parameters
     ----------
     truncation : float, default=1.0
-        Above 0 and at most 1. Latents are multiplied by it, and pytorch-pretrained-
-        biggan's generators are given it as well, which they need for their batch norm.
+        Above 0 and at most 1. Latents are multiplied by it. The generators of
+        pytorch-pretrained-biggan are passed it as well, for their batch norm.
 
     label : int or array-like of shape (n_classes,), default=None
         The class of all images, or weights that mix classes, used as they are.
-        ``None`` reads it from the latents: one more column with the index of each
-        image's class, or a column of weights for each class.
+        ``None`` reads them from the latents: one more column with the index of each
+        image's class, or one column of weights for each class.
 
     convention : {"auto", "huggingface", "brock"}, default="auto"
-        How the generator is written: as pytorch-pretrained-biggan's, called as ``G(z,
-        weights, truncation)``; or as BigGAN-PyTorch's, called as ``G(z, G.shared(y))``.
-        "auto" looks at it.
+        How the generator is written. "huggingface" is pytorch-pretrained-biggan,
+        called as ``G(z, weights, truncation)``; "brock" is BigGAN-PyTorch, called as
+        ``G(z, G.shared(y))``. "auto" finds out.
 
     Raises
     ------
     TypeError, ValueError
-        If a setting is something else.
+        If a setting is of another type or out of range.
 
     See Also
     --------
     sample_latents : Draws latents and classes.
-    panda_sklearn.GeneratorFeatureExtractor : Its ``forward`` is what this is for.
+    panda_sklearn.GeneratorFeatureExtractor : Takes this as ``forward``.
 
     Notes
     -----
-    Latents are of the normal distribution cut off at -2 and 2, as ``sample_latents``
-    draws them, and *not* multiplied by the truncation beforehand, as
+    Latents follow the normal distribution cut off at -2 and 2, as ``sample_latents``
+    draws them. They must *not* be multiplied by the truncation beforehand, as
     ``truncated_noise_sample`` of pytorch-pretrained-biggan does.
 
     A. Brock, J. Donahue, K. Simonyan. "Large Scale GAN Training for High Fidelity
-    Natural Image Synthesis". ICLR, 2019. Section 3.1 is on truncation.
+    Natural Image Synthesis". ICLR, 2019. See section 3.1 for the truncation.
     """
 
     truncation: float = 1.0

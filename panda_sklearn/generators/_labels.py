@@ -26,7 +26,7 @@ __all__ = ["Label", "Labels", "Numbers", "check_label", "split_labels"]
 
 
 class Numbers(tuple):
-    """Numbers that print as how many they are and how long a vector they form."""
+    """Numbers that print as their count and norm."""
 
     def __repr__(self) -> str:
         return f"<{len(self)} numbers of norm {math.hypot(*self):.6g}>"
@@ -35,7 +35,7 @@ class Numbers(tuple):
 #: A class, or weights of all classes.
 Label = int | Numbers
 
-# The same for messages.
+# The same in messages.
 LABEL = "the index of a class or a weight for each class"
 
 
@@ -47,7 +47,7 @@ class Labels:
     ----------
     weights : Tensor of shape (n, n_classes)
     indices : Tensor of shape (n,) or None
-        The classes, where they are not mixed.
+        The classes; ``None`` if they are mixed.
     """
 
     weights: Tensor
@@ -60,7 +60,7 @@ class Labels:
 
 
 def check_label(label: Any) -> Label | None:
-    """A class, or weights of classes as numbers that cannot be changed.
+    """Check a class or weights of classes; weights become immutable.
 
     Raises
     ------
@@ -71,14 +71,14 @@ def check_label(label: Any) -> Label | None:
         return None
     if isinstance(label, Integral) and not is_bool(label):
         if label < 0:
-            raise ValueError(f"label must be a class from 0 on, got {label}.")
+            raise ValueError(f"label must be a class, 0 or more, got {label}.")
         return int(label)
     weights = as_numeric(label, "label", LABEL)
     if weights.ndim != 1 or len(weights) == 0:
         raise ValueError(
             "label must be one index or one row of weights, the same for all images, "
-            f"got an array of shape {tuple(weights.shape)}. Classes of single images "
-            "go into columns beside the latents."
+            f"got an array of shape {tuple(weights.shape)}. If images differ in their "
+            "classes, these go into columns beside the latents."
         )
     check_finite(weights, "label")
     check_fits(weights, "label", torch.float32)
@@ -88,37 +88,37 @@ def check_label(label: Any) -> Label | None:
 def split_labels(
     latents: Tensor, size: int | None, n_classes: int, label: Label | None, family: str
 ) -> tuple[Tensor, Labels | None]:
-    """Latents without the columns of classes, and the classes.
+    """Split latents from the columns of classes beside them.
 
     Parameters
     ----------
     latents : Tensor of shape (n, size), (n, size + 1) or (n, size + n_classes)
-        Latents; beside them nothing, the index of each image's class, or weights of
+        Latents, alone or followed by the index of each image's class or by weights of
         all classes.
 
     size : int or None
-        Columns of a latent; ``None`` takes latents of any shape, without classes.
+        Length of a latent; ``None`` takes latents of any shape, without classes.
 
     n_classes : int
-        Classes of the generator, 0 if it knows none.
+        Number of classes of the generator, 0 if it has none.
 
     label : int, Numbers or None
         The class, or the weights, of all images.
 
     family : str
-        For messages.
+        Name of the family, for messages.
 
     Returns
     -------
     z : Tensor of shape (n, size)
     labels : Labels or None
-        ``None`` if the generator knows no classes.
+        ``None`` if the generator has no classes.
 
     Raises
     ------
     ValueError
-        If the width does not fit, no class is given or two are, or an index is not a
-        class.
+        If the width does not fit, classes are missing or given twice, or an index is
+        not a class.
     """
     if label is not None and not n_classes:
         raise ValueError(
@@ -163,14 +163,14 @@ def split_labels(
     if width == size:
         raise ValueError(
             f"The generator has {n_classes} classes, and none was chosen. Give "
-            f"{family} a label for all images, or the index of each image's class as "
-            "one more column of the latents; sample_latents does that."
+            f"{family} a label for all images, or add the index of each image's class "
+            "as one more column of the latents, as sample_latents does."
         )
     if width == size + 1:
         if n_classes - 1 > _largest_whole(columns.dtype):
             raise ValueError(
-                f"{columns.dtype} does not tell {n_classes} classes apart: give the "
-                "latents and their column of classes in float32."
+                f"{columns.dtype} is too coarse for indices of {n_classes} classes: "
+                "give the latents and their column of classes in float32."
             )
         indices = columns[:, 0].detach().round().long()
         wrong = (indices != columns[:, 0]) | (indices < 0) | (indices >= n_classes)
@@ -185,5 +185,5 @@ def split_labels(
 
 
 def _largest_whole(dtype: torch.dtype) -> float:
-    """The largest number up to which all whole numbers are exact."""
+    """The number up to which a dtype represents all whole numbers exactly."""
     return 2 / torch.finfo(dtype).eps if dtype.is_floating_point else math.inf

@@ -5,14 +5,14 @@ Floor 2: see :mod:`panda_sklearn.generators`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.special import ndtr, ndtri
-from torch import nn
+from torch import Tensor, nn
 
 from panda_sklearn.generators._calls import check_forward, check_network, device_of
 from panda_sklearn.generators._conventions import (
@@ -41,52 +41,57 @@ CUT_OFF = 2.0
 
 
 def sample_latents(
-    generator, n_samples, random_state=None, *, forward=None, classes=None
-):
+    generator: nn.Module,
+    n_samples: int,
+    random_state: int | np.random.RandomState | None = None,
+    *,
+    forward: Callable[..., Any] | None = None,
+    classes: int | Sequence[int] | Mapping[int, float] | None = None,
+) -> Tensor:
     """Draw latents from the distribution that a generator was trained on.
 
     Parameters
     ----------
     generator : torch.nn.Module
-        A generator of one of the families that this module knows; or another, called
-        with latents alone, that has the length of a latent as an int attribute
+        A generator of one of the families of this module; or any other that is called
+        with latents alone and has the length of a latent as an int attribute,
         ``latent_size`` (or ``latent_dim``, ``z_dim``, ``nz``).
 
     n_samples : int
         Number of samples.
 
     random_state : int, RandomState instance or None, default=None
-        Pass an int for the same latents at every call, on every device; codes, which
-        the generator computes, but for rounding.
+        Pass an int for the same latents at every call, on every device. Codes are
+        computed by the generator and agree only up to rounding.
 
     forward : callable, default=None
         How the generator will be called: ``StyleGAN2(...)``, ``BigGAN(...)`` and so
-        on. Needed where that is not the default: codes instead of latents, a
-        convention that is not recognised, a class that is the same for all.
+        on. Needed if that is not the default: for codes instead of latents, a
+        convention that is not recognised, or one class for all images.
 
     classes : int, sequence of int or dict, default=None
-        For generators with classes, which to draw, each image one: a class, several at
-        equal shares, or a dict of classes and their shares. ``None`` is all at equal
-        shares, unless ``forward`` has a label.
+        For generators with classes, those from which to draw one for each image: a
+        class, several with equal probabilities, or a dict of classes and their
+        weights. ``None`` is all with equal probabilities, unless ``forward`` has a
+        label.
 
     Returns
     -------
     latents : Tensor of shape (n_samples, ...)
-        Float32, on the generator's device; rows, also for generators that take them
-        with more axes, but noise of the images' shape for ``Diffusion``. Standard
-        normal numbers; for BigGAN those between -2 and 2, not multiplied by the
-        truncation. For generators with classes the last column is the index of the
-        class. With ``latent_space="w"`` or "w+" what the generator's mapping network
-        makes of such numbers.
+        Float32, on the generator's device. Rows, even for generators that take them
+        with more axes; for ``Diffusion``, noise of the images' shape. Standard normal
+        numbers; for BigGAN those between -2 and 2, not multiplied by the truncation.
+        For generators with classes the last column is the index of the class. With
+        ``latent_space`` "w" or "w+", what the mapping network makes of such numbers.
 
     Raises
     ------
     TypeError
-        If the length of a latent is not known, the generator is not of the family
-        that ``forward`` is for, or an argument is of another type.
+        If the length of a latent is unknown, the generator is not of the family that
+        ``forward`` is for, or an argument is of another type.
     ValueError
         If ``classes`` does not fit the generator or ``forward``, or codes of "w" are
-        asked for and the mapping network gives each layer its own.
+        asked for and the mapping network returns a different code for each layer.
 
     Examples
     --------
@@ -111,10 +116,10 @@ def sample_latents(
     size = convention.latent_size(generator)
     if size is None:
         raise TypeError(
-            "sample_latents needs a generator of a known family, or with the length of "
-            f"a latent as one of its attributes {', '.join(PLAIN_SIZES)}; "
-            f"{type(generator).__name__} has none. Draw latents as the generator's "
-            "authors do."
+            "sample_latents needs a generator of a known family, or one with the "
+            f"length of a latent in an attribute: {', '.join(PLAIN_SIZES)}. "
+            f"{type(generator).__name__} has none of these. Draw latents as the "
+            "generator's authors do."
         )
     random_state = check_random_state(random_state)
     if isinstance(family, BigGAN):
@@ -122,23 +127,20 @@ def sample_latents(
         z = ndtri(random_state.uniform(1 - edge, edge, (n_samples, size)))
     else:
         z = random_state.standard_normal((n_samples, size))
-    columns = [z]
-    if drawn := _draw_classes(
-        family, convention.n_classes(generator), classes, n_samples, random_state
-    ):
-        columns += drawn
-    latents = torch.from_numpy(np.concatenate(columns, axis=1)).to(
-        device=device_of(generator), dtype=torch.float32
-    )
+    n_classes = convention.n_classes(generator)
+    drawn = _draw_classes(family, n_classes, classes, n_samples, random_state)
+    if drawn is not None:
+        z = np.concatenate([z, drawn], axis=1)
+    latents = torch.from_numpy(z).to(device_of(generator), torch.float32)
     if isinstance(family, StyleFamily) and family.latent_space != "z":
         return codes_of(family, convention, generator, latents)
     return latents
 
 
 def reads_classes(generator: nn.Module, forward: Any) -> bool:
-    """Whether latents that ``sample_latents`` draws have classes among them."""
+    """Whether ``sample_latents`` draws classes beside the latents."""
     if forward is not None and not isinstance(forward, Family):
-        return False  # it is not known what that reads
+        return False  # what it reads is unknown
     family = _family_of(generator) if forward is None else forward
     convention = matching_convention(family.conventions, generator)
     if convention is None or family.label is not None:
@@ -148,7 +150,7 @@ def reads_classes(generator: nn.Module, forward: Any) -> bool:
 
 
 def _family_of(generator: nn.Module) -> Family:
-    """The family of a generator, as far as that matters for its latents."""
+    """A family that a generator's latents are drawn for."""
     for family in (BigGAN(), StyleGAN2()):
         if matching_convention(family.conventions, generator) is not None:
             return family
@@ -161,10 +163,10 @@ def _draw_classes(
     classes: Any,
     n_samples: int,
     random_state: np.random.RandomState,
-) -> list[np.ndarray]:
+) -> np.ndarray | None:
     """A column of classes, if there is to be one."""
     if classes is None and (n_classes == 0 or family.label is not None):
-        return []
+        return None
     if n_classes == 0:
         raise ValueError("The generator has no classes: leave classes at None.")
     if family.label is not None:
@@ -172,19 +174,19 @@ def _draw_classes(
             f"The class is given twice: by classes and by forward's label, "
             f"{family.label!r}. Give one."
         )
-    shares: Any = None
+    weights: Any = None
     if classes is None:
         classes = range(n_classes)
     elif isinstance(classes, Mapping):
-        shares = [
-            check_number("each share of classes", share, at_least=0)
-            for share in classes.values()
+        weights = [
+            check_number("each weight of classes", weight, at_least=0)
+            for weight in classes.values()
         ]
-        if not sum(shares) > 0:
-            raise ValueError("The shares of classes must have a positive sum.")
-        shares = np.asarray(shares) / sum(shares)
+        if not sum(weights) > 0:
+            raise ValueError("The weights of classes must have a positive sum.")
+        weights = np.asarray(weights) / sum(weights)
         classes = list(classes)
     elif isinstance(classes, Integral):
         classes = [classes]
     chosen = check_indices("classes", classes, n_classes)
-    return [random_state.choice(chosen, size=(n_samples, 1), p=shares)]
+    return random_state.choice(chosen, size=(n_samples, 1), p=weights)

@@ -34,8 +34,9 @@ from panda_sklearn.utils.validation import (
 
 __all__ = ["LayerInfo", "LayerTable", "list_layers"]
 
-# Maps worth decomposing have more channels than an image, parts of some shape, and not
-# so many positions that parts are mere textures. The paper used 16 x 16 and 32 x 32.
+# Maps worth decomposing have more channels than an image, enough positions for parts to
+# have a shape, and too few for them to be mere textures. The paper used 16 x 16 and
+# 32 x 32.
 MORE_THAN_COLORS = 4
 SHORTEST_SIDE = 8
 MOST_POSITIONS = 96**2
@@ -53,14 +54,14 @@ class LayerInfo(NamedTuple):
     shape : tuple of int
         Shape of its output, the first axis being the samples.
     n_calls : int
-        How often it ran; where that is not 1 the extractor's ``call`` says which.
+        How often it ran; the extractor's ``call`` chooses among several.
     select : int, str or None, default=None
-        Index or key of the tensor, where the layer gives several: the extractor's
+        Index or key of the tensor, if the layer returns several: the extractor's
         ``select``.
     recommended : bool, default=False
         Whether it is worth decomposing; see ``list_layers``.
     token_grid : tuple of int or None, default=None
-        Rows and columns of the image's tokens, where these are known to be the second
+        Rows and columns of the image's tokens, if these are known to be the second
         axis: the extractor's ``token_grid``, with ``channel_axis=-1``.
     """
 
@@ -98,7 +99,7 @@ class LayerTable(list):
         """Those that are worth decomposing."""
         return LayerTable(layer for layer in self if layer.recommended)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         found = super().__getitem__(index)
         return LayerTable(found) if isinstance(index, slice) else found
 
@@ -149,7 +150,7 @@ class LayerTable(list):
 
 @dataclass(frozen=True)
 class _Known:
-    """What is known of a network's layers beforehand."""
+    """What is known of a network's layers before it runs."""
 
     n_rows: frozenset[int]
     n_calls: frozenset[int] = frozenset({1})  # of layers that are worth decomposing
@@ -169,12 +170,12 @@ class _Known:
         )
 
     def are_worth(self, name: str, n_rows: int, n_calls: int) -> bool:
-        """Whether a layer's maps are, but for their size."""
+        """Whether a layer's maps are worth decomposing, whatever their size."""
         within = name.startswith(self.within)
         return within and n_rows in self.n_rows and n_calls in self.n_calls
 
     def are_tokens(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Whether a layer is a block of a transformer that gives the image's tokens."""
+        """Whether a layer is a transformer's block that returns the image's tokens."""
         if self.token_grid is None or len(shape) != 3:
             return False
         block = name.removeprefix(self.within).partition(".")[2]
@@ -183,13 +184,13 @@ class _Known:
 
 @dataclass
 class _Made:
-    """A tensor that layers give, and under what names."""
+    """A tensor that layers return, and by which of them to reach it."""
 
     tensor: weakref.ref
     version: int
     shape: tuple[int, ...]
     chosen: tuple[str, Any]  # name and selection of the layer to tap for it
-    depth: int  # of the outermost layer that gives it
+    depth: int  # of the outermost layer that returns it
     read: bool = False  # by another layer
 
     def is_it(self, tensor: Tensor) -> bool:
@@ -222,30 +223,30 @@ def list_layers(
     Returns
     -------
     layers : LayerTable
-        Name, type, output shape and number of calls of every layer that gives a
-        tensor with one entry for each sample; for a layer that gives several, in a
-        tuple, a list or a dict, one item each. A list that prints as a table; in
-        that, the second axis is taken for the channels.
+        A list that prints as a table: name, type, output shape and number of calls of
+        every layer that returns a tensor with one entry for each sample. A layer that
+        returns several, in a tuple, a list or a dict, has an item for each. The table
+        takes the second axis for the channels.
 
     Raises
     ------
     TypeError
-        If the network is none, scripted, traced or wrapped in DataParallel, or
-        ``latents`` or ``forward`` is something else.
+        If the network is not a module, or is scripted, traced or wrapped in
+        DataParallel; or if ``latents`` or ``forward`` is of another type.
     ValueError
-        If the latents are not finite, or it cannot be run on them.
+        If the latents are not finite, or the network cannot be run on them.
 
     Notes
     -----
-    Worth decomposing is, of the maps of each size, what the network ends up with at
-    that size: the output of the last of its outermost layers, before any other layer
-    reads it, so that editing it reaches all that is made of it. Left out are maps
-    with fewer than five channels, with a side below 8 positions, with more than 96 x
-    96 positions or as large as the image, and layers that run several times.
+    Of the maps of each size, those are worth decomposing with which the network
+    leaves that size: the output of the last of its outermost layers, before any other
+    layer reads it, so that an edit reaches everything computed from it. Left out are
+    maps with fewer than five channels, with a side below 8 positions, with more than
+    96 x 96 positions or as large as the image, and layers that run several times.
 
-    Of a :class:`Diffusion` those layers count that are of the network which takes the
-    noise away, and run once in each of its calls. Where that is a transformer, its
-    blocks are worth decomposing, and ``select`` says where the image's tokens are.
+    For a :class:`Diffusion`, only layers of the denoising network count, and only
+    those that run once in each of its calls. If it is a transformer, its blocks are
+    worth decomposing, and ``select`` says where the image's tokens are.
 
     Examples
     --------
@@ -268,7 +269,7 @@ def list_layers(
     calls: dict[str, int] = {}
     made: list[_Made] = []
 
-    def note_read(layer, args, kwargs):
+    def note_read(layer: nn.Module, args: tuple, kwargs: dict) -> None:
         _note_read(made, (*args, *kwargs.values()))
 
     with Undo() as undo, undo:
@@ -277,7 +278,7 @@ def list_layers(
             if not name or isinstance(layer, torch.jit.ScriptModule):
                 continue
 
-            def note(output, base, name=name):
+            def note(output: Any, base: Any, name: str = name) -> None:
                 calls[name] = calls.get(name, 0) + 1
                 for select, tensor in _tensors(output):
                     shapes[name, select] = tuple(tensor.shape)
@@ -310,7 +311,7 @@ def list_layers(
 
 
 def _tensors(output: Any) -> list[tuple[Any, Tensor]]:
-    """Tensors in what a layer gives, and how to select them."""
+    """Tensors in a layer's output, and how to select each."""
     if isinstance(output, Tensor):
         return [(None, output)]
     keys = choices_of(output) or ()
@@ -318,7 +319,7 @@ def _tensors(output: Any) -> list[tuple[Any, Tensor]]:
 
 
 def _note_made(made: list[_Made], tensor: Tensor, name: str, select: Any) -> None:
-    """Note under what name a tensor was given, the outermost that no one else read."""
+    """Note which layer returned a tensor: the outermost before any other read it."""
     depth = name.count(".")
     for known in made:
         if known.is_it(tensor):
@@ -332,7 +333,7 @@ def _note_made(made: list[_Made], tensor: Tensor, name: str, select: Any) -> Non
 
 
 def _version(tensor: Tensor) -> int:
-    """How often a tensor was written to; tensors of inference mode do not count."""
+    """How often a tensor was written to; 0 in inference mode, which does not count."""
     return 0 if tensor.is_inference() else tensor._version
 
 
@@ -347,7 +348,7 @@ def _note_read(made: list[_Made], inputs: Iterable[Any]) -> None:
 def _worth(
     made: list[_Made], calls: dict[str, int], known: _Known, images: Any
 ) -> set[tuple[str, Any]]:
-    """Which maps are worth decomposing: names and selections."""
+    """Names and selections of the maps that are worth decomposing."""
     image_size = tuple(images.shape[2:]) if isinstance(images, Tensor) else None
     best: dict[tuple[int, ...], _Made] = {}
     for each in made:

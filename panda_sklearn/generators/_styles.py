@@ -1,4 +1,4 @@
-"""How a generator is called, as a picklable object: the three StyleGANs.
+"""The three StyleGANs: how a generator is called, as a picklable object.
 
 Floor 2: see :mod:`panda_sklearn.generators`.
 """
@@ -34,51 +34,52 @@ __all__ = ["StyleFamily", "StyleGAN", "StyleGAN2", "StyleGAN3"]
 SPACES = ("z", "w", "w+")
 NOISE_MODES = ("const", "random", "none")
 
-# What the docstrings of the three say alike.
+# What the docstrings of the three share.
 PARAMETERS = """Parameters
     ----------
     truncation_psi : float, default=1.0
-        How far codes go from their mean: ``w_avg + truncation_psi * (w - w_avg)``.
+        How far codes are from their mean: ``w_avg + truncation_psi * (w - w_avg)``.
 
     truncation_layers : int, default=None
-        Number of layers, from the first, whose codes are truncated; ``None`` is all.
+        Number of layers, from the first on, whose codes are truncated; ``None`` is all.
 
     latent_space : {"z", "w", "w+"}, default="z"
-        What the latents are: inputs of the mapping network; codes (n_samples, w_dim),
-        as it gives them; or a code for each layer, (n_samples, n_layers, w_dim) or
-        the same in rows of n_layers * w_dim.
+        What the latents are. "z": inputs of the mapping network. "w": its outputs,
+        codes (n_samples, w_dim). "w+": a code for each layer, (n_samples, n_layers,
+        w_dim) or (n_samples, n_layers * w_dim).
 
     noise_mode : {"const", "random", "none"}, default="const"
-        Noise added in the layers: the generator's own, the same for all images; drawn
-        anew, though alike with and without an edit; or none.
+        Noise added in the layers. "const": the generator's own, the same for all
+        images. "random": drawn anew, but the same with and without an edit. "none": no
+        noise.
 
     label : int or array-like of shape (n_classes,), default=None
-        For generators with classes, the class of all images, or weights that mix
-        classes, used as they are. ``None`` reads it from the latents: one more column
-        with the index of each image's class, or a column of weights for each class.
-        Codes have it in them.
+        For generators with classes: the class of all images, or weights that mix
+        classes, used as they are. ``None`` reads them from the latents: one more column
+        with the index of each image's class, or one column of weights for each class.
+        Codes contain the class already.
 
     w_avg : array-like of shape (w_dim,), default=None
-        The mean of codes; ``None`` is what the generator remembers of its training.
-        Those that remember none need it: ``generator.mean_latent(4096)[0]`` of
-        rosinality's.
+        The mean of the codes; ``None`` is the one that the generator stored during
+        training. Generators without one need it for truncation; rosinality's give
+        it by ``generator.mean_latent(4096)[0]``.
 """
 CONVENTION = """\
 convention : {"auto", "genforce", "nvidia", "rosinality", "shipped"}, default="auto"
-        How the generator is written: as genforce's, which return dicts; as NVIDIA's
-        (stylegan2-ada-pytorch, stylegan3), with ``mapping`` and ``synthesis``; as
-        rosinality's, called with lists; or as that of ``load_face_generator``, which
-        adds no noise. "auto" looks at it.
+        How the generator is written. "genforce" returns dicts; "nvidia"
+        (stylegan2-ada-pytorch, stylegan3) has ``mapping`` and ``synthesis``;
+        "rosinality" is called with lists; "shipped" is ``load_face_generator``, which
+        adds no noise. "auto" finds out.
 """
 SEE_ALSO = """Raises
     ------
     TypeError, ValueError
-        If a setting is something else.
+        If a setting is of another type or out of range.
 
     See Also
     --------
     sample_latents : Draws latents, also as codes.
-    panda_sklearn.GeneratorFeatureExtractor : Its ``forward`` is what this is for.
+    panda_sklearn.GeneratorFeatureExtractor : Takes this as ``forward``.
 """
 
 
@@ -151,7 +152,7 @@ class StyleFamily(Family):
     def _truncated(
         self, convention: Styled, generator: nn.Module, codes: Tensor
     ) -> Tensor:
-        """Codes brought nearer to their mean."""
+        """Truncated codes: nearer to their mean."""
         if self.truncation_psi == 1:
             return codes
         mean = convention.mean_code(generator)
@@ -160,7 +161,7 @@ class StyleFamily(Family):
         if mean is None:
             raise ValueError(
                 f"truncation_psi={self.truncation_psi:g} needs the mean of codes, "
-                "which this generator does not remember: give it as w_avg."
+                "which this generator does not have: give it as w_avg."
             )
         if mean.shape[-1] != codes.shape[-1]:
             raise ValueError(
@@ -211,21 +212,20 @@ class StyleGAN3(StyleFamily):
 
     {PARAMETERS}
     transform : array-like of shape (3, 3), default=None
-        Moves and turns what is in the image, in units of the image's size: ``[[c, s,
-        x], [-s, c, y], [0, 0, 1]]`` for an angle of cosine c and sine s and a way (x,
-        y), as in NVIDIA's ``gen_images.py``. Its inverse is the generator's
-        ``synthesis.input.transform`` for the length of the call. ``None`` leaves that
-        as it is.
+        Rotates and shifts what is in the image: ``[[c, s, x], [-s, c, y], [0, 0, 1]]``
+        for an angle with cosine c and sine s and a shift (x, y) in units of the image's
+        size, as in NVIDIA's ``gen_images.py``. During the call the generator's
+        ``synthesis.input.transform`` is its inverse. ``None`` leaves that as it is.
 
     {SEE_ALSO}
     Notes
     -----
-    The first code is that of the Fourier features. Layers are larger than the image by
-    a margin: parts have one, too. StyleGAN3's own layers add no noise; networks derived
+    The first code belongs to the Fourier features. Layers are larger than the image by
+    a margin, and so are parts. StyleGAN3's own layers add no noise; networks derived
     from it may.
 
-    Calls of one generator through this class by several threads wait for each other,
-    since the transform is the generator's.
+    Threads that call the same generator through this class take turns, since the
+    transform belongs to the generator.
 
     T. Karras, M. Aittala, S. Laine, E. Harkonen, J. Hellsten, J. Lehtinen, T. Aila.
     "Alias-Free Generative Adversarial Networks". NeurIPS, 2021.
@@ -271,14 +271,14 @@ class StyleGAN3(StyleFamily):
                 f"{type(generator).__name__} lacks: leave it at None."
             )
         undo.note(lambda: setattr(source, "transform", own))
-        # Another tensor rather than other values, which gradients may need still.
+        # A new tensor: gradients may still need the values of the old one.
         source.transform = own.new_tensor(np.linalg.inv(self.transform).tolist())
 
 
 def codes_of(
     family: StyleFamily, convention: Styled, generator: nn.Module, latents: Tensor
 ) -> Tensor:
-    """Codes, of one layer or of all, that the mapping network makes of latents."""
+    """The codes of latents by the mapping network, one for all layers or for each."""
     with Undo() as undo, undo:
         borrow(undo, generator)
         from_z = replace(family, latent_space="z")
@@ -287,7 +287,7 @@ def codes_of(
         return codes.contiguous()
     if not torch.equal(codes, codes[:, :1].expand_as(codes)):
         raise ValueError(
-            "The mapping network gives a code of its own to each layer: use "
+            "The mapping network returns a different code for each layer: use "
             'latent_space="w+".'
         )
     return codes[:, 0].clone()

@@ -1,6 +1,6 @@
 """Measures of factors and of edited images, and scorers that help to choose the ranks.
 
-Functions of ``(estimator, X, y=None)`` are scikit-learn scorers: they go into the
+Functions of ``(estimator, X, y=None)`` are scikit-learn scorers: pass them to the
 ``scoring`` of a search as they are.
 """
 

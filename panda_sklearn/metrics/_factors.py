@@ -1,7 +1,6 @@
-"""Measures of parts and of appearances alone.
+"""Measures of parts and appearances alone.
 
-Floor 4: numpy, on factors of either kind, whose few numbers are brought to
-the host.
+Floor 4: numpy. Factors may be arrays or tensors; the few numbers are copied to the CPU.
 """
 
 from __future__ import annotations
@@ -11,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from panda_sklearn.utils.arrays import as_tensor
+from panda_sklearn.utils.arrays import ArrayLike, as_tensor
 from panda_sklearn.utils.matching import match_rows, unit_rows
 from panda_sklearn.utils.validation import check_flag, check_values, is_bool, shown
 
 
-def match_factors(factors, others, *, ignore_sign=False):
-    r"""Match two sets of factors so that the sum of the cosines is the largest.
+def match_factors(
+    factors: ArrayLike, others: ArrayLike, *, ignore_sign: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    r"""Match two sets of factors one to one, with the largest sum of cosines.
 
     Parameters
     ----------
@@ -25,28 +26,27 @@ def match_factors(factors, others, *, ignore_sign=False):
         Parts or appearances, one a row.
 
     others : array of shape (n_others, \*shape)
-        Other ones, of the same shape.
+        Other factors of the same shape.
 
     ignore_sign : bool, default=False
-        Whether a factor is as good as its negative, as for appearances where their
-        sign means nothing.
+        Whether a factor counts the same as its negative, as for appearances, whose
+        sign may be arbitrary.
 
     Returns
     -------
     rows : ndarray of shape (min(n_factors, n_others),)
-        Indices into ``factors``, rising.
+        Indices into ``factors``, ascending.
 
     columns : ndarray of shape (min(n_factors, n_others),)
-        Index into ``others`` of the match of each.
+        Indices into ``others`` of their matches.
 
     cosines : ndarray of shape (min(n_factors, n_others),)
-        Cosine of each pair, its magnitude with ``ignore_sign``; 0 where one of them is
-        zero.
+        Cosine of each pair, or its magnitude with ``ignore_sign``; 0 if either is zero.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is something else, the shapes differ or a value is not finite.
+        If an argument is of another type, the shapes differ or a value is not finite.
 
     See Also
     --------
@@ -64,15 +64,15 @@ def match_factors(factors, others, *, ignore_sign=False):
     one, two = _rows(factors, "factors"), _rows(others, "others")
     if one.shape[1:] != two.shape[1:]:
         raise ValueError(
-            "factors and others must have rows of one shape, got "
+            "factors and others must have rows of the same shape, got "
             f"{tuple(np.shape(factors))} and {tuple(np.shape(others))}."
         )
     rows, columns, cosines = match_rows(one, two, ignore_sign=ignore_sign)
     return rows, columns, abs(cosines) if ignore_sign else cosines
 
 
-def parts_overlap(parts):
-    r"""Mean cosine of two different parts.
+def parts_overlap(parts: ArrayLike) -> float:
+    r"""Compute the mean cosine of pairs of different parts.
 
     Parameters
     ----------
@@ -82,8 +82,8 @@ def parts_overlap(parts):
     Returns
     -------
     overlap : float
-        0 for parts that share no position, 1 for parts that are all alike; 0 for a
-        single part.
+        0 if parts share no position, 1 if all are alike up to scale; 0 for a single
+        part.
 
     Examples
     --------
@@ -99,8 +99,8 @@ def parts_overlap(parts):
     return float((cosines.sum() - np.trace(cosines)) / (n * (n - 1)))
 
 
-def dead_parts(parts, *, tol=1e-6):
-    r"""Find parts that are as good as zero.
+def dead_parts(parts: ArrayLike, *, tol: float = 1e-6) -> np.ndarray:
+    r"""Find parts that are practically zero.
 
     Parameters
     ----------
@@ -108,20 +108,20 @@ def dead_parts(parts, *, tol=1e-6):
         The parts.
 
     tol : float, default=1e-6
-        Parts whose norm is at most this share of the largest are dead.
+        Parts whose norm is at most this fraction of the largest norm are dead.
 
     Returns
     -------
     dead : boolean ndarray of shape (n_parts,)
         True for each dead part.
     """
-    _check_share("tol", tol)
+    _check_fraction("tol", tol)
     norms = np.linalg.norm(_rows(parts, "parts"), axis=1)
     return norms <= tol * norms.max()
 
 
-def duplicate_parts(parts, *, threshold=0.95):
-    r"""Find parts that are much like an earlier one.
+def duplicate_parts(parts: ArrayLike, *, threshold: float = 0.95) -> np.ndarray:
+    r"""Find parts that are nearly the same as an earlier one.
 
     Parameters
     ----------
@@ -129,24 +129,24 @@ def duplicate_parts(parts, *, threshold=0.95):
         The parts.
 
     threshold : float, default=0.95
-        Cosine from which on two parts are duplicates.
+        Two parts are duplicates if their cosine is at least this.
 
     Returns
     -------
     duplicate : boolean ndarray of shape (n_parts,)
-        True for each part that duplicates one before it.
+        True for each part that duplicates an earlier one.
     """
-    _check_share("threshold", threshold)
-    return (np.tril(_cosines(parts), -1) >= threshold).any(axis=1)
+    _check_fraction("threshold", threshold)
+    return np.tril(_cosines(parts), -1).max(axis=1) >= threshold
 
 
-def _check_share(name: str, value: Any) -> None:
+def _check_fraction(name: str, value: Any) -> None:
     if is_bool(value) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
         raise ValueError(f"{name} must be a number from 0 to 1, got {shown(value)}.")
 
 
 def _rows(factors: Any, name: str) -> np.ndarray:
-    """Factors as rows of double precision on the host."""
+    """Factors as rows in double precision on the CPU."""
     shape = "(n_parts, *spatial)" if name == "parts" else "(n_factors, ...)"
     tensor = as_tensor(check_values(factors, name, shape)).double().flatten(1)
     return tensor.cpu().resolve_neg().numpy()

@@ -1,7 +1,7 @@
 """Measures of images: how local an edit is, and how far two sets of images are apart.
 
 Floor 4: numpy and torch; POT and torchmetrics, the extra "metrics", are imported only
-where they are used.
+when used.
 """
 
 from __future__ import annotations
@@ -40,13 +40,15 @@ __all__ = [
     "sliced_wasserstein_distance",
 ]
 
-# Images whose change is measured at a time.
+# Changes are measured for this many images at a time, and at most this many values.
 BATCH_SIZE = 64
-BATCH_PIXELS = 2**22  # and no more than these
+BATCH_VALUES = 2**22
 
 
-def roi_ratio(mask, images, edited, *, average=True):
-    r"""Measure how much an edit changes outside of a region relative to inside.
+def roi_ratio(
+    mask: ArrayLike, images: ArrayLike, edited: ArrayLike, *, average: bool = True
+) -> float | np.ndarray:
+    r"""Measure how much an edit changes outside a region, relative to inside.
 
     Equation (7) of [1]_: the mean over samples of
 
@@ -54,8 +56,8 @@ def roi_ratio(mask, images, edited, *, average=True):
 
         \frac{\lVert (1 - M) * (x_i - x'_i) \rVert}{\lVert M * (x_i - x'_i) \rVert},
 
-    with unsquared norms over pixels and colours. Low is local. It depends on the size
-    of the region: of two edits compare it on the same one.
+    with unsquared norms over pixels and colours. Lower is more local. The ratio depends
+    on the size of the region: compare edits on the same region.
 
     Parameters
     ----------
@@ -75,24 +77,23 @@ def roi_ratio(mask, images, edited, *, average=True):
     -------
     ratio : float, or ndarray of shape (n_samples,)
         The mean; or, with ``average=False``, the ratio of each sample. It is infinite
-        for a sample that changes outside only, and NaN for one that does not change at
-        all.
+        for a sample that changes only outside, and NaN for one that does not change.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is something else, shapes do not fit, values are not finite, or
+        If an argument is of another type, shapes do not fit, values are not finite, or
         the mask's are not from 0 to 1.
 
     Warns
     -----
     UserWarning
-        If there are samples that do not change at all, which the mean leaves out; it
-        is NaN if there are no others.
+        If some samples do not change at all. The mean leaves them out, and is NaN if
+        there are no others.
 
     See Also
     --------
-    panda_sklearn.LocalEditor.rank_edits : This for every appearance and part.
+    panda_sklearn.LocalEditor.rank_edits : Ranks appearances and parts by this ratio.
 
     References
     ----------
@@ -133,8 +134,15 @@ def roi_ratio(mask, images, edited, *, average=True):
     return float(each[~unchanged].mean()) if not unchanged.all() else float("nan")
 
 
-def outside_ssim(mask, images, edited, *, value_range=(-1, 1), average=True):
-    r"""Measure how alike images remain outside of a region, by their structure.
+def outside_ssim(
+    mask: ArrayLike,
+    images: ArrayLike,
+    edited: ArrayLike,
+    *,
+    value_range: tuple[float, float] = (-1, 1),
+    average: bool = True,
+) -> float | np.ndarray:
+    r"""Measure how similar images remain outside a region, by structural similarity.
 
     The mean of the structural similarity [1]_ around each pixel, weighted with
     :math:`1 - M`. Computed by torchmetrics, which the extra "metrics" brings.
@@ -145,7 +153,7 @@ def outside_ssim(mask, images, edited, *, value_range=(-1, 1), average=True):
         M, the region: values from 0 to 1, or booleans; the same for all colours.
 
     images : array of shape (n_samples, n_colors, \*spatial)
-        Images before the edit, of two or three spatial axes.
+        Images before the edit, with two or three spatial axes.
 
     edited : array of shape (n_samples, n_colors, \*spatial)
         The same images after it.
@@ -164,15 +172,15 @@ def outside_ssim(mask, images, edited, *, value_range=(-1, 1), average=True):
     Raises
     ------
     TypeError, ValueError
-        If an argument is something else, shapes do not fit, values are not finite, the
-        mask's are not from 0 to 1, nothing is outside of it, or images are of other
-        than two or three spatial axes of 6 pixels at least.
+        If an argument is of another type, shapes do not fit, values are not finite, the
+        mask's are not from 0 to 1, nothing is outside of it, or images do not have two
+        or three spatial axes of at least 6 pixels.
     ImportError
         If torchmetrics is not installed.
 
     See Also
     --------
-    outside_psnr : The same, of the size of the change.
+    outside_psnr : Measures the size of the change.
 
     References
     ----------
@@ -183,8 +191,15 @@ def outside_ssim(mask, images, edited, *, value_range=(-1, 1), average=True):
     return _outside(similarity.outside_ssim, mask, images, edited, value_range, average)
 
 
-def outside_psnr(mask, images, edited, *, value_range=(-1, 1), average=True):
-    r"""Measure how little images change outside of a region, in decibels.
+def outside_psnr(
+    mask: ArrayLike,
+    images: ArrayLike,
+    edited: ArrayLike,
+    *,
+    value_range: tuple[float, float] = (-1, 1),
+    average: bool = True,
+) -> float | np.ndarray:
+    r"""Measure how little images change outside a region, in decibels.
 
     The peak signal-to-noise ratio :math:`10 \log_{10} (r^2 / e)`, with r the width of
     ``value_range`` and e the mean squared change, weighted with :math:`1 - M`. Computed
@@ -210,26 +225,32 @@ def outside_psnr(mask, images, edited, *, value_range=(-1, 1), average=True):
     Returns
     -------
     ratio : float, or ndarray of shape (n_samples,)
-        The mean; or, with ``average=False``, that of each sample. Infinite if nothing
-        changes in an image: then the mean is, too.
+        The mean; or, with ``average=False``, that of each sample. Infinite, as is the
+        mean, if nothing changes outside in an image.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is something else, shapes do not fit, values are not finite, the
+        If an argument is of another type, shapes do not fit, values are not finite, the
         mask's are not from 0 to 1, or nothing is outside of it.
     ImportError
         If torchmetrics is not installed.
 
     See Also
     --------
-    outside_ssim : The same, of the structure of images.
+    outside_ssim : Measures the change of structure.
     """
     return _outside(similarity.outside_psnr, mask, images, edited, value_range, average)
 
 
-def sliced_wasserstein_distance(X, Y, *, n_projections=500, random_state=None):
-    r"""Measure how far two sets of images, or of features, are apart.
+def sliced_wasserstein_distance(
+    X: ArrayLike,
+    Y: ArrayLike,
+    *,
+    n_projections: int = 500,
+    random_state: int | np.random.RandomState | None = None,
+) -> float:
+    r"""Measure how far apart two sets of images, or of features, are.
 
     The sliced Wasserstein-2 distance [1]_ of the samples as points: the root of the
     mean, over random directions, of the squared Wasserstein distance of their
@@ -241,25 +262,25 @@ def sliced_wasserstein_distance(X, Y, *, n_projections=500, random_state=None):
         Samples; axes after the first are flattened.
 
     Y : array of shape (n_others, ...)
-        Other ones, with the same axes after the first.
+        Other samples, with the same axes after the first.
 
     n_projections : int, default=500
         Number of random directions.
 
     random_state : int, RandomState instance or None, default=None
-        Draws the directions. Pass an int for the same directions at every call: with
-        those, distances can be compared.
+        Draws the directions. Pass an int for the same directions at every call, which
+        makes distances comparable.
 
     Returns
     -------
     distance : float
-        At least 0; in the units of the samples' values, for directions of unit length.
-        Two draws of one distribution are not at distance 0: compare with that.
+        At least 0, in the units of the samples' values. Two draws from the same
+        distribution are not at distance 0: compare with theirs.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is something else, shapes do not fit or values are not finite.
+        If an argument is of another type, shapes do not fit or values are not finite.
     ImportError
         If POT is not installed.
 
@@ -284,8 +305,14 @@ def sliced_wasserstein_distance(X, Y, *, n_projections=500, random_state=None):
     return float(distance)
 
 
-def frechet_distance(X, Y, *, network=None, batch_size=32):
-    r"""Measure how far two sets of images are apart in the features of a network.
+def frechet_distance(
+    X: ArrayLike,
+    Y: ArrayLike,
+    *,
+    network: Callable[[Tensor], Tensor] | None = None,
+    batch_size: int = 32,
+) -> float:
+    r"""Measure how far apart two sets of images are in the features of a network.
 
     The Frechet distance [1]_ of two normal distributions with the features' means and
     covariances, :math:`\lVert \mu_1 - \mu_2 \rVert^2 + \operatorname{tr}(\Sigma_1 +
@@ -295,30 +322,30 @@ def frechet_distance(X, Y, *, network=None, batch_size=32):
     Parameters
     ----------
     X : array of shape (n_samples, ...)
-        Features, of shape (n_samples, n_features); or, with a network, what it takes.
+        Features, of shape (n_samples, n_features); or, with a network, its inputs.
 
     Y : array of shape (n_others, ...)
-        Other ones.
+        Others of the same kind.
 
     network : callable, default=None
-        Gives features, a tensor (n, n_features), of a batch of samples. A
-        ``torch.nn.Module`` is run in evaluation mode, without gradients, on the device
-        where it is. ``None``: the samples are features.
+        Returns features, a tensor (n, n_features), of a batch of samples. A
+        ``torch.nn.Module`` is run in evaluation mode, without gradients, on its own
+        device. ``None`` takes the samples as features.
 
     batch_size : int, default=32
-        Number of samples for which the network is run at a time.
+        Number of samples that the network is run on at a time.
 
     Returns
     -------
     distance : float
-        At least 0. Estimated from few samples it is too large: compare sets of one
-        size, better with more samples than features.
+        At least 0. The estimate from few samples is too large: compare sets of the same
+        size, preferably with more samples than features.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is something else, shapes do not fit, values are not finite, or
-        there are less than two samples.
+        If an argument is of another type, shapes do not fit, values are not finite, or
+        there are fewer than two samples.
     ImportError
         If torchmetrics is not installed.
 
@@ -334,17 +361,17 @@ def frechet_distance(X, Y, *, network=None, batch_size=32):
     one, two = (check_values(samples, name) for samples, name in ((X, "X"), (Y, "Y")))
     if min(len(one), len(two)) < 2:
         raise ValueError(
-            "Two samples of each are the least of X and Y, got "
+            "X and Y must have at least two samples each, got "
             f"{len(one)} and {len(two)}."
         )
     one, two = (_features(samples, network, batch_size) for samples in (one, two))
     if one.ndim != 2 or two.ndim != 2 or one.shape[1] != two.shape[1]:
         raise ValueError(
-            "Features must be of shape (n_samples, n_features), alike for X and Y; got "
-            f"{tuple(one.shape)} and {tuple(two.shape)}. Pass a network that gives "
-            "such."
+            "Features must be of shape (n_samples, n_features), with the same "
+            f"n_features for X and Y; got {tuple(one.shape)} and {tuple(two.shape)}. "
+            "Pass a network that returns such features."
         )
-    given = nn.Identity()
+    given: Any = nn.Identity()
     given.num_features = one.shape[1]
     with one.device:  # whatever the process's default is
         metric = fid.FrechetInceptionDistance(feature=given).to(one.device)
@@ -355,7 +382,7 @@ def frechet_distance(X, Y, *, network=None, batch_size=32):
 
 
 def _features(samples: ArrayLike, network: Callable | None, batch_size: int) -> Tensor:
-    """What the network gives for all samples, in double precision."""
+    """Features of all samples in double precision."""
     tensor = as_tensor(samples)
     if network is None:
         return tensor.double()
@@ -370,7 +397,7 @@ def _features(samples: ArrayLike, network: Callable | None, batch_size: int) -> 
             made = network(batch.to(device=device, dtype=dtype, copy=True))
             if not isinstance(made, Tensor):
                 raise TypeError(
-                    "network must give a tensor of features, got a "
+                    "network must return a tensor of features, got a "
                     f"{type(made).__name__}."
                 )
             found.append(made.detach().to(torch.float64, copy=True))
@@ -387,7 +414,7 @@ def _outside(
     value_range: Any,
     average: Any,
 ) -> Any:
-    """A measure of what is outside of the mask, of each image or the mean."""
+    """A measure outside the mask, of each image or averaged."""
     check_flag("average", average)
     value_range = check_value_range(value_range)
 
@@ -406,7 +433,7 @@ def _of_each(
     images: Any,
     edited: Any,
 ) -> np.ndarray:
-    """A measure of regions, images and edited images for each sample, in batches."""
+    """A measure of (region, images, edited) for each sample, computed in batches."""
     before, after = _pair(images, edited)
     region = check_mask(mask, "mask", "([n_samples,] *spatial)")
     spatial = tuple(before.shape[2:])
@@ -417,7 +444,7 @@ def _of_each(
         )
     region = region.reshape(-1, *spatial).to(before)
     found = []
-    size = max(1, min(BATCH_SIZE, BATCH_PIXELS // before[0].numel()))
+    size = max(1, min(BATCH_SIZE, BATCH_VALUES // before[0].numel()))
     for start in range(0, len(before), size):
         where = slice(start, start + size)
         some = region if len(region) == 1 else region[where]
@@ -426,24 +453,24 @@ def _of_each(
 
 
 def _pair(images: Any, edited: Any) -> tuple[Tensor, Tensor]:
-    """Images before and after, as tensors of one shape."""
+    """Images before and after, as tensors of the same shape."""
     shape = "(n_samples, n_colors, *spatial)"
     before = check_values(images, "images", shape)
     after = check_values(edited, "edited", shape)
     if before.ndim < 3 or tuple(before.shape) != tuple(after.shape):
         raise ValueError(
-            f"images and edited must be of one shape {shape}, got "
+            f"images and edited must be of the same shape {shape}, got "
             f"{tuple(before.shape)} and {tuple(after.shape)}."
         )
     return as_tensor(before), as_tensor(after)
 
 
 def _samples(X: Any, Y: Any) -> tuple[Tensor, Tensor]:
-    """Flattened samples of both, in double precision."""
+    """Samples of both, flattened and in double precision."""
     one, two = check_values(X, "X"), check_values(Y, "Y")
     if tuple(one.shape[1:]) != tuple(two.shape[1:]):
         raise ValueError(
-            "Samples of X and Y must be of one shape, got "
+            "Samples of X and Y must be of the same shape, got "
             f"{tuple(one.shape[1:])} and {tuple(two.shape[1:])}."
         )
-    return tuple(as_tensor(samples).flatten(1).double() for samples in (one, two))  # type: ignore[return-value]
+    return as_tensor(one).flatten(1).double(), as_tensor(two).flatten(1).double()

@@ -1,7 +1,7 @@
 """Scorers of a fitted decomposition, or of a Pipeline that holds one.
 
-Floor 4: reads the decomposition through its public attributes, and activations through
-its door.
+Floor 4: reads the decomposition by its public attributes, and activations by the
+functions of its module.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from panda_sklearn.utils.validation import (
 )
 
 
-def reconstruction(estimator, X, y=None):
-    """Score the share of the sum of squares that is reconstructed.
+def reconstruction(estimator: Any, X: Any, y: Any = None) -> float:
+    """Score the fraction of the sum of squares that is reconstructed.
 
-    Never prefers fewer parts or appearances, on unseen samples neither: each sample's
-    coefficients are taken from the very values that they reconstruct.
+    This never prefers fewer parts or appearances, not even on unseen samples: the
+    coefficients of a sample are computed from the very values that they reconstruct.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def reconstruction(estimator, X, y=None):
         Fitted decomposition, or a pipeline with one.
 
     X : array of shape (n_samples, ...)
-        What the estimator takes.
+        Input of the estimator.
 
     y : Ignored
         Not used, present for API consistency by convention.
@@ -169,26 +169,26 @@ def heldout_reconstruction(
     return 1 - float(error / energy) if float(energy) > 0 else 1.0
 
 
-def stability(estimator, X, y=None, *, of="parts"):
+def stability(estimator: Any, X: Any, y: Any = None, *, of: str = "parts") -> float:
     """Score how well a fit to other samples finds the same parts.
 
-    A clone is fitted to ``X``, with the same parameters and samples that the estimator
-    has not seen; their factors are matched so that they agree best.
+    A clone with the same parameters is fitted to ``X``, samples that the estimator has
+    not seen. The factors of both are matched as well as they agree.
 
     Parameters
     ----------
     estimator : PartsAppearanceDecomposition or Pipeline
         Fitted decomposition, or a pipeline with one. The steps before it are not
-        fitted anew.
+        refitted.
 
     X : array of shape (n_samples, ...)
-        What the estimator takes, of samples that it was not fitted to.
+        Input of the estimator, with samples that it was not fitted to.
 
     y : Ignored
         Not used, present for API consistency by convention.
 
     of : {"parts", "appearances"}, default="parts"
-        Which factors to compare; appearances up to their sign.
+        Which factors to compare; appearances are compared up to their sign.
 
     Returns
     -------
@@ -207,7 +207,7 @@ def stability(estimator, X, y=None, *, of="parts"):
     return float(np.mean(cosines))
 
 
-def neg_parts_overlap(estimator, X, y=None):
+def neg_parts_overlap(estimator: Any, X: Any, y: Any = None) -> float:
     """Score how little the parts overlap.
 
     Parameters
@@ -224,13 +224,14 @@ def neg_parts_overlap(estimator, X, y=None):
     Returns
     -------
     score : float
-        - ``parts_overlap`` of the fitted parts; 0 if they share no position.
+        The negative of ``parts_overlap`` of the fitted parts; 0 if they share no
+        position.
     """
     return 0.0 - parts_overlap(_steps(estimator)[1].parts_)
 
 
-def distinct_parts(estimator, X, y=None):
-    """Score the share of the parts that are neither dead nor duplicates.
+def distinct_parts(estimator: Any, X: Any, y: Any = None) -> float:
+    """Score the fraction of parts that are neither dead nor duplicates.
 
     Parameters
     ----------
@@ -250,15 +251,15 @@ def distinct_parts(estimator, X, y=None):
 
     See Also
     --------
-    dead_parts : Which are as good as zero.
-    duplicate_parts : Which are much like an earlier one.
+    dead_parts : Finds parts that are practically zero.
+    duplicate_parts : Finds parts that are nearly the same as an earlier one.
     """
     parts = _steps(estimator)[1].parts_
     return float(np.mean(~dead_parts(parts) & ~duplicate_parts(parts)))
 
 
 def _steps(estimator: Any) -> tuple[list, PartsAppearanceDecomposition]:
-    """The transformers before the decomposition in a pipeline, and itself."""
+    """The steps of a pipeline before the decomposition, and the decomposition."""
     before: list = []
     for step in _flattened(estimator):
         if isinstance(step, PartsAppearanceDecomposition):
@@ -272,7 +273,7 @@ def _steps(estimator: Any) -> tuple[list, PartsAppearanceDecomposition]:
 
 
 def _flattened(estimator: Any) -> Iterator[Any]:
-    """The steps of a pipeline, with those of the pipelines in it."""
+    """The steps of a pipeline, including those of nested pipelines."""
     if not hasattr(estimator, "steps"):
         yield estimator
         return
@@ -282,7 +283,7 @@ def _flattened(estimator: Any) -> Iterator[Any]:
 
 
 def _find(estimator: Any, X: Any) -> tuple[PartsAppearanceDecomposition, Any]:
-    """The decomposition, and what it is given of X."""
+    """The decomposition, and its input for X."""
     before, panda = _steps(estimator)
     for step in before:
         X = step.transform(X)
@@ -300,19 +301,18 @@ def _check_folds(factors: Any, n_folds: int, rank: str, rows: str) -> None:
         )
     if n - -(-n // n_folds) < r:
         raise ValueError(
-            f"{r} {rank} cannot be told from {n} {rows} less a fold of them. Use at "
-            f"most n_{rank}={n - -(-n // n_folds)} with this scorer, or a larger "
-            "n_folds."
+            f"{r} {rank} cannot be told apart by {n} {rows} less one fold. Use at most "
+            f"n_{rank}={n - -(-n // n_folds)} with this scorer, or a larger n_folds."
         )
 
 
 def _predictors(
     factor: Tensor, n_folds: int, random: np.random.RandomState
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Of each fold of a factor's rows: its indices, the others, and h from o.
+    """For each fold of a factor's rows: its indices h, the others o, and a predictor.
 
-    Rows of the factor that were observed give coefficients by least squares, and
-    these the rows that were held out.
+    The predictor (len(h), len(o)) takes coefficients from the rows o by least squares,
+    and reconstructs the rows h from these.
     """
     n = len(factor)
     folds = np.array_split(random.permutation(n), n_folds)

@@ -51,7 +51,7 @@ def test_the_generator_is_ready_to_use(generator):
     assert layers["block32"] == (2, 64, 32, 32)
 
 
-def test_the_weights_are_small_and_no_code():
+def test_the_weights_are_small_and_hold_no_code():
     file = _faces.resources.files("panda_sklearn.datasets") / "data"
     weights = file / "face_generator.safetensors"
     assert len(weights.read_bytes()) < 5_000_000
@@ -77,12 +77,12 @@ def test_the_images_are_pictures_and_varied(generator):
     images = generator(sample_latents(generator, 64, random_state=0))
     assert images.shape == (64, 3, 64, 64)
     assert (images.abs() <= 1).float().mean() > 0.95
-    # No two alike: of trained faces the nearest pair still differs visibly.
+    # No two alike: even the nearest pair of faces differs visibly.
     pixels = images.flatten(1)
     distances = torch.cdist(pixels, pixels) / pixels.shape[1] ** 0.5
     distances.fill_diagonal_(np.inf)
     assert distances.min() > 0.05
-    # And faces: brighter in the middle than at the sides, on the whole.
+    # And faces: on average brighter in the middle than at the sides.
     brightness = images.mean(dim=(0, 1))
     assert brightness[24:40, 24:40].mean() > brightness[:, :8].mean() + 0.1
 
@@ -145,7 +145,7 @@ def test_planted_factors():
 
 
 @pytest.mark.parametrize("snr_db", [0, 10])
-def test_noise_is_as_strong_as_asked(snr_db):
+def test_noise_has_the_requested_strength(snr_db):
     clean, *_ = make_parts_appearances(500, random_state=0)
     noisy, *_ = make_parts_appearances(500, snr_db=snr_db, random_state=0)
     ratio = np.sum(clean**2) / np.sum((noisy - clean) ** 2)
@@ -194,7 +194,7 @@ def run(script, arguments):
 
 
 @pytest.mark.slow
-def test_the_training_script_goes_on_where_it_was(script, tmp_path, monkeypatch):
+def test_the_training_script_continues_where_it_was(script, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "N_SAMPLES", 24)
     monkeypatch.setattr(script, "PENALTY_EVERY", 2)
     photographs = save_photographs(tmp_path / "photographs", 20)
@@ -226,13 +226,13 @@ def test_the_training_script_goes_on_where_it_was(script, tmp_path, monkeypatch)
     run(script, f"{common} --out {halved} --steps 4")
     assert steps == [2, 3]
     again = load_file(halved / "face_generator.safetensors")
-    # Half precision of sums that threads may add in another order.
+    # Half precision, and threads may add in another order.
     for name, weight in weights.items():
         torch.testing.assert_close(again[name], weight, rtol=2e-2, atol=2e-3)
 
 
 class Mesh:
-    """MediaPipe's face mesh, which finds the points that it is given."""
+    """A stand-in for MediaPipe's face mesh that finds the points it was given."""
 
     def __init__(self, faces):
         self.faces = faces
@@ -248,7 +248,7 @@ class Mesh:
 
 
 def mesh_points(script, *, angle=0.0, distance=50.0, middle=(125, 120), depth=0.0):
-    """A face mesh of which the corners of eyes and mouth, and the nose, are given."""
+    """The points of a face mesh, with given corners of eyes and mouth, and nose."""
     at = (script.PLACES - script.PLACES.mean(axis=0)) @ [1, 1j]
     turn = distance / 20 * np.exp(1j * np.deg2rad(angle))
     centres = turn * at + complex(*middle)
@@ -269,7 +269,7 @@ def test_photographs_are_aligned(script, angle):
     for channel, centre in enumerate(centres):  # a dot for each of the three
         near = np.hypot(columns - centre.real, rows - centre.imag) < 4
         photograph[near, channel] = 240
-    # Another face, further from the middle, counts for nothing.
+    # Another face, further from the middle, is ignored.
     other, _ = mesh_points(script, middle=(60, 60))
     crop = script.aligned(photograph, Mesh([other, points]))
     assert crop.shape == (64, 64, 3) and crop.dtype == np.uint8
@@ -280,7 +280,7 @@ def test_photographs_are_aligned(script, angle):
         np.testing.assert_allclose(found, [column, row], atol=0.2)
 
 
-def test_what_cannot_be_aligned_is_left_out(script):
+def test_photographs_that_cannot_be_aligned_are_left_out(script):
     photograph = np.zeros((250, 250, 3), dtype=np.uint8)
     for faces in (
         [],

@@ -146,7 +146,7 @@ class GenforceTruncation(nn.Module):
     def forward(self, w, trunc_psi=None, trunc_layers=None):
         wp = w[:, None].repeat(1, self.num_layers, 1) if w.ndim == 2 else w
         psi, layers = trunc_psi or 1.0, trunc_layers or 0
-        if psi < 1 and layers > 0:  # as theirs: without layers, or above 1, nothing
+        if psi < 1 and layers > 0:  # otherwise nothing, as in theirs
             near = self.w_avg + (wp - self.w_avg) * psi
             wp = torch.cat([near[:, :layers], wp[:, layers:]], dim=1)
         return wp
@@ -467,7 +467,7 @@ class FourierInput(nn.Module):
         super().__init__()
         self.size = size
         self.affine = nn.Linear(W, 4)
-        with torch.no_grad():  # near to no motion, as theirs
+        with torch.no_grad():  # hardly any motion, as in theirs
             self.affine.weight.mul_(0.3)
             self.affine.bias.copy_(torch.tensor([1.0, 0, 0, 0]))
         self.weight = nn.Parameter(torch.randn(C, C))
@@ -554,8 +554,8 @@ class StyleGAN3Net(NvidiaStyleGAN2Net):
         return features, 0.25 * s.L3_8_3(x, ws[:, 4], force_fp32=True)
 
 
-# BigGAN: class-conditional batch norm under spectral norm, self-attention, and the
-# first activations made by no module: they are the input of the first block.
+# BigGAN: class-conditional batch norm under spectral norm, and self-attention. The
+# first activations are the input of the first block, and no module's output.
 
 N_CLASSES = 5
 spectral = nn.utils.parametrizations.spectral_norm

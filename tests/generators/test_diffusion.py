@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def tiny_unet(seed=0):
-    """As small as diffusers' own tests build it."""
+    """A network as small as in diffusers' own tests."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         unet = diffusers.UNet2DModel(
@@ -92,7 +92,7 @@ def test_ddpm_is_run_by_ddim(unet, z):
 
 
 def test_other_samplers(unet, z):
-    """Whatever scales its inputs and its noise, and calls the network more often."""
+    """Samplers that scale inputs and noise, or call the network more often."""
     for kind in (diffusers.EulerDiscreteScheduler, diffusers.HeunDiscreteScheduler):
         scheduler = kind()
         with torch.no_grad():
@@ -125,7 +125,7 @@ def test_layers_are_hooked_by_name(unet, z):
 
 
 def test_an_edit_of_a_down_block_reaches_its_skip(unet, z):
-    """Else the up block would see the unedited tensor."""
+    """Otherwise the up block would see the unedited tensor."""
     model = Diffusion(unet, SCHEDULERS["ddim"](), n_steps=1)
     extractor = GeneratorFeatureExtractor(model, "unet.down_blocks.1", select=0).fit(z)
     seen = []
@@ -483,7 +483,7 @@ class TestTextsAsAWholeToo:
         assert model.guidance == (None if is_flux or scale == 1 else "last")
         with torch.no_grad():
             found = (model(noise) / 2 + 0.5).clamp(0, 1).movedim(1, -1)
-        assert found.std() > 0.01  # not all of one colour
+        assert found.std() > 0.01  # not a single colour
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
     @pytest.mark.parametrize("make", [sdxl, sd3, flux])
@@ -509,7 +509,7 @@ class TestTextsAsAWholeToo:
         with torch.no_grad():
             assert torch.equal(model(z), given(z))
 
-    def test_no_text_is_zeros_where_the_pipeline_says_so(self):
+    def test_an_empty_text_is_zeros_if_the_pipeline_says_so(self):
         pytest.importorskip("transformers")
         pipeline = sdxl()
         text, pooled = torch.ones(6, 8), torch.ones(8)
@@ -554,7 +554,7 @@ class TestTextsAsAWholeToo:
 
 
 class TestRecommended:
-    """What list_layers says is worth decomposing."""
+    """Layers that list_layers recommends."""
 
     def test_blocks_of_u_nets_alone(self, text_pipeline):
         texts = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
@@ -567,7 +567,7 @@ class TestRecommended:
         )
         z = sample_latents(model, 2, random_state=0)
         found = list_layers(model, z).recommended
-        # As large as the image is the last, and the decoder is not the U-Net's.
+        # The last block is as large as the image, and the decoder is not the U-Net's.
         assert [layer.name for layer in found] == ["unet.mid_block"]
 
     def test_of_samplers_that_call_it_twice(self):
@@ -633,7 +633,7 @@ class TestSteps:
         assert model.calls_at([2, 0]) == found[0] + found[2]
 
     def test_of_a_step_that_calls_twice_both_are_edited(self, unet, z):
-        """Else half of a Heun step would be that of another image."""
+        """Otherwise half of a Heun step would belong to another image."""
         model = Diffusion(unet, diffusers.HeunDiscreteScheduler(), n_steps=3)
         extractor = GeneratorFeatureExtractor(
             model, "unet.mid_block", call=model.calls_at(1)
@@ -768,7 +768,7 @@ def model():
 
 
 class TestFaces:
-    def test_is_a_quiet_guest(self):
+    def test_loading_leaves_global_state_alone(self):
         state = torch.get_rng_state()
         model = load_face_diffusion()
         assert torch.equal(state, torch.get_rng_state())
@@ -784,7 +784,7 @@ class TestFaces:
         assert abs(float(noise.std()) - 1) < 0.02
 
     def test_images_are_faces(self, model):
-        """Alike from left to right, and of the photographs' mean, as noise is not."""
+        """Symmetric and with the photographs' mean, unlike noise."""
         with torch.no_grad():
             images = model(sample_latents(model, 8, random_state=0)).clamp(-1, 1)
         mean = images.mean(dim=0)

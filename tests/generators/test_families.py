@@ -1,4 +1,4 @@
-"""Every family, in every calling convention, against its forward pass in two pieces."""
+"""Every family and convention, against its forward pass in two pieces."""
 
 import pickle
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ def rosinality_codes(network, z, psi=1.0, mean=0.0):
 
 
 def turned(network, z):
-    """Codes, and the generator turned for good: by_hand has no transform of its own."""
+    """Codes, with the transform set in the generator: by_hand takes none."""
     network.synthesis.input.transform = torch.tensor(TURN).inverse()
     return nvidia_codes(network, z, truncation_psi=0.6)
 
@@ -221,7 +221,7 @@ def test_batches_do_not_matter(case, network, latents):
         torch.testing.assert_close(
             getattr(whole, method)(latents),
             getattr(single, method)(latents),
-            atol=5e-5,  # some forty layers of single precision
+            atol=5e-5,  # about forty layers in single precision
             rtol=0,
         )
 
@@ -285,7 +285,7 @@ def test_numpy_latents(case, network, latents):
 
 
 def test_two_readers_of_one_output():
-    """Its output reaches toRGB and the next convolution, the next one's input one."""
+    """The output reaches toRGB and the next convolution; that one's input only one."""
     network = f.seeded(f.NvidiaStyleGAN2Net)
     z = sample_latents(network, 4, 0)
     ws = nvidia_codes(network, z)
@@ -304,7 +304,7 @@ def test_two_readers_of_one_output():
     torch.testing.assert_close(edited, expected, atol=1e-5, rtol=1e-4)
     both = make_extractor(network, StyleGAN2()).fit(z)
     assert not torch.allclose(both.generate(z, features=lambda x: x + 2), edited)
-    # The block gives the same maps, after toRGB has read them.
+    # The block returns the same maps, after toRGB has read them.
     block = GeneratorFeatureExtractor(
         network, "synthesis.b8", select=0, forward=StyleGAN2()
     ).fit(z)

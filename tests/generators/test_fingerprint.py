@@ -1,4 +1,4 @@
-"""Which network with which weights: fingerprints."""
+"""Fingerprints identify networks and their weights."""
 
 import copy
 
@@ -16,14 +16,14 @@ def network():
         return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4))
 
 
-def test_equal_networks_have_equal_ones():
+def test_equal_networks_have_equal_fingerprints():
     one = network()
     found = fingerprint(one)
     assert len(found) == DIGITS and int(found, 16) >= 0
     assert fingerprint(network()) == found
     assert fingerprint(copy.deepcopy(one).eval().requires_grad_(False)) == found
     assert fingerprint(one.to(memory_format=torch.channels_last)) == found
-    # The values count, not how they lie in memory.
+    # Values count, not their layout in memory.
     one[2].weight.data = one[2].weight.data.T.contiguous().T
     assert fingerprint(one) == found
     assert fingerprint(torch.compile(one, backend="eager")) == found
@@ -42,14 +42,14 @@ def test_equal_networks_have_equal_ones():
         lambda net: net.insert(0, nn.Identity()),
     ],
 )
-def test_others_have_others(change):
+def test_different_networks_have_different_fingerprints(change):
     net = network()
     before = fingerprint(net)
     change(net)
     assert fingerprint(net) != before
 
 
-def test_what_has_no_weights_has_none():
+def test_networks_without_weights_have_none():
     with pytest.raises(TypeError, match=r"network must be a .*Module, got str"):
         fingerprint("network")
     with pytest.raises(ValueError, match=r"weight '0.bias'.*no values yet"):

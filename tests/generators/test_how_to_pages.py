@@ -21,12 +21,12 @@ STAND_INS = {
 
 
 def blocks(page):
-    """Literal blocks of the page of that name."""
+    """The literal blocks of a page."""
     return literal_blocks(PAGES / f"{page}.rst")
 
 
 def on_stand_in(code, network):
-    """The same code, with the stand-in's layer, classes and few samples."""
+    """The same code with the stand-in's layer and classes, and few samples."""
     code = re.sub(
         r'GeneratorFeatureExtractor\(generator, "[^"]*",( select=\d,| tap="\w*",)*',
         "GeneratorFeatureExtractor(generator, **generator.layer,",
@@ -51,7 +51,7 @@ def test_from_a_checkpoint_to_an_edited_image(page, capsys):
     edited = names["editor"].edit(names["latents"][:4], names["Edit"](2, 5, 3.0))
     assert edited.shape == images.shape and abs(edited - images).max() > 1e-3
     assert "layer" in capsys.readouterr().out
-    # About ten lines, besides the imports.
+    # About ten lines, not counting imports.
     assert len(code.split("\n\n")[1].splitlines()) <= 10
 
 

@@ -76,20 +76,20 @@ def test_classes_to_draw():
         ({"classes": "dog"}, TypeError, "classes must be a sequence of ints"),
         ({"classes": [0.5]}, TypeError, "classes must be an int"),
         ({"classes": []}, ValueError, "classes is empty"),
-        ({"classes": {1: -1}}, ValueError, "share of classes must be .* at least 0"),
+        ({"classes": {1: -1}}, ValueError, "weight of classes must be .* at least 0"),
         ({"classes": {1: 0}}, ValueError, "positive sum"),
         ({"classes": 1, "forward": BigGAN(label=1)}, ValueError, "given twice"),
         ({"n_samples": 0}, ValueError, "n_samples"),
         ({"n_samples": 1.5}, TypeError, "n_samples"),
     ],
 )
-def test_bad_requests(options, kind, match):
+def test_bad_arguments(options, kind, match):
     network = f.seeded(f.HuggingFaceBigGANNet)
     with pytest.raises(kind, match=match):
         sample_latents(network, **{"n_samples": 3, **options})
 
 
-def test_classes_of_generators_without():
+def test_classes_for_generators_without_classes():
     with pytest.raises(ValueError, match="no classes: leave classes at None"):
         sample_latents(f.seeded(f.StyleGAN3Net), 3, classes=1)
 
@@ -118,7 +118,7 @@ def test_codes_are_what_the_mapping_network_gives():
 
 
 def test_codes_that_differ_between_layers():
-    """genforce's repeat_w=False: the mapping network gives all codes at once."""
+    """genforce's repeat_w=False: the mapping network returns codes for all layers."""
     network = f.seeded(f.GenforceStyleGAN2Net)
     n_codes = network.num_layers
     network.mapping.layers = torch.nn.Linear(f.Z, n_codes * f.W)
@@ -131,8 +131,8 @@ def test_codes_that_differ_between_layers():
         sample_latents(network, 3, 0, forward=StyleGAN2)
 
 
-def test_a_forward_says_the_family():
-    """A convention that is not what the generator looks like."""
+def test_forward_decides_the_family():
+    """For a convention that would not be recognised."""
     network = f.seeded(f.StyleGAN3Net)
     network.latent_size = 4
     assert sample_latents(network, 3).shape == (3, f.Z)

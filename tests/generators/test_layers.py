@@ -21,12 +21,12 @@ from tests.generators import families as f
 @pytest.mark.parametrize(
     "build, forward, expected",
     [
-        # The block gives the same maps, but only after toRGB has read them.
+        # The block returns the same maps, but only after toRGB has read them.
         (f.NvidiaStyleGAN2Net, StyleGAN2(), [("synthesis.b8.conv1", None, 8)]),
         (f.StyleGAN3Net, StyleGAN3(), [("synthesis.L1_12_8", None, 12)]),
         (f.HuggingFaceBigGANNet, BigGAN(), [("generator.layers.1", None, 8)]),
         (f.BrockBigGANNet, BigGAN(), [("blocks.0.1", None, 8)]),
-        # Here the maps are no larger than 4 x 4, but for those of the image's size.
+        # Maps here are at most 4 x 4, except those of the image's size.
         (f.ProGANNet, ProGAN(), []),
         (f.StyleGANNet, StyleGAN(), []),
         (f.RosinalityStyleGAN2Net, StyleGAN2(), []),
@@ -87,7 +87,7 @@ class Pyramid(nn.Module):
 
 
 def test_what_is_worth_decomposing():
-    """Tuples by their index, the outermost name, nothing of few channels."""
+    """Tensors of tuples by index, the outermost name, no maps of few channels."""
     layers = list_layers(Pyramid(), torch.randn(2, 6))
     assert [(layer.name, layer.select) for layer in layers.recommended] == [
         ("pair8", 0),
@@ -160,7 +160,7 @@ def test_networks_of_inference_mode():
 
 
 @pytest.mark.filterwarnings("ignore")  # torch.jit warns that it is deprecated
-def test_scripted_parts_are_passed_over():
+def test_scripted_parts_are_skipped():
     network = nn.Sequential(torch.jit.script(nn.Linear(6, 5)), nn.ReLU())
     assert [layer.name for layer in list_layers(network, only_z())] == ["1"]
 
@@ -173,7 +173,7 @@ def test_random_numbers_are_left_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_networks_of_buffers_alone_are_run_where_those_are():
+def test_networks_with_buffers_alone_run_on_their_device():
     class Buffers(nn.Module):
         def __init__(self):
             super().__init__()
@@ -189,7 +189,7 @@ def test_networks_of_buffers_alone_are_run_where_those_are():
 
 
 def test_networks_without_images():
-    """A classifier: every size counts, since there is no image to be as large as."""
+    """A classifier: every size counts, since there is no image to compare with."""
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 9, 1)
     )

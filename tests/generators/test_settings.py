@@ -1,4 +1,4 @@
-"""What the settings of a call do: codes, classes, truncation, the transform."""
+"""The settings of a call: codes, classes, truncation, the transform."""
 
 import threading
 
@@ -52,7 +52,7 @@ def test_codes_make_the_images_of_their_latents(name, space):
 
 
 def test_codes_of_single_layers():
-    """Codes of late layers change the image, and not the features before them."""
+    """Codes of late layers change the image, but not earlier features."""
     network = f.seeded(f.NvidiaStyleGAN2Net)
     forward = StyleGAN2(latent_space="w+")
     codes = sample_latents(network, 4, 0, forward=forward)
@@ -170,7 +170,9 @@ def test_columns_that_cannot_hold_the_classes():
         embeddings = generator = 1
 
     latents = torch.tensor([[0.5, 0.5, 901]], dtype=torch.bfloat16)
-    with pytest.raises(ValueError, match="bfloat16 does not tell 1000 classes"):
+    with pytest.raises(
+        ValueError, match="bfloat16 is too coarse for indices of 1000 classes"
+    ):
         BigGAN()(Many(), latents)
 
 
@@ -195,7 +197,7 @@ def test_codes_take_the_precision_of_the_network():
     assert features.dtype == np.float64
 
 
-def test_settings_print_short():
+def test_settings_have_a_short_repr():
     zeros, ones = (StyleGAN2(w_avg=fill(512)) for fill in (np.zeros, np.ones))
     assert "w_avg=<512 numbers of norm 0>" in repr(zeros)
     assert repr(ones) != repr(zeros) and ones != zeros
@@ -320,7 +322,7 @@ def test_generators_of_other_families(forward):
         (lambda: BigGAN(truncation=0), ValueError, "truncation must be .* above 0"),
         (lambda: BigGAN(truncation=1.1), ValueError, "at most 1"),
         (lambda: BigGAN(label="dog"), TypeError, "label must be the index of a class"),
-        (lambda: BigGAN(label=-1), ValueError, "a class from 0 on"),
+        (lambda: BigGAN(label=-1), ValueError, "a class, 0 or more"),
         (lambda: BigGAN(label=[[0, 1]]), ValueError, "the same for all images"),
         (lambda: ProGAN(label=[np.nan, 0]), ValueError, "label contains NaN"),
         (lambda: StyleGAN2(0.7), TypeError, "positional"),
@@ -331,7 +333,7 @@ def test_bad_settings(build, kind, match):
         build()
 
 
-def test_a_label_of_codes():
+def test_a_label_with_codes():
     network = f.seeded(lambda: f.NvidiaStyleGAN2Net(c_dim=3))
     forward = StyleGAN2(latent_space="w", label=1)
     codes = sample_latents(network, 3, 0, forward=forward)
@@ -356,7 +358,7 @@ def test_half_precision_is_left_to_cuda():
 
 @pytest.mark.parametrize("truncation", [1.0, 0.6])
 def test_the_shipped_generator_is_a_stylegan2(truncation):
-    """In all three spaces, and with the truncation that it was loaded with."""
+    """In all three spaces, with the truncation given when loading."""
     generator = load_face_generator(truncation)
     z = sample_latents(generator, 3, random_state=0)
     expected = generator(z)

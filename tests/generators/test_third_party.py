@@ -57,7 +57,7 @@ class HuggingFaceBigGAN:
                 tensor.fill_(0.6)
         torch.nn.init.normal_(network.generator.bn.weight)
         torch.nn.init.normal_(network.generator.bn.bias)
-        with torch.no_grad():  # lets spectral norm find the norms
+        with torch.no_grad():  # so that spectral norm converges
             for _ in range(20):
                 network.train()(torch.randn(1, 8), torch.eye(7)[:1], 0.43)
         return network
@@ -146,7 +146,7 @@ def test_batches_do_not_matter(case, network, latents):
 
 
 def test_everything_is_left_as_it_was(case, network, latents):
-    """Spectral norm's own hooks, its vectors, the modes."""
+    """Hooks and vectors of spectral norm, and the modes."""
     network.train()
     hooks = [dict(m._forward_pre_hooks) for m in network.modules()]
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Measures of factors against slow ones, and on cases known by hand."""
+"""Measures of factors, against slow versions and in cases known by hand."""
 
 import itertools
 
@@ -75,7 +75,7 @@ def test_dead_and_duplicate_parts():
 @pytest.mark.parametrize(
     ("call", "part"),
     [
-        (lambda: match_factors(np.eye(3), np.eye(4)), "rows of one shape"),
+        (lambda: match_factors(np.eye(3), np.eye(4)), "rows of the same shape"),
         (lambda: match_factors(np.full((2, 2), np.nan), np.eye(2)), "factors contains"),
         (lambda: parts_overlap(np.ones(3)), "parts must be an array"),
         (lambda: dead_parts(np.eye(2), tol=2), "tol must be"),

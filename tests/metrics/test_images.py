@@ -38,7 +38,7 @@ def literal_roi_ratio(mask, images, edited):
 
 
 @given(st.integers(0, 2**31), st.sampled_from([(6,), (3, 4), (2, 3, 4)]))
-def test_it_is_equation_7(seed, spatial):
+def test_roi_ratio_is_equation_7(seed, spatial):
     random = rng(seed)
     images, edited = random.normal(size=(2, 5, 3, *spatial))
     mask = random.uniform(size=spatial)
@@ -51,7 +51,7 @@ def test_it_is_equation_7(seed, spatial):
 
 
 def test_known_values():
-    """A change of a inside and b outside has the ratio b / a times the sizes' root."""
+    """Changes a inside and b outside: b / a times the root of the sizes' ratio."""
     images = rng().normal(size=(4, 3, 8, 8))
     mask = np.zeros((8, 8), dtype=bool)
     mask[:2] = True  # a quarter
@@ -118,7 +118,7 @@ def test_many_images_are_measured_in_batches(monkeypatch):
             np.ones((4, 4)),
             np.zeros((2, 3, 4, 4)),
             np.ones((1, 3, 4, 4)),
-            "of one shape",
+            "of the same shape",
         ),
         (np.full((4, 4), 2), np.zeros((2, 3, 4, 4)), np.ones((2, 3, 4, 4)), "0 to 1"),
         (np.ones((4, 4)), np.full((2, 3, 4, 4), np.nan), np.ones((2, 3, 4, 4)), "NaN"),
@@ -155,14 +155,14 @@ class TestSlicedWasserstein:
         assert found != sliced_wasserstein_distance(X, Y[:20], random_state=4)
 
     def test_bad_input(self):
-        with pytest.raises(ValueError, match="of one shape"):
+        with pytest.raises(ValueError, match="of the same shape"):
             sliced_wasserstein_distance(np.ones((3, 4)), np.ones((3, 5)))
         with pytest.raises(ValueError, match="n_projections must be at least 1"):
             sliced_wasserstein_distance(np.eye(3), np.eye(3), n_projections=0)
 
 
 class TestOutside:
-    def test_psnr_is_of_the_weighted_change(self):
+    def test_psnr_is_that_of_the_weighted_change(self):
         random = rng(3)
         images, edited = random.uniform(-1.2, 1.2, size=(2, 5, 3, 6, 7))
         mask = random.uniform(0, 1, size=(6, 7))
@@ -250,11 +250,11 @@ class TestFrechet:
         assert by_call == pytest.approx(expected, rel=1e-5)
 
     def test_bad_input(self):
-        with pytest.raises(ValueError, match="Two samples of each"):
+        with pytest.raises(ValueError, match="at least two samples each"):
             frechet_distance(np.ones((1, 3)), np.ones((4, 3)))
         with pytest.raises(ValueError, match="Pass a network"):
             frechet_distance(np.ones((4, 3, 2)), np.ones((4, 3, 2)))
-        with pytest.raises(TypeError, match="network must give a tensor"):
+        with pytest.raises(TypeError, match="network must return a tensor"):
             frechet_distance(np.eye(3), np.eye(3), network=lambda x: None)
 
 
