@@ -15,7 +15,7 @@ measurement does not count. Its figure is the median, and the spread is the
 interquartile range. A row is slower if its median is higher by more than 10 %
 (``LEAST_CHANGE``) and by more than three standard errors of the difference between the
 medians. What appears slower is measured a second time, and the second figure counts.
-The exit status is 1 if any row is slower.
+The exit status is 1 if any row is slower, or fails as it did not before.
 
 Figures of one kind of machine say little about another kind: a note says where the
 stored ones come from. With ``--against`` both versions are measured in turns, by the
@@ -237,9 +237,9 @@ def checked_out(revision):
 
 
 def line(name, before, now):
-    """A row of the table, and whether it is slower."""
+    """A row of the table, and whether it is slower or fails as it did not before."""
     if isinstance(now, str):
-        return f"{name:64} cannot be measured: {now}", False
+        return f"{name:64} cannot be measured: {now}", isinstance(before, dict)
     if isinstance(before, str):
         return f"{name:64} cannot be measured in the other version: {before}", False
     if before is None:
@@ -251,22 +251,22 @@ def line(name, before, now):
 
 
 def compare(names, versions, stored, options):
-    """Print the table; the figures of this version, and the names of slower rows."""
-    found, slower = {}, []
+    """Print the table; return this version's figures, and rows slower or failing."""
+    found, wrong = {}, []
     heading = options.against or "stored"
     print(f"{'':64}{heading[:8]:>9}{'now':>9}{'change':>9}", flush=True)
     for name in names:
-        for _ in range(2):  # what appears slower, once more
+        for _ in range(2):  # what appears wrong, once more
             *other, now = measured(name, versions, options.seconds, options.repeats)
             before = other[0] if other else stored.get(name)
-            text, is_slower = line(name, before, now)
-            if not is_slower:
+            text, is_wrong = line(name, before, now)
+            if not is_wrong:
                 break
         print(text, flush=True)
-        slower += [name] * is_slower
+        wrong += [name] * is_wrong
         if not isinstance(now, str):
             found[name] = now
-    return found, slower
+    return found, wrong
 
 
 def dated(facts):
@@ -282,7 +282,7 @@ def dated(facts):
     }
 
 
-def parsed(arguments=None):
+def parsed():
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -307,9 +307,12 @@ def parsed(arguments=None):
     parser.add_argument("--repeats", type=int, default=5, help="of a row, at least")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--file", type=Path, default=ROOT / "benchmarks" / "baseline.json"
+        "--file",
+        type=Path,
+        default=ROOT / "benchmarks" / "baseline.json",
+        help="of the stored figures",
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     if options.against and options.update:
         parser.error("--update stores figures of this version alone, not --against.")
     if options.repeats < 1:
@@ -336,7 +339,7 @@ def main():
         if options.list or not names:
             print("\n".join(facts["rows"]))
             return 0 if options.list else 2
-        found, slower = compare(names, versions, stored, options)
+        found, wrong = compare(names, versions, stored, options)
     for what in facts["left out"]:
         print(f"left out: {what}")
     machines = {stored[n]["machine"] for n in names if n in stored}
@@ -351,9 +354,9 @@ def main():
         return 0
     if not options.against and not any(name in stored for name in names):
         print("Nothing is stored: --update stores figures, --against TAG needs none.")
-    if slower:
-        print(f"{len(slower)} of {len(names)} rows slower")
-    return bool(slower)
+    if wrong:
+        print(f"{len(wrong)} of {len(names)} rows slower or failing")
+    return bool(wrong)
 
 
 if __name__ == "__main__":

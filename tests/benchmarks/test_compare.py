@@ -89,6 +89,13 @@ def test_what_appears_slower_is_measured_again(ratios, slower, capsys):
     assert ("slower" in capsys.readouterr().out) == bool(slower)
 
 
+def test_a_row_that_fails_now(capsys):
+    fake = Fake("KeyError: x", "KeyError: x")
+    found, names = compare.compare(["row"], [fake], {"row": figure(1.0)}, OPTIONS)
+    assert names == ["row"] and not found
+    assert "cannot be measured: KeyError: x" in capsys.readouterr().out
+
+
 def test_without_stored_figures(capsys):
     _, names = compare.compare(["row"], [Fake(2.0)], {}, OPTIONS)
     assert names == []
