@@ -1,6 +1,7 @@
 """Sphinx configuration."""
 
 import warnings
+from pathlib import Path
 
 import matplotlib
 
@@ -20,6 +21,8 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx_gallery.gen_gallery",
     "sphinx-mathjax-offline",
+    "sphinx_copybutton",
+    "sphinx_design",
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "auto_examples/*.ipynb"]
@@ -27,6 +30,13 @@ suppress_warnings = ["config.cache"]  # the gallery's sorting functions do not p
 
 html_theme = "furo"
 html_title = "panda_sklearn"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+
+# What is copied: code without its prompts, and without what it prints.
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+copybutton_exclude = ".linenos, .go"
 
 autosummary_generate = True
 numpydoc_show_class_members = False
@@ -37,6 +47,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "auto_examples",
     "filename_pattern": r"/plot_",
     "download_all_examples": False,
+    "default_thumb_file": str(Path(__file__).parent / "images" / "thumbnail.png"),
     "min_reported_time": 1,
     "show_signature": False,
     "remove_config_comments": True,
