@@ -6,7 +6,7 @@ A diffusion model runs the same layers once in each of its steps. We look at the
 of one layer and how they change from step to step, and edit in all or some of the
 steps.
 
-Needs ``pip install "panda_sklearn[diffusers]"``. Run as a script,
+Needs the extra ``diffusers``. Run as a script,
 ``python examples/plot_diffusion.py`` writes the pictures below to the folder
 ``panda_pictures``.
 """

@@ -1,7 +1,7 @@
 """Displays of parts, saliency and edits.
 
 Floor 4 of the package. Each display holds computed arrays and draws them with
-``plot``; matplotlib (``pip install "panda_sklearn[plot]"``) is imported only then.
+``plot``; matplotlib (the extra ``plot``) is imported only then.
 """
 
 from panda_sklearn.inspection._edits import (
