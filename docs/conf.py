@@ -19,6 +19,7 @@ extensions = [
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.doctest",  # hidden set-up of blocks that the tests run
     "sphinx_gallery.gen_gallery",
     "sphinx-mathjax-offline",
     "sphinx_copybutton",
