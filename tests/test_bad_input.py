@@ -61,8 +61,8 @@ NO_ROW = {
     "explore": "needs gradio: explorer/test_page.py",
     "PartsAppearanceDecomposition.load": "paths and files: test_saving.py",
     "PartsAppearanceDecomposition.save": "paths and files: test_saving.py",
-    "load_edits": "paths and files: editing/test_kept.py",
-    "save_edits": "paths and files: editing/test_kept.py",
+    "load_edits": "paths and files: editing/test_files.py",
+    "save_edits": "paths and files: editing/test_files.py",
 }
 
 # Kinds that are good values of common arguments.

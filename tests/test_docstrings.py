@@ -11,6 +11,7 @@ from numpydoc.validate import validate
 PUBLIC_MODULES = [
     "panda_sklearn",
     "panda_sklearn.datasets",
+    "panda_sklearn.editing",
     "panda_sklearn.generators",
     "panda_sklearn.inspection",
     "panda_sklearn.memory",

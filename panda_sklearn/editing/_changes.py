@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,26 +24,31 @@ from panda_sklearn.decomposition import (
 from panda_sklearn.editing._edit import Edit
 from panda_sklearn.editing._lookup import Sizes, term_of
 from panda_sklearn.editing._terms import Place, Term
-from panda_sklearn.feature_extractor import Take
+from panda_sklearn.feature_extractor import (
+    GeneratorFeatureExtractor,
+    Replays,
+    Take,
+    generate_changed,
+)
 from panda_sklearn.solvers import refine_parts
 from panda_sklearn.utils.arithmetic import in_full_precision, own_arithmetic
 from panda_sklearn.utils.arrays import MapLayout, promoted
 from panda_sklearn.utils.hooks import Moment
 from panda_sklearn.utils.validation import check_flag, check_kind, shown
 
-__all__ = ["Change", "change_of", "check_edits"]
+__all__ = ["Change", "change_of", "check_edits", "generate_edited"]
 
-# Projected gradient steps of a refinement: those of section 4.3.2.
+# Projected gradient steps of a refinement, as in section 4.3.2.
 REFINEMENT_STEPS = 100
 
 
 def check_edits(edits: Any) -> list[Edit]:
-    """One edit, or several, as a list.
+    """Return one edit, or several, as a list.
 
     Raises
     ------
     TypeError
-        If there is something else.
+        If something is not an edit.
     ValueError
         If there are none.
     """
@@ -55,70 +61,65 @@ def check_edits(edits: Any) -> list[Edit]:
     for edit in edits:
         check_kind("each of edits", edit, Edit)
     if not edits:
-        raise ValueError("edits is empty: give one Edit at least.")
+        raise ValueError("edits is empty: give at least one Edit.")
     return list(edits)
 
 
+@dataclass(frozen=True)
 class Change:
-    """What some edits do, to batches of activations.
+    """What some edits together do to batches of activations.
 
-    Parameters
+    Attributes
     ----------
     terms : sequence of Term
-
     layout : MapLayout
         Layout of the activations.
-
+    sizes : Sizes
+        What is known of the layer's calls.
     refine : callable, default=None
-        Parts (n, R_S, S) refined to maps (n, C, S); terms that are made of parts then
+        Refines the parts to maps (n, C, S) -> (n, R_S, S). Terms that are made of parts
         use those.
-
-    sizes : Sizes, default=None
-        What is known of the layer's calls; ``None`` if it runs once.
     """
 
-    def __init__(
-        self,
-        terms: Sequence[Term],
-        layout: MapLayout,
-        refine: Callable[[Tensor], Tensor] | None = None,
-        sizes: Sizes | None = None,
-    ) -> None:
-        self.terms = list(terms)
-        self.layout = layout
-        self.refine = refine
-        self.sizes = Sizes() if sizes is None else sizes
-        self.of_call = layout.sliced(self.sizes.n_slices)
+    terms: Sequence[Term]
+    layout: MapLayout
+    sizes: Sizes
+    refine: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def layout_of_call(self) -> MapLayout:
+        """Layout of the activations of one call."""
+        return self.layout.sliced(self.sizes.n_slices)
 
     def moments(self) -> dict[str, Any]:
-        """At which calls and in what parts of batches, as ``generate_changed`` asks."""
-        said = [term.calls for term in self.terms if term.calls is not None]
+        """``calls`` and ``others`` as :func:`generate_changed` takes them."""
         calls = self.sizes.calls
-        if said:
-            every = set().union(*said)
-            if any(term.calls is None for term in self.terms):
+        named = [term.calls for term in self.terms if term.calls is not None]
+        if named:
+            every = set().union(*named)
+            if len(named) < len(self.terms):
                 every |= set(calls or (0,))
             calls = tuple(sorted(every))
         others = any(term.branches != "own" for term in self.terms)
         return {"calls": calls, "others": others}
 
     def has_effect(self) -> bool:
-        """Whether a strength is not 0."""
+        """Whether any strength is not 0."""
         return any(term.has_effect() for term in self.terms)
 
     def alphas(self, where: Any) -> list[Tensor]:
-        """Strengths of each term for the samples ``where``, of shape () or (n,)."""
+        """Alpha of each term for the samples ``where``, of shape () or (n,)."""
         return [term.alpha(where) for term in self.terms]
 
     def places(self, features: Tensor | None, where: Any) -> list[Place]:
         """Where each term changes the samples ``where``.
 
-        ``features`` are their activations; only needed if parts are refined.
+        ``features`` are their activations, which are needed to refine parts.
         """
         places = [term.place(where) for term in self.terms]
         if self.refine is None or features is None:
             return places
-        refined = self.refine(promoted(self.of_call.to_maps(features))).detach()
+        refined = self.refine(promoted(self.layout_of_call.to_maps(features))).detach()
         return [
             _refined_place(refined[:, list(term.parts)]) if term.parts else place
             for term, place in zip(self.terms, places, strict=True)
@@ -132,12 +133,12 @@ class Change:
         alphas: Sequence[Tensor] | None = None,
         places: Sequence[Place] | None = None,
     ) -> Callable[[Tensor, Moment], Tensor]:
-        """What changes the activations of the samples ``where``.
+        """Return a function that changes the activations of the samples ``where``.
 
         Parameters
         ----------
         latents : array of shape (n, ...)
-            Those of these samples alone.
+            The latents of these samples alone.
 
         where : slice or Tensor of shape (n,)
 
@@ -145,47 +146,88 @@ class Change:
             Runs the network; see ``Take`` of :mod:`panda_sklearn.feature_extractor`.
 
         alphas, places : sequence, default=None
-            In the place of those that :meth:`alphas` and :meth:`places` say.
+            Used instead of :meth:`alphas` and :meth:`places`.
 
         Returns
         -------
         apply : callable
-            Activations -> activations with the change added. Where it is 0 they are
-            the very same values, unless gradients are on, which would be lost there.
+            Activations -> activations with the change added. Where nothing is added
+            they are the same bit for bit, unless gradients are on, which choosing
+            between the two would cut off.
         """
+        layout = self.layout_of_call
         alphas = self.alphas(where) if alphas is None else alphas
         prepared = [
-            term.prepared(latents, where, alpha, take)
+            term.prepared(latents, where, alpha, lambda z: layout.to_maps(take(z)))
             for term, alpha in zip(self.terms, alphas, strict=True)
         ]
 
-        sizes = self.sizes
-        taken = sizes.calls or (0,)
-
         @in_full_precision
         def apply(features: Tensor, moment: Moment = Moment()) -> Tensor:  # noqa: B008
-            maps = promoted(self.of_call.to_maps(features))
-            its = self.places(features, where) if places is None else places
-            total = maps.new_zeros(1, *maps.shape[1:])
-            for term, place, alpha, given in zip(
-                self.terms, its, alphas, prepared, strict=True
+            maps = promoted(layout.to_maps(features))
+            at = self.places(features, where) if places is None else places
+            total: Tensor | None = None
+            for term, place, alpha, of_calls in zip(
+                self.terms, at, alphas, prepared, strict=True
             ):
-                factor = term.factor(moment, sizes.calls)
+                factor = term.factor(moment, self.sizes.calls)
                 if factor == 0:
                     continue
-                if moment.call in taken:
-                    position = taken.index(moment.call)
-                    if sizes.n_slices > 1:
-                        term = term.sliced(position, len(taken))
-                    if sizes.n_rows > 1 and term.is_of_rows():
-                        given = given[position :: len(taken)]
-                total = total + term.added(maps, place, factor * alpha, given)
+                given = self._of_call(term, of_calls, moment.call)
+                added = term.added(maps, place, factor * alpha, given)
+                total = added if total is None else total + added
+            if total is None:
+                return features
             changed = maps + total
             if not torch.is_grad_enabled():  # adding zeros would turn -0.0 into 0.0
                 changed = torch.where(total != 0, changed, maps)
-            return self.of_call.from_maps(changed)
+            return layout.from_maps(changed)
 
         return apply
+
+    def _of_call(self, term: Term, prepared: Any, call: int) -> Any:
+        """What was prepared for a term, of one of the calls that the extractor takes.
+
+        Another call is given what was prepared as it is.
+        """
+        sizes, taken = self.sizes, self.sizes.calls or (0,)
+        if call not in taken:
+            return prepared
+        position = taken.index(call)
+        if sizes.n_slices > 1:  # vectors, with the calls along the channels
+            return prepared.unflatten(-1, (len(taken), -1))[..., position, :]
+        if sizes.n_rows > 1 and term.prepares_maps:
+            return prepared[position :: len(taken)]
+        return prepared
+
+
+def generate_edited(
+    extractor: GeneratorFeatureExtractor,
+    latents: Tensor,
+    change: Change,
+    *,
+    rows: Tensor | None = None,
+    verbose: int | None = None,
+    replays: Replays | None = None,
+) -> Tensor:
+    """Images of checked latents with a change, on the latents' device.
+
+    Options are as of :func:`generate_changed`. A change without effect leaves the
+    generator's own images, bit for bit.
+    """
+
+    def apply(where: slice, take: Take) -> Callable[[Tensor, Moment], Tensor]:
+        return change.applied(latents[where], where, take)
+
+    return generate_changed(
+        extractor,
+        latents,
+        apply if change.has_effect() else None,
+        **change.moments(),
+        rows=rows,
+        verbose=verbose,
+        replays=replays,
+    )
 
 
 def change_of(
@@ -196,7 +238,7 @@ def change_of(
     refine: bool = False,
     known: dict | None = None,
 ) -> Change:
-    """Edits as a change of activations.
+    """Look up edits, and return them as a change of activations.
 
     Parameters
     ----------
@@ -206,37 +248,37 @@ def change_of(
         Fitted; the edits are looked up in it.
 
     sizes : Sizes
-        What their arrays must fit.
+        What the arrays of the edits must fit.
 
     refine : bool, default=False
         Whether parts are refined to each sample.
 
     known : dict, default=None
-        Where variations that were found are kept, for edits of the same decomposition.
+        A cache of variations, for edits of the same decomposition.
 
     Raises
     ------
     TypeError, ValueError
-        If an index is out of range or no int, a part is constant, an array is of
-        another shape, ``refine`` is no flag, or there is nothing to refine.
+        If an index is out of range or not an int, a part is constant, an array has
+        another shape, ``refine`` is not a flag, or there is nothing to refine.
     """
     check_flag("refine", refine)
     known = {} if known is None else known
     terms = [term_of(edit, decomposition, sizes, known) for edit in edits]
     layout = layout_of(decomposition)
     if not refine:
-        return Change(terms, layout, sizes=sizes)
+        return Change(terms, layout, sizes)
     if sizes.n_slices > 1:
         raise ValueError(
-            "refine=True refines parts to a sample's activations, of which with "
-            "calls_as='channels' only one call's are known at a time. Leave it False."
+            "refine=True needs all activations of a sample, but with "
+            "calls_as='channels' those of one call are known at a time. Leave it False."
         )
     if not any(term.parts for term in terms):
         raise ValueError(
             "refine=True refines learnt parts, but no edit is at one: masks are "
             "used as they are. Leave refine at False, or give indices of parts."
         )
-    return Change(terms, layout, partial(_refined, decomposition), sizes)
+    return Change(terms, layout, sizes, partial(_refined, decomposition))
 
 
 @own_arithmetic
@@ -247,18 +289,18 @@ def _refined(decomposition: PartsAppearanceDecomposition, maps: Tensor) -> Tenso
 
 
 def _refined_place(parts: Tensor) -> Place:
-    """The place of parts (n, K, S) that were refined to their samples."""
+    """The place of parts (n, K, S), refined to their samples."""
     return Place(_scaled_each(parts.sum(dim=1)), parts)
 
 
 def _scaled_each(parts: Tensor) -> Tensor:
-    """Parts (n, S), each scaled to reach from 0 to 1; constant ones become zero."""
+    """Parts (n, S), each scaled to the range 0 to 1; constant ones become zero."""
     low, high = parts.amin(dim=1, keepdim=True), parts.amax(dim=1, keepdim=True)
     constant = high <= low
     if n_constant := int(constant.sum()):
         warnings.warn(
-            f"Refined to its sample, a part is constant in {n_constant} of "
-            f"{len(parts)} samples, which are left as they are there.",
+            f"A part is constant in {n_constant} of {len(parts)} samples once it is "
+            "refined to them. These samples are left as they are there.",
             UserWarning,
             stacklevel=2,
         )

@@ -1,22 +1,23 @@
-r"""Directions of channels that change one region of the image and little else.
+r"""Vectors of channels that change one region of the image and little else.
 
 Floor 3: see :mod:`panda_sklearn.editing`.
 
-Notation: v (C,) a direction; m (S,) the part, scaled to reach from 0 to 1; J (pixels
-and colours x C) the derivative of an image by t, where t m' is added to the
+Notation: v (C,) a direction; m (S,) the part, scaled to the range 0 to 1; J (pixels and
+colours x C) the derivative of an image with respect to t, where t m' is added to the
 activations; M the region, a value from 0 to 1 for each pixel; W (C x C) with W'W the
-covariance of what the part shows in the data, so that v = W'u is a standard deviation
-long for a u of length 1. Directions are those that maximise
+covariance of what the part shows in the data, so that v = W'u has one standard
+deviation for a u of length 1. Directions maximise
 
     sum_i ||M * J_i v||^2 / (sum_i ||(1 - M) * J_i v||^2 + g h ||u||^2)
 
-one after the other: they change the region, little else, and need not leave the data
-for that. h is the largest that the sum before it can be for u of length 1.
+one after the other: they change the region and little else, and stay near the data. h
+is the largest value of the sum before it for a u of length 1.
 """
 
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -32,6 +33,9 @@ from tqdm import tqdm
 
 from panda_sklearn._variations import variations_of
 from panda_sklearn.decomposition import PartsAppearanceDecomposition, layout_of
+from panda_sklearn.editing._edit import Edit
+from panda_sklearn.editing._lookup import Sizes, term_of, weights_of
+from panda_sklearn.editing._terms import at_places
 from panda_sklearn.feature_extractor import (
     GeneratorFeatureExtractor,
     extract,
@@ -48,50 +52,57 @@ from panda_sklearn.utils.batches import Batches, is_out_of_memory, users_level
 from panda_sklearn.utils.hooks import Moment, replace
 from panda_sklearn.utils.taps import Tap
 from panda_sklearn.utils.undo import Undo
+from panda_sklearn.utils.validation import (
+    check_choice,
+    check_count,
+    check_mask,
+    check_single,
+    check_verbose,
+)
 
-__all__ = ["DERIVATIVES", "Responses", "find_directions", "grams"]
+__all__ = ["Responses", "find_directions", "grams"]
 
 DERIVATIVES = ("auto", "exact", "differences")
 
-# J is formed of at most so many channels and bytes for one latent; of more it is only
-# multiplied with.
+# J is formed up to this many channels, and bytes for one latent; beyond, only products
+# with J are computed.
 MOST_CHANNELS = 512
 MOST_BYTES = 2**30
-# For the latter: iterations at most, their tolerance, and power iterations for h.
+# With such products: most iterations, their tolerance, and power iterations for h.
 MAX_ITER, TOL, N_POWER = 10, 1e-3, 8
-# Directions that are sought beside those that are wanted, which converge the sooner.
+# Directions sought beyond those wanted, which then converge sooner.
 EXTRA = 3
 
-# A direction is not found if this share of its two sides remains between them.
+# A direction has not converged if its residual exceeds this fraction of A u.
 ROUGH = 0.1
 
-# g at least: directions that change nothing have no ratio.
+# The smallest g: directions that change nothing have no ratio without it.
 LEAST_NATURALNESS = 1e-4
 
-# Changes below this share of others are rounding.
+# Changes below this fraction of others are rounding errors.
 TINY = 1e-10
-# A variation whose deviation is below this share of the first one's is rounding.
+# Variations below this fraction of the first one's standard deviation are rounding
+# errors.
 FLOOR = 1e-4
 
-# Step of finite differences, as a share of the activations' root mean square, is this
-# times the cube root of the activations' precision: where rounding and curvature count
-# alike.
+# The step of finite differences, as a fraction of the activations' root mean square, is
+# this times the cube root of their precision: rounding and curvature count alike there.
 STEP = 2.0
 
-# Two images of the same latents differ by more than rounding, as a share of the largest
-# value.
+# Two images of the same latents that differ by more than this fraction of the largest
+# value differ by more than rounding.
 NOISE = 1e-2
 
 # Pixels whose products are summed at a time in double precision.
 AT_ONCE = 2**16
 
 
-# A latent (1, ...), after its number among all.
+#: The number of a latent among all, and the latent (1, ...).
 Numbered = tuple[int, Tensor]
 
 
 class Responses:
-    """J of one latent at a time, of a network that is borrowed.
+    """Products with J of one latent at a time, of a borrowed network.
 
     Parameters
     ----------
@@ -101,7 +112,7 @@ class Responses:
         Latents and their numbers -> images.
 
     layout : MapLayout
-        Of the activations.
+        Layout of the activations.
 
     mask : Tensor of shape (S,)
         m.
@@ -109,7 +120,7 @@ class Responses:
     batch_size : int
 
     step : float, default=None
-        Of central differences along vectors of length 1; ``None`` takes exact
+        Step of central differences along vectors of length 1; ``None`` uses exact
         derivatives.
     """
 
@@ -129,12 +140,12 @@ class Responses:
         self.layout = layout.sliced(tap.n_slices)  # of one call
 
     def forward(self, latent: Numbered, vectors: Tensor) -> Tensor:
-        """J v of a latent for some v (n, C): (n, colours, *image_spatial)."""
+        """J v of a latent for vectors v (n, C): (n, colours, *image_spatial)."""
         make = self._exact if self.step is None else self._differences
         return self._in_batches(lambda rows: make(latent, vectors[rows]), len(vectors))
 
     def back(self, latent: Numbered, weights: Tensor) -> Tensor:
-        """J'w of a latent for some w (n, colours, *image_spatial): (n, C)."""
+        """J'w of a latent for images w (n, colours, *image_spatial): (n, C)."""
 
         def make(rows: slice) -> Tensor:
             some = weights[rows]
@@ -154,13 +165,13 @@ class Responses:
         return found
 
     def _images(self, latent: Numbered, vectors: Tensor) -> Tensor:
-        """Images of a latent with a vector added to each."""
+        """Images of one latent, each with a vector added."""
 
         def add(features: Tensor, moment: Moment) -> Tensor:
             maps = promoted(self.layout.to_maps(features))
             slices = vectors.to(maps).unflatten(1, (self.n_slices, -1))
             which = calls.index(moment.call) if self.n_slices > 1 else 0
-            added = slices[:, which, :, None] * self.mask.to(maps)
+            added = at_places(slices[:, which], self.mask.to(maps))
             return self.layout.from_maps(maps + added)
 
         calls, n = self.tap.calls or (0,), len(vectors)
@@ -172,7 +183,7 @@ class Responses:
 
     def _exact(self, latent: Numbered, vectors: Tensor) -> Tensor:
         _load_forward_mode()
-        with forward_mode.dual_level():
+        with _one_at_a_time, forward_mode.dual_level():
             moving = forward_mode.make_dual(torch.zeros_like(vectors), vectors)
             found = forward_mode.unpack_dual(self._images(latent, moving)).tangent
         if found is None:
@@ -187,9 +198,13 @@ class Responses:
         return (ahead - back) / (2 * steps.reshape(-1, *[1] * (ahead.ndim - 1)))
 
 
+# Torch's forward mode belongs to the process, and two threads cannot both be in it.
+_one_at_a_time = threading.RLock()
+
+
 @functools.cache
 def _load_forward_mode() -> None:
-    """Use it once: torch then compiles something, and warns that it does."""
+    """Use forward mode once: torch then compiles something, and warns about it."""
     with warnings.catch_warnings(), forward_mode.dual_level():
         warnings.simplefilter("ignore", DeprecationWarning)
         one = torch.ones(1, device="cpu")
@@ -197,6 +212,62 @@ def _load_forward_mode() -> None:
 
 
 def find_directions(
+    extractor: GeneratorFeatureExtractor,
+    decomposition: PartsAppearanceDecomposition,
+    latents: Tensor,
+    part: Any,
+    n_directions: Any,
+    region: Any,
+    *,
+    naturalness: Any,
+    derivatives: Any,
+    image_spatial: tuple[int, ...],
+    verbose: Any,
+) -> Tensor:
+    """Return the directions of ``LocalEditor.find_directions``, of checked latents.
+
+    They are on the CPU.
+    """
+    map_shape = decomposition.map_shape_
+    n_directions = check_count("n_directions", n_directions)
+    if n_directions > map_shape[0]:
+        raise ValueError(
+            f"n_directions must be at most {map_shape[0]}, the number of channels, got "
+            f"{n_directions}."
+        )
+    naturalness = check_single("naturalness", naturalness, at_least=0)
+    check_choice("derivatives", derivatives, DERIVATIVES)
+    verbose = check_verbose(verbose)
+    edit = Edit(0, part)
+    sizes = Sizes.of(extractor, None)
+    term = term_of(edit, decomposition, sizes, known={})
+    if region is None:
+        (region,) = term.outline(slice(None), term.mask, map_shape, image_spatial)
+    else:
+        shape = f"({', '.join(map(str, image_spatial))})"
+        region = check_mask(region, "region", shape)
+        if tuple(region.shape) != image_spatial:
+            raise ValueError(
+                f"region must be of the images' shape {image_spatial}, got "
+                f"{tuple(region.shape)}."
+            )
+    weights = weights_of(edit, term.mask, decomposition)
+    with torch.inference_mode(False):  # in which nothing can be differentiated
+        return _best_directions(
+            extractor,
+            decomposition,
+            latents.clone(),
+            term.mask.clone(),
+            weights,
+            region.clone(),
+            n_directions,
+            naturalness=naturalness,
+            derivatives=derivatives,
+            verbose=verbose,
+        )
+
+
+def _best_directions(
     extractor: GeneratorFeatureExtractor,
     decomposition: PartsAppearanceDecomposition,
     latents: Tensor,
@@ -209,19 +280,18 @@ def find_directions(
     derivatives: str,
     verbose: int,
 ) -> Tensor:
-    """Unit directions (n_directions, C), the best first; on the CPU.
+    """Unit directions (n_directions, C), the best first.
 
     Parameters
     ----------
     extractor, decomposition, latents, n_directions, derivatives, verbose
-        As of ``LocalEditor.find_directions``, checked. No tensor is of inference mode,
-        in which nothing can be differentiated.
+        As for :func:`find_directions`, checked. No tensor is of inference mode.
 
     mask : Tensor of shape (S,)
         m.
 
     weights : Tensor of shape (R_S,)
-        How much each part has of it.
+        How much each part counts there.
 
     region : Tensor of shape image_spatial
         M.
@@ -232,8 +302,8 @@ def find_directions(
     Raises
     ------
     ValueError
-        If exact derivatives are asked for, and the network has none; if nothing is
-        known to vary at the part, or it does not reach the region.
+        If exact derivatives are asked for and the network has none, nothing is known
+        to vary at the part, or the part does not reach the region.
     """
     device = running_device(extractor)
     W = _spread(decomposition, weights).to(device, torch.float32)
@@ -277,23 +347,23 @@ def find_directions(
                     f"{error}). Use derivatives='differences'."
                 ) from error
             failure = f"{type(error).__name__}: {error}"
-        # An error of the network itself is raised here.
+        # If the network itself fails, it raises here.
         generate_changed(extractor, latents[:1], None, verbose=0)
         warnings.warn(
             "Directions are found by finite differences, since the network has no "
-            f"exact derivatives in forward or backward mode ({failure}). "
-            "derivatives='differences' says so beforehand.",
+            f"exact derivatives in forward or backward mode ({failure}). Set "
+            "derivatives='differences' to ask for them, without this warning.",
             UserWarning,
             stacklevel=users_level(),
         )
     features = as_tensor(extract(extractor, latents, verbose=0), keep_type=True)
-    share = STEP * torch.finfo(features.dtype).eps ** (1 / 3)
+    step = STEP * torch.finfo(features.dtype).eps ** (1 / 3)
     rms = float(features.double().square().mean().sqrt())
-    return _as_directions(solved(share * rms or share), W)
+    return _as_directions(solved(step * rms or step), W)
 
 
 def _draws_noise(extractor: GeneratorFeatureExtractor, latents: Tensor) -> bool:
-    """Whether an image depends on where in its batch it is."""
+    """Whether noise makes an image depend on its place in the batch."""
     twice = latents[:1].expand(2, *latents.shape[1:])
     rows = torch.zeros(2, dtype=torch.int64, device="cpu")
     made = generate_changed(extractor, twice, None, rows=rows, verbose=0)
@@ -302,15 +372,15 @@ def _draws_noise(extractor: GeneratorFeatureExtractor, latents: Tensor) -> bool:
 
 
 def _spread(decomposition: PartsAppearanceDecomposition, weights: Tensor) -> Tensor:
-    """W, whose rows are the part's variations, each a standard deviation long.
+    """W, whose rows are the part's variations times their standard deviations.
 
-    Of channels that are no combination of appearances it is not known how they vary:
-    they are taken to vary as the appearances' least variation.
+    How vectors outside the span of the appearances vary is not known: they are given
+    the smallest of these standard deviations.
     """
     vectors, stds = variations_of(decomposition, weights, None)
     if not stds[0] > 0:
         raise ValueError(
-            "part does not vary in the training data: what is natural there is not "
+            "part does not vary in the training data, so what is natural there is not "
             "known. Fit the decomposition to more samples, or choose another part."
         )
     varying = stds > FLOOR * stds[0]
@@ -323,7 +393,7 @@ def _spread(decomposition: PartsAppearanceDecomposition, weights: Tensor) -> Ten
 
 
 def _as_directions(U: Tensor, W: Tensor) -> Tensor:
-    """W'u of each row u, of length 1, the entry of largest magnitude positive."""
+    """W'u of each row u, with length 1 and its entry of largest magnitude positive."""
     vectors = U @ W.to(U)
     vectors = vectors / vectors.norm(dim=1, keepdim=True)
     largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
@@ -339,25 +409,25 @@ def _by_matrices(
     g: float,
     done: Callable[[int], Any],
 ) -> Tensor:
-    """Rows u (n, C), by the two matrices of the objective."""
+    """Rows u (n, C), from the two matrices of the objective."""
     inside, outside = grams(responses, latents, region, W, done)
     A, B = inside.numpy(), outside.numpy()
     change, h = float(np.trace(A)), float(np.linalg.eigvalsh(B)[-1])
     _check_reached(change, h)
-    h = h if h > TINY * change else change  # of a region that is all of the image
+    h = h if h > TINY * change else change  # the region is the whole image
     B = B + max(g, LEAST_NATURALNESS) * h * np.eye(len(B))
-    # In units of h: what is small is so as a share of it.
+    # In units of h, so that tolerances are relative to it.
     ends = (len(A) - n, len(A) - 1)
     _, U = scipy.linalg.eigh(A / h, B / h, subset_by_index=ends)
     return torch.from_numpy(U.T[::-1].copy())
 
 
 def _check_reached(inside: float, h: float) -> None:
-    """Raise ValueError if what is added at the part does not change the region."""
+    """Raise ValueError if vectors added at the part do not change the region."""
     if not np.isfinite(inside) or inside <= TINY * h:
         raise ValueError(
-            "What is added at part does not change the region: give a region that it "
-            "reaches, or a later layer."
+            "Adding a vector at part does not change the region: choose a region that "
+            "it reaches, or a later layer."
         )
 
 
@@ -368,9 +438,9 @@ def grams(
     vectors: Tensor,
     done: Callable[[int], Any],
 ) -> tuple[Tensor, Tensor]:
-    """Sums of products of M * J v, and of (1 - M) * J v, of vectors v (n, C): (n, n).
+    """Gram matrices (n, n) of M * J v and of (1 - M) * J v for vectors v (n, C).
 
-    In double precision on the CPU.
+    Sums over the latents, in double precision on the CPU.
     """
     inside = torch.zeros(len(vectors), len(vectors), dtype=torch.float64, device="cpu")
     outside = torch.zeros_like(inside)
@@ -384,7 +454,7 @@ def grams(
 
 @own_arithmetic
 def _gram(J: Tensor, weights: Tensor) -> Tensor:
-    """Products of images (n, colours, *image_spatial), times weights, on the CPU."""
+    """Gram matrix of weighted images (n, colours, *image_spatial), on the CPU."""
     rows = (J * weights.to(J)).flatten(1)
     wide = torch.float32 if rows.device.type == "mps" else torch.float64
     total = rows.new_zeros(len(rows), len(rows), dtype=wide)
@@ -402,7 +472,7 @@ def _by_products(
     g: float,
     done: Callable[[int], Any],
 ) -> Tensor:
-    """The same, by products with the two matrices alone (LOBPCG)."""
+    """Rows u (n, C), from products with the two matrices alone (LOBPCG)."""
     multiply = in_full_precision(torch.matmul)
 
     def product(weights: Tensor, X: np.ndarray) -> np.ndarray:
@@ -426,7 +496,7 @@ def _by_products(
         h = float(np.linalg.norm(y))
         x = y / h if h > 0 else x
     _check_reached(change, h)
-    h = h if h > TINY * change else change  # of a region that is all of the image
+    h = h if h > TINY * change else change  # the region is the whole image
     ridge = max(g, LEAST_NATURALNESS)
 
     def left(X: np.ndarray) -> np.ndarray:
@@ -441,7 +511,7 @@ def _by_products(
         )
 
     with warnings.catch_warnings():
-        # Said below; and that it solves small problems otherwise.
+        # The first is reported below; the second, for small problems, does no harm.
         warnings.filterwarnings("ignore", "Exited|The problem size", UserWarning)
         values, U = scipy.sparse.linalg.lobpcg(
             operator(left), first, B=operator(right), tol=TOL, maxiter=MAX_ITER
@@ -451,8 +521,8 @@ def _by_products(
     remains = np.linalg.norm(images - values * right(U), axis=0)
     if (remains > ROUGH * np.linalg.norm(images, axis=0)).any():
         warnings.warn(
-            f"After {MAX_ITER} iterations not all directions are the best there are. "
-            "More naturalness makes them easier to find.",
+            f"Not all directions have converged after {MAX_ITER} iterations. More "
+            "naturalness makes them easier to find.",
             ConvergenceWarning,
             stacklevel=users_level(),
         )

@@ -1,4 +1,4 @@
-"""Parts of images given to others.
+"""Parts of images transferred to others.
 
 Floor 3: see :mod:`panda_sklearn.editing`.
 """
@@ -6,7 +6,7 @@ Floor 3: see :mod:`panda_sklearn.editing`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from panda_sklearn.decomposition import (
 from panda_sklearn.editing._changes import Change, change_of
 from panda_sklearn.editing._edit import Edit, check_strength
 from panda_sklearn.editing._lookup import Sizes, not_for_samples
-from panda_sklearn.editing._terms import DonorTerm, FeatureTerm
+from panda_sklearn.editing._terms import DonorTerm
 from panda_sklearn.feature_extractor import GeneratorFeatureExtractor, extract
 from panda_sklearn.utils.arithmetic import own_arithmetic
 from panda_sklearn.utils.arrays import as_tensor, promoted
@@ -42,15 +42,15 @@ def transfer_change(
     mean: bool,
     refine: bool,
 ) -> Change:
-    """The change that moves samples towards donors, given as checked latents.
+    """Return the change that moves samples towards donors, given as checked latents.
 
-    Arguments are as of ``LocalEditor.transfer``; what can be wrong with them is found
-    before the network runs.
+    Arguments are as for ``LocalEditor.transfer``; they are checked before the network
+    runs.
     """
     if not mean and len(donors) not in (1, n_samples):
         raise ValueError(
             f"donors must be one, or one for each of the {n_samples} latents, got "
-            f"{len(donors)}. For the mean of several set mean=True."
+            f"{len(donors)}. For the mean of several, set mean=True."
         )
     check_strength(amount, "amount")
     if np.ndim(amount) and len(amount) != n_samples:
@@ -64,22 +64,19 @@ def transfer_change(
     edit = _moving(kind, torch.zeros(shape, device="cpu"), part, amount)
     sizes = Sizes.of(extractor, n_samples)
     change = change_of([edit], decomposition, sizes, refine=refine)
-    apart = sizes.n_rows > 1
-    if apart and (mean or not mix):
+    several_calls = sizes.n_rows > 1
+    if several_calls and (mean or not mix):
         raise ValueError(
             "The extractor takes several calls as samples, each of which has "
             "coefficients and a mean of its own: use mix=True with mean=False, which "
             "moves the activations of each call."
         )
-    if apart:
+    if several_calls:
         donors = donors.expand(n_samples, *donors.shape[1:])
-    if mix and not mean and (len(donors) > 1 or apart):  # taken batch by batch
+    if mix and not mean and (len(donors) > 1 or several_calls):
+        # Their activations are taken along with each batch.
         (term,) = change.terms
-        assert isinstance(term, FeatureTerm)
-        values = {field.name: getattr(term, field.name) for field in fields(term)}
-        maps = change.layout.to_maps
-        change.terms = [DonorTerm(**{**values, "target": donors}, maps=maps)]
-        return change
+        return replace(change, terms=[DonorTerm(**{**vars(term), "target": donors})])
     found = (
         target if mix else _coefficients(decomposition, change, target)
         for target in _features(extractor, donors)
@@ -116,7 +113,7 @@ def _features(extractor: GeneratorFeatureExtractor, donors: Tensor) -> Iterator[
 def _coefficients(
     decomposition: PartsAppearanceDecomposition, change: Change, features: Tensor
 ) -> Tensor:
-    """Coefficients (n, R_C, R_S); at refined parts, if the change is at such."""
+    """Coefficients (n, R_C, R_S), at refined parts if the change refines."""
     maps = promoted(change.layout.to_maps(features))
     factors = factors_of(decomposition, maps)
     if change.refine is None:

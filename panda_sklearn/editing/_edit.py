@@ -1,6 +1,6 @@
-"""What to change in an image, as the user says it.
+"""What to change in an image.
 
-Floor 3: see :mod:`panda_sklearn.editing`. Checks what can be known without an editor.
+Floor 3: see :mod:`panda_sklearn.editing`. Checks what can be checked without an editor.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from panda_sklearn.utils.validation import (
 
 __all__ = ["UNITS", "Edit", "check_strength"]
 
-# What the fields may be, for messages.
+# What the fields must be, for messages.
 APPEARANCE = "an int or a vector of shape (n_channels,)"
 STRENGTH = "a number or an array of shape (n_samples,)"
 CALLS = "an int, a sequence of ints, or a dict of ints and numbers"
-# Arrays that say what an edit does, and how many axes each has at least.
+# Fields that are arrays: what each must be, and how many axes it has at least.
 ARRAYS = {
     "latent": ("an array of the shape of one sample's latents, or of n_samples", 1),
     "coefficients": ("an array of shape ([n_samples,] n_appearances, n_parts)", 2),
     "features": ("activations of one sample, or of n_samples", 1),
 }
 
-# The ways to say what an edit does, of which exactly one is given.
+# The kinds of edit: exactly one of these fields is given.
 KINDS = ("appearance", "variation", *ARRAYS)
 
 UNITS = ("std", "alpha")
@@ -56,97 +56,96 @@ class Edit:
     r"""What to change at a part of an image.
 
     Exactly one of ``appearance``, ``variation``, ``latent``, ``coefficients`` and
-    ``features`` says what. Of the first two a vector of channels is added: activations
+    ``features`` must be given. The first two add a vector of channels: activations
     :math:`Z_i` become :math:`Z_i + \alpha a_j \hat p_k^\top` (section 3.3), where
-    :math:`\hat p_k` is the part scaled to reach from 0 to 1. The others move the
-    activations at the part towards others that occur.
+    :math:`\hat p_k` is the part scaled to the range 0 to 1. The others move the
+    activations at the part towards those of other images.
 
     Parameters
     ----------
     appearance : int or array of shape (n_channels,), default=None
-        Index j of the appearance, or any vector of the layer's channels in its place;
-        one that is no combination of the appearances needs ``unit="alpha"``.
+        Index j of the appearance, or any vector of the layer's channels. A vector that
+        is not a combination of the appearances needs ``unit="alpha"``.
 
     part : int, sequence of int, or array, default=None
-        Where to add it; it must be given.
+        Where to edit. It must be given.
 
-        - Index k of the part.
-        - Several indices: the parts are added up, and the sum is scaled to reach from
+        - An int: index k of the part.
+        - Several ints: the parts are added up, and the sum is scaled to the range
           0 to 1, as for a pair of ears.
-        - A mask, drawn or computed, with values from 0 to 1 that are used as they
-          are: of the layer's spatial shape, or of the images', which is brought to the
-          layer's by means over areas. With a first axis of n_samples more it is a
-          mask for each image. To :class:`Edit` an array of integers with one axis is
-          indices, any other array a mask. A learnt part as it is, whose largest value
-          is not 1, is refused by the editor: its index means it scaled.
+        - A mask, drawn or computed, with values from 0 to 1 that are used as they are.
+          It has the layer's spatial shape, or the images', which is reduced to the
+          layer's by means over areas. A first axis of n_samples gives each image a
+          mask of its own. An array of integers with one axis is taken for indices, any
+          other array for a mask. The editor refuses a learnt part as a mask if its
+          largest value is not 1: its index means the scaled part.
 
     strength : float or array of shape (n_samples,), default=1.0
-        How much, in the given unit; negative values do the opposite. An array is a
-        strength for each image.
+        How much to change, in the given unit; negative values do the opposite. An array
+        gives each image a strength of its own.
 
     unit : {"std", "alpha"}, default=None
         ``None`` is "std" for an appearance or a variation, and "alpha", the only one,
         for the others.
 
-        - "std": in standard deviations over the training samples, so that a strength
-          carries over between layers and models. Of an appearance those of its
-          saliency :math:`a_j^\top Z` over samples and positions (``saliency_std_`` of
-          the decomposition); of a variation its own: the coefficients at the part move
-          along it by so many.
-        - "alpha": the strength is alpha itself, a multiple of the vector; what it means
-          for the others is said with each.
+        - "std": standard deviations over the training samples, so that a strength
+          carries over between layers and models. For an appearance, of its saliency
+          :math:`a_j^\top Z` over samples and positions (``saliency_std_`` of the
+          decomposition). For a variation, of the coefficients at the part along it.
+        - "alpha": the strength is alpha itself, a multiple of the vector. Each of the
+          other fields says what alpha means there.
 
     variation : int, default=None
-        Index, from 0, of a variation of the part, one of the vectors that
-        ``variations`` of the decomposition gives: along it what the part shows varies
-        in the training data, so that the edit stays among what occurs there.
+        Index, from 0, of a variation of the part, one of the vectors returned by
+        ``variations`` of the decomposition. What the part shows varies along it in the
+        training data, so that edited images remain likely ones.
 
     latent : array of shape ([n_samples,] \*latent_shape), default=None
-        A direction of the latents. The network is run at latents moved by strength
-        times it as well, and what it does there takes the place of the activations at
-        the part, :math:`Z_i + \hat p_k * (Z(z_i + \alpha d) - Z_i)`: a global
-        direction, of any method, becomes a local edit.
+        A direction d of the latents. The network also runs at latents moved by strength
+        times d, and its activations there replace those at the part:
+        :math:`Z_i + \hat p_k * (Z(z_i + \alpha d) - Z_i)`. A global direction, of any
+        method, becomes a local edit.
 
     coefficients : array of shape ([n_samples,] n_appearances, n_parts), default=None
-        Coefficients L', as from ``coefficients`` of the decomposition, such as those of
-        another sample. Of the parts in ``part`` the sample's own are moved towards
-        them, by the share of the way that the strength is: with 1 they become them.
-        With a mask the reconstruction is moved there,
+        Coefficients L', as returned by ``coefficients`` of the decomposition, such as
+        those of another sample. The sample's own coefficients of the parts in ``part``
+        move towards them by the fraction ``strength``; with 1 they become equal. With a
+        mask, the reconstruction moves there:
         :math:`Z_i + \alpha m * (A (L' - L_i) P^\top)`.
 
     features : array of shape ([n_samples,] n_channels, \*spatial), default=None
-        Activations Z', laid out as the extractor's. Those at the part are moved towards
-        them, with a strength of 1 all the way:
-        :math:`Z_i + \alpha \hat p_k * (Z' - Z_i)`.
+        Activations Z', laid out as the extractor's. Those at the part move towards
+        them by the fraction ``strength``: :math:`Z_i + \alpha \hat p_k * (Z' - Z_i)`.
 
     given : "others", default=None
-        With ``variation``, which ones; as for ``variations``.
+        With ``variation``, which variations are meant; see ``variations`` of the
+        decomposition.
 
     calls : int, sequence of int, or dict of int to float, default=None
-        Where the layer runs many times in a forward pass, as in the steps of a
-        diffusion model, at which of its calls, from 0; of a dict the strength is
-        multiplied with the numbers. ``None`` is all those that the extractor takes.
+        At which of its calls, from 0, to edit a layer that runs several times in a
+        forward pass, as in the steps of a diffusion model. A dict gives the factor of
+        the strength at each call. ``None`` means the calls that the extractor takes.
 
     branches : {"own", "both", "opposite"}, default="own"
-        Where guidance multiplies the batch, whether to edit the samples' own part of
-        it alone (``guidance`` of the extractor), the others as well, or these with the
-        opposite sign, which guidance makes stronger.
+        Which parts of a batch multiplied by guidance to edit: the samples' own alone
+        (``guidance`` of the extractor), all alike, or the others with the opposite
+        sign, which guidance makes stronger.
 
     name : str, default=None
-        What to call it, for those who keep it; it changes nothing.
+        A name for the edit; it changes nothing.
 
     Raises
     ------
     TypeError, ValueError
-        If one of them is something else, not finite or too large for float32, a mask
-        has values outside of 0 to 1, or not exactly one says what to do. Ranges of
-        indices and shapes of arrays are checked by the editor.
+        If an argument is something else, not finite or too large for float32, a mask
+        has values outside the range 0 to 1, or not exactly one kind of edit is given.
+        The editor checks ranges of indices and shapes of arrays.
 
     See Also
     --------
     LocalEditor.rank_edits : Which edits are worth trying.
-    LocalEditor.transfer : Gives images the part of others.
-    panda_sklearn.editing.split_part : One eye of two.
+    LocalEditor.transfer : Gives images the part of other images.
+    panda_sklearn.editing.split_part : Splits a part, such as two eyes.
 
     Examples
     --------
@@ -175,7 +174,7 @@ class Edit:
     branches: str = field(default="own", kw_only=True)
     name: str | None = field(default=None, kw_only=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_strength(self.strength)
         chosen = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(chosen) != 1:
@@ -188,7 +187,8 @@ class Edit:
         self._set("unit", _as_unit(self.unit, kind))
         if self.given is not None and kind != "variation":
             raise ValueError(
-                f"given={shown(self.given)} goes with a variation, but {kind} is given."
+                f"given={shown(self.given)} goes with a variation, but the edit has "
+                f"{kind}. Leave given at None."
             )
         check_given(self.given)
         if self.calls is not None:
@@ -206,19 +206,19 @@ class Edit:
 
     @property
     def kind(self) -> str:
-        """Which of the fields says what to do."""
+        """Which kind of edit it is, by the name of its field."""
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
     def _set(self, name: str, value: Any) -> None:
-        """Set a field, once."""
+        """Set a field of the frozen instance."""
         object.__setattr__(self, name, value)
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         if not isinstance(other, Edit):
             return NotImplemented
         return self._key() == other._key()
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return hash(self._key())
 
     def _key(self) -> tuple:
@@ -227,14 +227,14 @@ class Edit:
 
 
 def _plain(value: Any) -> Any:
-    """An array as shape and values; anything else as it is."""
+    """An array as its shape and values, a dict as pairs; anything else as it is."""
     if isinstance(value, np.ndarray | Tensor):
         return tuple(value.shape), tuple(value.ravel().tolist())
     return tuple(value.items()) if isinstance(value, dict) else value
 
 
 def _as_calls(calls: Any) -> dict[int, float]:
-    """Calls and what strengths are multiplied with at each, by rising call."""
+    """Calls, in rising order, and the factor of the strength at each."""
     if isinstance(calls, dict):
         given = calls
     else:
@@ -254,7 +254,7 @@ def _as_calls(calls: Any) -> dict[int, float]:
 
 
 def check_strength(strength: Any, name: str = "strength") -> None:
-    """Raise unless it is a number, or one for each sample."""
+    """Raise unless a strength is a number, or an array of one for each sample."""
     if not isinstance(strength, np.ndarray | Tensor) or strength.ndim == 0:
         if is_bool(strength) or not isinstance(strength, Real):
             raise TypeError(f"{name} must be {STRENGTH}, got {shown(strength)}.")
@@ -268,15 +268,15 @@ def check_strength(strength: Any, name: str = "strength") -> None:
 
 
 def _as_unit(unit: Any, kind: str) -> str:
-    """The unit of a strength; that of the kind of edit if there is none."""
+    """The unit of a strength; ``None`` becomes the default of the kind of edit."""
     known = UNITS if kind in ("appearance", "variation") else ("alpha",)
     if unit is None:
         return known[0]
     check_choice("unit", unit, UNITS)
     if unit not in known:
         raise ValueError(
-            f"unit={unit!r} is of appearances and variations. The strength of an edit "
-            f"by {kind} has none: leave unit at None."
+            f"unit={unit!r} is for appearances and variations, but the edit has "
+            f"{kind}: leave unit at None."
         )
     return unit
 
@@ -300,7 +300,7 @@ def _as_appearance(appearance: Any) -> int | ArrayLike:
 
 
 def _as_array(values: Any, kind: str) -> ArrayLike:
-    """Finite numbers with as many axes as these have at least."""
+    """The array of a kind of edit, checked for finite numbers and enough axes."""
     expected, n_axes = ARRAYS[kind]
     array = as_numeric(values, kind, expected)
     if array.ndim < n_axes or 0 in array.shape or _is_boolean(array):

@@ -1,66 +1,56 @@
-"""The editor: where images, parts and appearances meet.
+"""``LocalEditor``: edits of a generator's images.
 
-Floor 3: see :mod:`panda_sklearn.editing`.
+Floor 3: see :mod:`panda_sklearn.editing`. Its methods check, convert and call; what
+they do is in a file for each kind of change.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from itertools import pairwise
-from numbers import Real
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
 from sklearn.pipeline import Pipeline
 from torch import Tensor
-from tqdm import tqdm
 
-from panda_sklearn.decomposition import (
-    PartsAppearanceDecomposition,
-    layout_of,
-    varying_parts,
+from panda_sklearn.decomposition import PartsAppearanceDecomposition, layout_of
+from panda_sklearn.editing._changes import (
+    Change,
+    change_of,
+    check_edits,
+    generate_edited,
 )
-from panda_sklearn.editing._changes import Change, change_of, check_edits
-from panda_sklearn.editing._directions import DERIVATIVES, find_directions
+from panda_sklearn.editing._directions import find_directions
 from panda_sklearn.editing._donors import transfer_change
 from panda_sklearn.editing._edit import UNITS, Edit
-from panda_sklearn.editing._lookup import Sizes, weights_of
+from panda_sklearn.editing._lookup import Sizes
 from panda_sklearn.editing._prepared import PreparedImages
-from panda_sklearn.editing._ranking import COLUMNS, Trials, sort_table, tabulate
+from panda_sklearn.editing._ranking import rank_edits
+from panda_sklearn.editing._removal import (
+    check_colors,
+    check_learnt,
+    fill_pixels,
+    localize,
+)
 from panda_sklearn.editing._targets import TargetSearch
-from panda_sklearn.editing._terms import VectorTerm
 from panda_sklearn.feature_extractor import (
     GeneratorFeatureExtractor,
-    Replays,
     check_latents,
-    extract,
-    generate_changed,
     recorded,
     running_device,
 )
 from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor
+from panda_sklearn.utils.batches import users_level
 from panda_sklearn.utils.hashing import fingerprint
-from panda_sklearn.utils.similarity import check_similarity
 from panda_sklearn.utils.thresholds import check_threshold
 from panda_sklearn.utils.validation import (
-    as_numeric,
     check_choice,
-    check_count,
     check_flag,
-    check_index,
-    check_indices,
     check_is_fitted,
     check_kind,
-    check_mask,
-    check_numbers,
     check_parameters,
-    check_single,
-    check_value_range,
-    check_verbose,
-    is_bool,
     shown,
 )
 
@@ -73,15 +63,15 @@ class LocalEditor:
     Parameters
     ----------
     extractor : GeneratorFeatureExtractor
-        Fitted, of the layer to edit.
+        A fitted extractor of the layer to edit.
 
     decomposition : PartsAppearanceDecomposition
-        Fitted on that layer's activations.
+        A decomposition fitted on that layer's activations.
 
     Raises
     ------
     TypeError
-        If they are of other types.
+        If one has another type.
     sklearn.exceptions.NotFittedError
         If one is not fitted.
     ValueError
@@ -90,12 +80,12 @@ class LocalEditor:
     Warns
     -----
     UserWarning
-        If the decomposition is from a file that says that its network had other
+        If the decomposition was loaded from a file, and belongs to a network with other
         weights.
 
     See Also
     --------
-    GeneratorFeatureExtractor : Takes activations out of a network.
+    GeneratorFeatureExtractor : Extracts activations of a network.
     PartsAppearanceDecomposition : Learns parts and appearances.
 
     Examples
@@ -120,7 +110,11 @@ class LocalEditor:
     torch.Size([4, 3, 64, 64])
     """
 
-    def __init__(self, extractor, decomposition):
+    def __init__(
+        self,
+        extractor: GeneratorFeatureExtractor,
+        decomposition: PartsAppearanceDecomposition,
+    ) -> None:
         check_kind("extractor", extractor, GeneratorFeatureExtractor)
         check_kind("decomposition", decomposition, PartsAppearanceDecomposition)
         for estimator in (extractor, decomposition):
@@ -131,39 +125,40 @@ class LocalEditor:
             raise ValueError(
                 f"The extractor gives activations of shape {extractor.feature_shape_}, "
                 f"but the decomposition was fitted on {seen}. Fit it on the "
-                "extractor's output as it is."
+                "extractor's output, unchanged."
             )
         known = getattr(decomposition, "network_", None)
         if known is not None and known != _fingerprint_of(extractor, known):
             warnings.warn(
-                f"The decomposition is of a network of fingerprint {known!r}. The "
-                "extractor's has other weights, where parts and appearances may mean "
-                "other things. Fit it on this network, or give the extractor that one.",
+                f"The decomposition belongs to the network with fingerprint {known!r}, "
+                "but the extractor's network has other weights: parts and appearances "
+                "may mean something else there. Fit the decomposition on this network, "
+                "or give the extractor the other.",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=users_level(),
             )
         self.extractor = extractor
         self.decomposition = decomposition
 
     @classmethod
-    def from_pipeline(cls, pipeline):
+    def from_pipeline(cls, pipeline: Pipeline) -> LocalEditor:
         """Make an editor from a fitted pipeline.
 
         Parameters
         ----------
         pipeline : sklearn.pipeline.Pipeline
             A pipeline in which the decomposition directly follows the extractor; other
-            steps may come after them.
+            steps may follow.
 
         Returns
         -------
         editor : LocalEditor
-            The editor of these two steps.
+            The editor made of these two steps.
 
         Raises
         ------
         TypeError, ValueError
-            If it is no pipeline, or has no such steps.
+            If it is not a pipeline, or lacks these steps.
         """
         check_kind("pipeline", pipeline, Pipeline)
         steps = [step for _, step in pipeline.steps if not isinstance(step, str)]
@@ -199,67 +194,65 @@ class LocalEditor:
             What to change; several edits add up.
 
         refine : bool, default=False
-            Whether to refine the parts to each sample first (section 3.5); masks stay
-            as they are.
+            Whether to refine the parts to each sample first (section 3.5); masks are
+            used as they are.
 
         target_change : float, default=None
-            Multiply all strengths, for each image by a factor of its own, so that the
-            region changes by this much: the root mean square over its pixels and
-            colours, in the units of the images. See ``find_strengths``.
+            How much the region of each image is to change: the root mean square over
+            its pixels and colours, in the units of the images. Each image's strengths
+            are multiplied by a factor of its own; see ``find_strengths``.
 
         region : array of shape ([n_samples,] \*image_spatial), default=None
             With ``target_change``, where the change is measured: values from 0 to 1.
             ``None`` is where the edits are.
 
         value_range : tuple of float, default=None
-            With ``target_change``, values of black and white that images are clipped
-            to before the change is measured, as pictures are; ``None`` measures values
-            as they are, also those that no picture shows.
+            With ``target_change``, the values of black and white that images are
+            clipped to before the change is measured. ``None`` measures values as they
+            are, including those beyond black and white.
 
         Returns
         -------
         images : array of shape (n_samples, ...)
-            Edited images. With every strength 0 they are those that the extractor's
-            ``generate`` gives of the same latents, bit for bit.
+            Edited images. If every strength is 0, they equal the extractor's
+            ``generate`` of the same latents, bit for bit.
 
         Raises
         ------
         TypeError, ValueError
-            If there is no edit, an index is out of range or no int, a part is constant,
-            an array of an edit is of another shape, a strength does not fit in float32,
-            or ``refine`` is set and no edit is at a learnt part.
+            If there is no edit, an index is out of range or not an int, a part is
+            constant, an array of an edit has another shape, a strength does not fit in
+            float32, or ``refine`` is set and no edit is at a learnt part.
 
         Warns
         -----
         ConvergenceWarning
-            If images do not reach ``target_change``; they are given the strength at
-            which they came nearest.
+            If images do not reach ``target_change``; they get the strength at which
+            they came nearest.
         UserWarning
             If a part is constant once it is refined to a sample; that sample is left as
             it is there.
         """
-        latents, origin = self._door(latents)
-        change = self._change(check_edits(edits), len(latents), refine)
-        if target_change is None:
-            for name, value in (("region", region), ("value_range", value_range)):
-                if value is not None:
-                    raise ValueError(
-                        f"{name} is only used with target_change; set that."
-                    )
-            return origin.give(self._changed(latents, change))
-        search = self._search(change, target_change, region, value_range, len(latents))
-        factors, places = search.run(latents)
-        return origin.give(search.images(latents, factors, places))
+        latents, origin = self._checked(latents)
+        change = self._change(edits, latents, refine)
+        if target_change is not None:
+            search = self._search(change, target_change, region, value_range)
+            factors, places = search.run(latents)
+            return origin.give(search.images(latents, factors, places))
+        for name, value in (("region", region), ("value_range", value_range)):
+            if value is not None:
+                raise ValueError(f"{name} is only used with target_change; set that.")
+        return origin.give(generate_edited(self.extractor, latents, change))
 
     def prepare(self, latents: ArrayLike) -> PreparedImages:
-        """Get ready to edit the same images many times.
+        """Prepare for editing the same images many times.
 
-        What the network does before the edited layer is done once, and kept, and so are
-        variations that are looked up: for a slider, or a search. That takes the memory
-        of what its layers give up to there, and pays where the edited layer is late, as
-        in the late steps of a diffusion model. Later changes of the network's weights
-        or of the decomposition are not noticed. A network that makes other images when
-        it is given what is kept is run whole each time.
+        Runs the network up to the edited layer once, and keeps the result, and any
+        variations that are looked up: for a slider, or a search. This takes the memory
+        of the earlier layers' outputs, and pays where the edited layer is late, as in
+        the late steps of a diffusion model. Later changes of the network's weights or
+        of the decomposition are not noticed. A network that makes other images from
+        what is kept runs in full each time.
 
         Parameters
         ----------
@@ -269,13 +262,13 @@ class LocalEditor:
         Returns
         -------
         prepared : PreparedImages
-            With the unedited ``images``, and ``edit``.
+            The unedited ``images``, and a method ``edit``.
 
         Raises
         ------
         TypeError, ValueError
-            If ``latents`` are of another shape than the extractor was fitted on, or
-            hold something else than finite numbers.
+            If ``latents`` have another shape than the extractor was fitted on, or hold
+            anything but finite numbers.
 
         Examples
         --------
@@ -287,14 +280,14 @@ class LocalEditor:
         >>> for strength in (1.0, 2.0, 3.0):
         ...     images = prepared.edit(Edit(variation=0, part=4, strength=strength))
         """
-        latents, origin = self._door(latents)
+        latents, origin = self._checked(latents)
         images, replays = recorded(self.extractor, latents)
         known: dict = {}
 
         def edit(edits: Any, refine: Any) -> ArrayLike:
-            check_flag("refine", refine)
-            change = self._change(check_edits(edits), len(latents), refine, known)
-            return origin.give(self._changed(latents, change, replays))
+            change = self._change(edits, latents, refine, known)
+            edited = generate_edited(self.extractor, latents, change, replays=replays)
+            return origin.give(edited)
 
         return PreparedImages(origin.give(latents), origin.give(images), edit)
 
@@ -308,7 +301,7 @@ class LocalEditor:
         region: ArrayLike | None = None,
         value_range: tuple[float, float] | None = None,
     ) -> ArrayLike:
-        r"""Find how strong edits must be to change the region by a given amount.
+        r"""Find the strengths at which edits change a region by a given amount.
 
         Parameters
         ----------
@@ -316,7 +309,7 @@ class LocalEditor:
             Latents.
 
         edits : Edit or sequence of Edit
-            What to change; strengths count relative to each other.
+            What to change; only the ratios of the strengths count.
 
         target_change : float
             Root mean square change of the region, over its pixels and colours, in the
@@ -335,18 +328,18 @@ class LocalEditor:
         Returns
         -------
         factors : array of shape (n_samples,)
-            What to multiply the strengths with for each image; within 1 % of the
+            The factor of each image's strengths. The change is within 1 % of the
             target.
 
         Warns
         -----
         ConvergenceWarning
-            If images do not reach the target; their factor is that at which they came
+            If images do not reach the target; they get the factor at which they came
             nearest.
         """
-        latents, origin = self._door(latents)
-        change = self._change(check_edits(edits), len(latents), refine)
-        search = self._search(change, target_change, region, value_range, len(latents))
+        latents, origin = self._checked(latents)
+        change = self._change(edits, latents, refine)
+        search = self._search(change, target_change, region, value_range)
         factors, _ = search.run(latents)
         return origin.give(factors)
 
@@ -361,11 +354,11 @@ class LocalEditor:
         mean: bool = False,
         refine: bool = False,
     ) -> ArrayLike:
-        r"""Give images the part of others.
+        r"""Transfer a part from some images to others.
 
         Moves the coefficients at a part towards those of donors; or, with ``mix``, the
-        activations themselves. To combine it with other edits, give ``edit`` an
-        :class:`Edit` with the donors' ``coefficients``, or ``features``.
+        activations themselves. To combine a transfer with other edits, pass ``edit`` an
+        :class:`Edit` with the donors' ``coefficients`` or ``features``.
 
         Parameters
         ----------
@@ -380,15 +373,15 @@ class LocalEditor:
             Which part, as in :class:`Edit`.
 
         amount : float or array of shape (n_samples,), default=1.0
-            The share of the way, 1 all of it. An array is one for each image.
+            How far to move, as a fraction of the way. An array has one for each image.
 
         mix : bool, default=False
-            Whether to move the activations at the part, with what the factors do not
-            reconstruct, in place of the coefficients.
+            Whether to move the activations at the part instead of the coefficients,
+            including what the factors do not reconstruct.
 
         mean : bool, default=False
-            Whether the donor is the mean of all ``donors``, of their coefficients or
-            activations.
+            Whether the donor is the mean of the coefficients, or activations, of all
+            ``donors``.
 
         refine : bool, default=False
             Whether to refine the part to each sample first and, for coefficients, to
@@ -402,11 +395,11 @@ class LocalEditor:
         Raises
         ------
         TypeError, ValueError
-            As ``edit``, or if there are neither one donor nor one for each sample.
+            As for ``edit``, or if there is neither one donor nor one for each sample.
 
         See Also
         --------
-        Edit : What ``coefficients`` and ``features`` do.
+        Edit : Edits by ``coefficients`` and ``features``.
 
         Examples
         --------
@@ -420,8 +413,8 @@ class LocalEditor:
         """
         for name, flag in (("mix", mix), ("mean", mean), ("refine", refine)):
             check_flag(name, flag)
-        latents, origin = self._door(latents)
-        donors, _ = self._door(donors, "donors")
+        latents, origin = self._checked(latents)
+        donors, _ = self._checked(donors, "donors")
         change = transfer_change(
             self.extractor,
             self.decomposition,
@@ -433,7 +426,7 @@ class LocalEditor:
             mean=mean,
             refine=refine,
         )
-        return origin.give(self._changed(latents, change))
+        return origin.give(generate_edited(self.extractor, latents, change))
 
     def remove(
         self,
@@ -450,8 +443,8 @@ class LocalEditor:
     ) -> ArrayLike:
         r"""Remove an object by adding what is around it (section 4.1.1).
 
-        With the appearance of the background, added where the object is, the generator
-        fills the object's place with the background that suits each image.
+        If the background's appearance is added where the object is, the generator fills
+        its place with background that suits each image.
 
         Parameters
         ----------
@@ -459,9 +452,8 @@ class LocalEditor:
             Latents.
 
         appearance : int or array of shape (n_channels,), default=None
-            What is to be there instead, such as the background: an index, or any
-            vector of the layer's channels. Exactly one of this and ``variation`` must
-            be given.
+            What to put there, such as the background: an index, or any vector of the
+            layer's channels. Exactly one of this and ``variation`` must be given.
 
         part : int, sequence of int, or array, default=None
             Where the object is, as in :class:`Edit`. ``None`` is wherever the
@@ -481,11 +473,11 @@ class LocalEditor:
             Whether to refine the part to each sample.
 
         variation : int, default=None
-            A variation of the part, in the place of an appearance: one along which the
-            object comes and goes.
+            A variation of the part, along which the object comes and goes, instead of
+            an appearance.
 
         given : "others", default=None
-            With ``variation``, which ones; as in :class:`Edit`.
+            With ``variation``, which variations are meant, as in :class:`Edit`.
 
         Returns
         -------
@@ -495,7 +487,7 @@ class LocalEditor:
         Raises
         ------
         TypeError, ValueError
-            As ``edit``, or if ``threshold`` is something else.
+            As for ``edit``, or if ``threshold`` is something else.
         """
         check_threshold(threshold)
         check_choice("unit", unit, UNITS)
@@ -507,14 +499,13 @@ class LocalEditor:
         what: dict[str, Any] = {"variation": variation, "given": given}
         if part is None:
             if variation is not None:
-                raise ValueError("A variation is of a part: say which with part.")
-            self._check_learnt(appearance, "part=None")
+                raise ValueError("A variation belongs to a part: say which with part.")
+            check_learnt(self.decomposition, appearance, "part=None")
             checked, _ = self._check_latents(latents)
             everywhere = np.ones(self.decomposition.map_shape_[1:])
             edit = Edit(appearance, everywhere, strength, unit, **what)
-            self._change([edit], len(checked), refine)  # fails, if so, before any work
-            present = self._localize(checked, appearance, threshold, size=None)
-            part = ~present
+            self._change(edit, checked, refine)  # fails, if at all, before any work
+            part = ~self._localize(checked, appearance, threshold, size=None)
             if not bool(part.any()):
                 return self.extractor.generate(latents)
         edit = Edit(appearance, part, strength, unit, **what)
@@ -528,7 +519,7 @@ class LocalEditor:
         *,
         upsample_first: bool = True,
     ) -> ArrayLike:
-        r"""Find where in the images an appearance is (section 4.1.2).
+        r"""Find where an appearance is in the images (section 4.1.2).
 
         Parameters
         ----------
@@ -542,8 +533,8 @@ class LocalEditor:
             Where it counts as present, as for ``localize``.
 
         upsample_first : bool, default=True
-            Whether to bring the saliency to the images' size, linearly, and threshold
-            that; or to threshold at the layer's size and enlarge the mask.
+            Whether to resize the saliency to the images' size, linearly, and threshold
+            the result; or to threshold at the layer's size and enlarge the mask.
 
         Returns
         -------
@@ -553,11 +544,11 @@ class LocalEditor:
         Raises
         ------
         TypeError, ValueError
-            If an argument is something else, or the images are not of as many spatial
-            axes as the maps.
+            If an argument is something else, or the images and the maps do not have the
+            same number of spatial axes.
         """
         latents, _ = self._check_latents(latents)
-        self._check_learnt(appearance, "a mask")
+        check_learnt(self.decomposition, appearance, "A mask")
         check_threshold(threshold)
         check_flag("upsample_first", upsample_first)
         return self._localize(
@@ -579,7 +570,7 @@ class LocalEditor:
     ) -> ArrayLike:
         r"""Remove the pixels where an appearance is, such as the background (figure 5).
 
-        The images are the generator's own everywhere else.
+        Everywhere else the images are the generator's own.
 
         Parameters
         ----------
@@ -590,7 +581,7 @@ class LocalEditor:
             Index of the appearance.
 
         fill : float or sequence of n_colors floats, default=1.0
-            What to put in the place of the pixels.
+            The value, or colour, to put there.
 
         threshold : "mean", float or ("quantile", float), default="mean"
             Where the appearance counts as present, as for ``localize``.
@@ -606,17 +597,12 @@ class LocalEditor:
         Raises
         ------
         TypeError, ValueError
-            As ``mask``, or if ``fill`` is something else.
+            As for ``mask``, or if ``fill`` is something else.
         """
         self._image_spatial()
-        colors = _colors(fill, self.extractor.image_shape_[0])
+        colors = check_colors(fill, self.extractor.image_shape_[0])
         mask = self.mask(latents, appearance, threshold, upsample_first=upsample_first)
-        images = self.extractor.generate(latents)
-        where = as_tensor(mask, keep_type=True)[:, None]
-        values = as_tensor(images, keep_type=True)
-        color = torch.from_numpy(np.array(colors)).to(values)
-        color = color.reshape(-1, *[1] * (values.ndim - 2))
-        return Origin.of(images).give(torch.where(where, color, values))
+        return fill_pixels(self.extractor.generate(latents), mask, colors)
 
     def rank_edits(
         self,
@@ -631,11 +617,11 @@ class LocalEditor:
         value_range: tuple[float, float] | None = None,
         verbose: int = 0,
     ) -> dict[str, np.ndarray]:
-        r"""Try appearances, and variations, at parts, and say what each does.
+        r"""Try appearances and variations at parts, and measure what each does.
 
-        Each is tried on all samples, in both directions, with ``extractor.batch_size``
-        images at a time and none kept, so that memory does not grow with the number of
-        edits or of samples.
+        Each is tried on all samples, in both directions. At most
+        ``extractor.batch_size`` images are made at a time and none are kept, so memory
+        does not grow with the number of edits or samples.
 
         Parameters
         ----------
@@ -643,16 +629,16 @@ class LocalEditor:
             Latents of a few samples; a handful is enough to tell good edits from bad.
 
         appearances : iterable of int, default=None
-            Which to try; ``None`` is all, or none where ``variations`` are given.
+            Appearances to try; ``None`` is all, or none if ``variations`` are given.
 
         parts : iterable of int, default=None
-            Which to try; ``None`` is all but constant ones.
+            Parts to try; ``None`` is all but constant ones.
 
         variations : iterable of int, default=None
-            Which variations of each part to try besides; ``None`` is none.
+            Variations of each part to try as well; ``None`` is none.
 
         strength : float or sequence of float, default=(1.5, 3.0)
-            How strong, above 0: each is tried with either sign.
+            Strengths, above 0; each is tried with both signs.
 
         unit : {"std", "alpha"}, default="std"
             Unit of the strengths, as in :class:`Edit`.
@@ -662,9 +648,9 @@ class LocalEditor:
             "distance"; the best come first.
 
         value_range : tuple of float, default=None
-            Values of black and white. With them images are clipped, as pictures are,
-            before they are compared, and "ssim" and "psnr" are reported, which needs
-            the extra "metrics". ``None`` compares images as they are.
+            Values of black and white that images are clipped to before they are
+            compared. With it "ssim" and "psnr" are reported, which needs the extra
+            "metrics". ``None`` compares images as they are.
 
         verbose : int, default=0
             Whether to show a progress bar.
@@ -672,83 +658,56 @@ class LocalEditor:
         Returns
         -------
         table : dict of ndarray of shape (n_edits,)
-            Columns, as ``pandas.DataFrame(table)`` takes them:
+            Columns, ready for ``pandas.DataFrame(table)``:
 
-            - "edit": the :class:`Edit` itself, to be used as it is.
-            - "appearance", "variation" and "part": what was tried where. One of the
-              first two is -1: the edit has the other.
-            - "strength" and "sign": how strong, with its sign, and the sign alone.
+            - "edit": the :class:`Edit` itself, ready for use.
+            - "appearance", "variation" and "part": what was tried and where. One of the
+              first two is -1, since an edit has only one of them.
+            - "strength" and "sign": the strength with its sign, and the sign alone.
             - "effect": root mean square change inside the part, in the units of the
               images, :math:`\lVert M * (x - x') \rVert / \lVert M \rVert`; mean over
-              samples. M is the part, scaled to reach from 0 to 1 and brought to the
+              samples. M is the part, scaled to the range 0 to 1 and resized to the
               images' size.
-            - "roi_ratio": how much changes outside the part relative to inside,
-              equation (7); low is local.
-            - "ssim" and "psnr", with ``value_range``: how alike the rest of the images
-              remains, :func:`~panda_sklearn.metrics.outside_ssim` and
+            - "roi_ratio": change outside the part relative to inside, equation (7); low
+              is local.
+            - "ssim" and "psnr", with ``value_range``: how similar the rest of the
+              images remains, :func:`~panda_sklearn.metrics.outside_ssim` and
               :func:`~panda_sklearn.metrics.outside_psnr`.
-            - "consistency": mean cosine of the changes inside, :math:`M * (x - x')`,
-              of two samples: 1 if all change alike. NaN for a single sample.
-            - "distance": how unlike those of the training samples the edited
-              coefficients at the part are, as ``part_distances`` of the decomposition;
-              about 1 is natural. Mean over samples; NaN if it is not known, of files
-              written before it was.
+            - "consistency": mean cosine of two samples' changes inside,
+              :math:`M * (x - x')`; 1 if all change alike. NaN for a single sample.
+            - "distance": how far the edited coefficients at the part are from those of
+              the training samples, as ``part_distances`` of the decomposition; about 1
+              is natural. Mean over samples; NaN if the decomposition is from an old
+              file, which does not hold what this needs.
             - "score": consistency, divided by the distance where that is above 1 (or
-              multiplied, where it is negative). High for edits that do the same to all
-              and stay among what occurs. Of a single sample as if consistency were 1.
+              multiplied, where consistency is negative). High for edits that do the
+              same to all samples and remain natural. A single sample counts as
+              consistent.
 
         Raises
         ------
         TypeError, ValueError
             If an argument is something else, an index is out of range, or a part is
-            constant.
+            constant. With ``value_range``, images need two or three spatial axes of at
+            least 6 pixels.
         ImportError
-            If ``value_range`` is given and torchmetrics is not installed. With it
-            images need two or three axes of 6 pixels at least.
+            If ``value_range`` is given and torchmetrics is not installed.
         """
-        latents, _ = self._door(latents)
-        check_choice("sort_by", sort_by, sorted(COLUMNS))
-        check_choice("unit", unit, UNITS)
-        verbose = check_verbose(verbose)
-        if value_range is not None:
-            value_range = check_value_range(value_range)
-            check_similarity(self._image_spatial())
-        strengths = _both_signs(strength)
-        panda = self.decomposition
-        n_appearances = len(panda.appearances_)
-        parts = varying_parts(panda) if parts is None else parts
-        parts = _distinct("parts", parts, len(panda.parts_))
-        if variations is not None:
-            variations = _distinct("variations", variations, n_appearances)
-        if appearances is not None or variations is None:
-            appearances = range(n_appearances) if appearances is None else appearances
-            appearances = _distinct("appearances", appearances, n_appearances)
-        # An appearance is one vector at all parts, a variation one at each.
-        tried = [(Edit(j, parts[0], 1.0, unit), parts) for j in appearances or ()]
-        for n in variations or ():
-            tried += [(Edit(None, k, 1.0, unit, variation=n), [k]) for k in parts]
-        # Fails, if so, before any work.
-        largest = max(strengths)
-        self._change([replace(edit, strength=largest) for edit, _ in tried], None)
-        terms = self._change([edit for edit, _ in tried], None).terms
-        places = self._change([Edit(0, k) for k in parts], None).terms
-        trials = Trials.of(
+        latents, _ = self._checked(latents)
+        return rank_edits(
             self.extractor,
-            panda,
-            vectors=[(cast(VectorTerm, t).vector, t.scale) for t in terms],
-            masks={k: place.mask for k, place in zip(parts, places, strict=True)},
+            self.decomposition,
+            latents,
+            appearances=appearances,
+            parts=parts,
+            variations=variations,
+            strength=strength,
+            unit=unit,
+            sort_by=sort_by,
             image_spatial=self._image_spatial(),
             value_range=value_range,
-            device=latents.device,
+            verbose=verbose,
         )
-        with tqdm(
-            total=sum(len(at) for _, at in tried) * len(strengths),
-            desc=f"{type(self).__name__}, edits",
-            disable=not verbose,
-            mininterval=1,
-        ) as bar:
-            table = tabulate(trials, latents, tried, strengths, done=bar.update)
-        return sort_table(table, sort_by)
 
     def find_directions(
         self,
@@ -763,47 +722,46 @@ class LocalEditor:
     ) -> ArrayLike:
         r"""Find vectors that change a region of the image, and little else.
 
-        Appearances are what the activations are made of; what a vector does to the
-        image only the rest of the network knows. Of all vectors v of channels those are
-        found that maximise
+        Appearances describe the activations; what a vector does to the image depends on
+        the rest of the network. This finds the vectors v of channels that maximise
 
         .. math::
             \frac{\sum_i \lVert M * J_i v \rVert^2}{\sum_i \lVert (1 - M) * J_i v
             \rVert^2 + \gamma h \, v^\top K^{-1} v}
 
-        one after the other, where :math:`J_i` is the derivative of the image by what is
-        added at the part, M the region, K the covariance of what the part shows in the
-        training data, and h the largest that the sum before it can be for a v one
-        standard deviation long.
+        one after the other. Here :math:`J_i` is the derivative of the image with
+        respect to the vector added at the part, M the region, and K the covariance of
+        what the part shows in the training data; h is the largest value of the sum
+        before it for a v of one standard deviation.
 
         Parameters
         ----------
         latents : array of shape (n_samples, ...)
             Latents of a few samples, such as 12. Directions found on these work on
-            others.
+            others too.
 
         part : int, sequence of int, or array of shape (\*spatial)
             Where the vector is added, as in :class:`Edit`; the same for all samples.
 
         n_directions : int, default=5
-            How many, at most as many as there are channels.
+            Number of directions, at most the number of channels.
 
         region : array of shape (\*image_spatial), default=None
             Where the image is to change: values from 0 to 1. ``None`` is where the part
             is.
 
         naturalness : float, default=0.003
-            :math:`\gamma`, at least 0. At 0 directions are as local as can be, but may
-            lead where no image is; at 1 they keep to what varies most in the training
-            data. Below 0.0001 it is that, since there must be some.
+            :math:`\gamma`, at least 0. At 0 directions are as local as possible, but
+            may lead to unnatural images; at 1 they keep to what varies most in the
+            training data. Values below 0.0001 count as 0.0001.
 
         derivatives : {"auto", "exact", "differences"}, default="auto"
-            Whether to take exact derivatives in forward mode (Jacobian-vector
-            products), or central differences of images; "auto" is exact where the
-            network allows it, and warns where it does not.
+            Whether to use exact derivatives in forward mode (Jacobian-vector products),
+            or central differences of images. "auto" is exact where the network allows
+            it, and warns where it does not.
 
         verbose : int, default=0
-            Whether to show a progress bar; it says which derivatives are taken.
+            Whether to show a progress bar, which names the kind of derivatives.
 
         Returns
         -------
@@ -815,16 +773,16 @@ class LocalEditor:
         ------
         TypeError, ValueError
             If an argument is something else, an index is out of range, a part is
-            constant or does not vary in the training data, what is added there does not
-            reach the region, or exact derivatives are asked for and the network has
+            constant or does not vary in the training data, a vector added there does
+            not reach the region, or exact derivatives are asked for and the network has
             none.
 
         Warns
         -----
         UserWarning
-            If "auto" takes differences.
+            If "auto" uses differences.
         ConvergenceWarning
-            If directions of many channels are not the best there are.
+            If the search for directions of many channels does not converge.
 
         See Also
         --------
@@ -832,57 +790,34 @@ class LocalEditor:
 
         Notes
         -----
-        The derivative is formed, a pass of the network for each channel of each sample;
-        with more than 512 channels, or where one sample's takes more than 1 GiB, it is
-        only multiplied with, forwards and backwards, and directions are approximate.
-        Differences are always formed, in whatever memory that takes. Where the network
-        draws noise they are of one image at a time, so that all have the same.
+        The derivative is formed with one pass of the network for each channel of each
+        sample. With more than 512 channels, or more than 1 GiB for one sample, only its
+        products with vectors are computed, forwards and backwards, and directions are
+        approximate. Differences are always formed, whatever memory that takes. If the
+        network draws noise, they are computed one image at a time, so that all images
+        have the same noise.
 
         References
         ----------
-        The split of the image into a region and the rest is that of J. Zhu et al.,
-        "Low-Rank Subspaces in GANs" (NeurIPS, 2021), and of S. Chen et al., "Exploring
-        Low-Dimensional Subspaces in Diffusion Models for Controllable Image Editing"
-        (NeurIPS, 2024), who take the leading directions of the one and project out
-        those of the other.
+        J. Zhu et al. "Low-Rank Subspaces in GANs." NeurIPS, 2021, and S. Chen et al.
+        "Exploring Low-Dimensional Subspaces in Diffusion Models for Controllable Image
+        Editing." NeurIPS, 2024, split the image into a region and the rest in the same
+        way; they take the leading directions of the one and project out those of the
+        other.
         """
-        latents, origin = self._door(latents)
-        n_channels = self.decomposition.map_shape_[0]
-        n_directions = check_count("n_directions", n_directions)
-        if n_directions > n_channels:
-            raise ValueError(
-                f"n_directions must be at most {n_channels}, the number of channels, "
-                f"got {n_directions}."
-            )
-        naturalness = check_single("naturalness", naturalness, at_least=0)
-        check_choice("derivatives", derivatives, DERIVATIVES)
-        verbose = check_verbose(verbose)
-        spatial = self._image_spatial()
-        edit = Edit(0, part)
-        (term,) = self._change([edit], None).terms
-        if region is None:
-            shape = self.decomposition.map_shape_
-            (where,) = term.outline(slice(None), term.mask, shape, spatial)
-        else:
-            where = check_mask(region, "region", f"({', '.join(map(str, spatial))})")
-            if tuple(where.shape) != spatial:
-                raise ValueError(
-                    f"region must be of the images' shape {spatial}, got "
-                    f"{tuple(where.shape)}."
-                )
-        with torch.inference_mode(False):
-            found = find_directions(
-                self.extractor,
-                self.decomposition,
-                latents.clone(),
-                term.mask.clone(),
-                weights_of(edit, term.mask, self.decomposition),
-                where.clone(),
-                n_directions,
-                naturalness=naturalness,
-                derivatives=derivatives,
-                verbose=verbose,
-            )
+        latents, origin = self._checked(latents)
+        found = find_directions(
+            self.extractor,
+            self.decomposition,
+            latents,
+            part,
+            n_directions,
+            region,
+            naturalness=naturalness,
+            derivatives=derivatives,
+            image_spatial=self._image_spatial(),
+            verbose=verbose,
+        )
         return origin.give(found)
 
     # Helpers
@@ -890,12 +825,14 @@ class LocalEditor:
     def _check_latents(
         self, latents: ArrayLike, name: str = "latents"
     ) -> tuple[ArrayLike, Origin]:
-        """Checked latents; with the parameters, which may have changed since."""
+        """Check latents, and parameters, which may have changed since ``fit``."""
         check_parameters(self.decomposition)
         return check_latents(self.extractor, latents, name)
 
-    def _door(self, latents: ArrayLike, name: str = "latents") -> tuple[Tensor, Origin]:
-        """Checked latents as a tensor, numpy's on the network's device."""
+    def _checked(
+        self, latents: ArrayLike, name: str = "latents"
+    ) -> tuple[Tensor, Origin]:
+        """Checked latents as a tensor; arrays go to the network's device."""
         latents, origin = self._check_latents(latents, name)
         if isinstance(latents, Tensor):
             return latents, origin
@@ -903,134 +840,53 @@ class LocalEditor:
         return as_tensor(latents, device, keep_type=True), origin
 
     def _image_spatial(self) -> tuple[int, ...]:
-        """Spatial shape of the images; ValueError if they have none like the maps."""
+        """Spatial shape of images with as many axes as the maps; else ValueError."""
         shape, n_axes = self.extractor.image_shape_, len(self.decomposition.map_shape_)
         if shape is None or len(shape) != n_axes:
             raise ValueError(
                 f"This needs images of {n_axes - 1} spatial axes, as many as the maps "
                 "have: of shape (n_samples, n_colors, *spatial). One image of the "
-                f"network is of shape {shape}."
+                f"network has shape {shape}."
             )
         return tuple(shape[1:])
 
     def _change(
         self,
-        edits: Sequence[Edit],
-        n_samples: int | None,
-        refine: bool = False,
+        edits: Any,
+        latents: ArrayLike,
+        refine: Any,
         known: dict | None = None,
     ) -> Change:
-        """The edits as a change of activations."""
-        sizes = Sizes.of(self.extractor, n_samples)
+        """Checked edits as a change of the activations of latents."""
+        sizes = Sizes.of(self.extractor, len(latents))
+        edits = check_edits(edits)
         return change_of(edits, self.decomposition, sizes, refine=refine, known=known)
 
-    def _changed(
-        self, latents: Tensor, change: Change, replays: Replays | None = None
-    ) -> Tensor:
-        """Images of checked latents, with a change."""
-        if not change.has_effect():
-            return generate_changed(self.extractor, latents, None)
-        return generate_changed(
-            self.extractor,
-            latents,
-            lambda where, take: change.applied(latents[where], where, take),
-            **change.moments(),
-            replays=replays,
-        )
-
     def _search(
-        self,
-        change: Change,
-        target: float,
-        region: Any,
-        value_range: Any,
-        n_samples: int,
+        self, change: Change, target: Any, region: Any, value_range: Any
     ) -> TargetSearch:
-        """The search for strengths, its input checked."""
-        if value_range is not None:
-            value_range = check_value_range(value_range)
-        target = check_single("target_change", target, above=0)
-        if change.refine is not None and change.sizes.n_rows > 1:
-            raise ValueError(
-                "target_change with refine=True needs one part for each sample, but "
-                "the extractor takes several calls as samples."
-            )
-        if not all(bool(term.strength.all()) for term in change.terms):
-            raise ValueError(
-                "target_change multiplies the strengths: none of them may be 0."
-            )
+        """The search for strengths, its arguments checked."""
         spatial = self._image_spatial()
-        if region is not None:
-            region = check_mask(region, "region", f"([{n_samples},] *{spatial})")
-            if tuple(region.shape) not in (spatial, (n_samples, *spatial)):
-                raise ValueError(
-                    f"region must be of the images' shape {spatial}, or with "
-                    f"{n_samples} samples before it, got {tuple(region.shape)}."
-                )
-            region = region.reshape(-1, *spatial)
-        return TargetSearch(
+        return TargetSearch.of(
             self.extractor, change, target, spatial, region, value_range
         )
 
     def _localize(
         self, latents: ArrayLike, appearance: Any, threshold: Any, **options: Any
-    ) -> ArrayLike:
-        """``localize`` on the activations of checked latents, batch by batch."""
-        if Sizes.of(self.extractor, None).n_rows > 1:
-            raise ValueError(
-                "The extractor takes several calls as samples, at each of which an "
-                "appearance is somewhere else: take one call, or calls_as='mean'."
-            )
-        size = self.extractor.batch_size
-        masks = []
-        for start in range(0, len(latents), size):
-            some = latents[start : start + size]
-            features = extract(self.extractor, some, first=start)
-            masks.append(
-                self.decomposition.localize(features, appearance, threshold, **options)
-            )
-        if isinstance(masks[0], Tensor):
-            return torch.cat(masks)
-        return np.concatenate(masks)
-
-    def _check_learnt(self, appearance: Any, what: str) -> None:
-        """Raise unless the appearance is the index of a learnt one."""
-        if isinstance(appearance, list) or getattr(appearance, "ndim", 0) > 0:
-            raise ValueError(
-                f"With {what} the appearance must be a learnt one, whose mean over the "
-                "training data is known: give its index."
-            )
-        check_index("appearance", appearance, len(self.decomposition.appearances_))
-
-
-def _both_signs(strength: Any) -> list[float]:
-    """Strengths above 0, each followed by its negative."""
-    if isinstance(strength, Real) or getattr(strength, "ndim", 1) == 0:
-        strength = [strength]
-    given = check_numbers("strength", strength)
-    for value in given:
-        check_single("strength", value, above=0)
-    return [sign * value for value in dict.fromkeys(given) for sign in (1, -1)]
-
-
-def _distinct(name: str, indices: Any, size: int) -> list[int]:
-    """Indices from 0 to size - 1, each once."""
-    return list(dict.fromkeys(check_indices(name, indices, size)))
-
-
-def _colors(fill: Any, n_colors: int) -> np.ndarray:
-    """Each colour's value of the argument ``fill``."""
-    if isinstance(fill, Real) and not is_bool(fill):
-        return np.full(n_colors, check_single("fill", fill))
-    expected = f"a finite number, or {n_colors} of them, one for each colour"
-    colors = as_numeric(fill, "fill", expected)
-    if tuple(colors.shape) != (n_colors,):
-        raise ValueError(f"fill must be {expected}, got {shown(fill)}.")
-    return np.array([check_single("each of fill", value) for value in colors.tolist()])
+    ) -> Any:
+        """Masks of checked latents, as ``localize`` of the decomposition."""
+        return localize(
+            self.extractor,
+            self.decomposition,
+            latents,
+            appearance,
+            threshold,
+            **options,
+        )
 
 
 def _fingerprint_of(extractor: GeneratorFeatureExtractor, known: str) -> str:
-    """That of an extractor's network; the known one where weights are out of reach."""
+    """The fingerprint of an extractor's network; ``known`` if its weights are away."""
     try:
         return fingerprint(extractor.generator)
     except ValueError:  # offloaded

@@ -1,4 +1,4 @@
-"""Photographs of faces, cropped as the face generator's images are.
+"""Photographs of faces, cropped like the face generator's images.
 
 Floor 3: see :mod:`panda_sklearn.editing`.
 """
@@ -25,51 +25,49 @@ from panda_sklearn.utils.validation import (
 
 __all__ = ["PLACES", "align_face"]
 
-# Where the centres of both eyes and of the mouth lie in the generator's images, as
-# columns and rows of 64, from the upper left corner of the image.
+# The centres of both eyes and of the mouth in the generator's images, as columns and
+# rows of 64, from the upper left corner.
 PLACES = ((22.0, 27.0), (42.0, 27.0), (32.0, 49.0))
 SIDE = 64
 
 LANDMARKS = "three points (column, row): both eyes and the mouth"
 IMAGE = "an image of shape (height, width) or (height, width, n_colors)"
 
-# Points in each direction of a pixel whose colours make up its own.
+# Each pixel is the mean of so many points in each direction.
 FINER = 4
 
 
-def align_face(image, landmarks, *, size=SIDE):
-    r"""Crop a photograph as the face generator's images are.
+def align_face(image: Any, landmarks: ArrayLike, *, size: int = SIDE) -> ArrayLike:
+    r"""Crop a photograph like the face generator's images.
 
-    Turns, scales and shifts it so that eyes and mouth come to lie where they do in the
-    images of :func:`~panda_sklearn.datasets.load_face_generator`, as near as that goes
-    without bending anything, by least squares. Without that :func:`invert` finds
-    somebody else.
+    Rotates, scales and shifts it so that eyes and mouth lie where they do in the images
+    of :func:`~panda_sklearn.datasets.load_face_generator`, in the least-squares sense.
+    Without this, :func:`invert` finds another person.
 
     Parameters
     ----------
     image : array of shape (height, width[, n_colors]) or PIL image
-        The photograph, of bytes or floats.
+        The photograph, as bytes or floats.
 
     landmarks : array-like of shape (3, 2)
         The centres of both eyes, in any order, and of the mouth, as columns and rows
         of pixels from the upper left corner of the photograph. A face-mesh network
-        finds them, or an eye.
+        finds them; or read them off by eye.
 
     size : int, default=64
-        Pixels of a side of the crop.
+        Width and height of the crop, in pixels.
 
     Returns
     -------
     crop : array of shape (size, size[, n_colors])
-        Of the kind and type of ``image``; a PIL image becomes an array. As images of
-        the generator, from -1 to 1 with the colours first, that is for bytes
-        ``np.moveaxis(crop, -1, 0) / 127.5 - 1``.
+        Of the kind and type of ``image``; a PIL image becomes an array. To turn a crop
+        of bytes into an image like the generator's, from -1 to 1 with the colours
+        first, use ``np.moveaxis(crop, -1, 0) / 127.5 - 1``.
 
     Raises
     ------
     TypeError, ValueError
-        If the image or the landmarks are something else, or the latter lie in one
-        place.
+        If the image or the landmarks are something else, or the landmarks coincide.
 
     Warns
     -----
@@ -108,7 +106,7 @@ def align_face(image, landmarks, *, size=SIDE):
 
 
 def _check_image(image: Any) -> Any:
-    """An array with an axis of rows and one of columns."""
+    """Return the image as an array with axes of rows, columns and maybe colours."""
     if hasattr(image, "getbands"):  # PIL's
         if image.mode in ("P", "PA", "LA", "RGBA", "CMYK", "YCbCr", "1"):
             image = image.convert("RGB")
@@ -129,7 +127,7 @@ def _check_image(image: Any) -> Any:
 
 
 def _check_landmarks(landmarks: Any) -> np.ndarray:
-    """Three points as complex numbers: left eye, right eye, mouth, as one sees them."""
+    """The points as complex numbers: left eye, right eye, mouth, as seen."""
     points = as_numeric(landmarks, "landmarks", LANDMARKS)
     if tuple(points.shape) != (3, 2):
         raise ValueError(f"landmarks must be {LANDMARKS}, got {shown(points)}.")
@@ -139,18 +137,18 @@ def _check_landmarks(landmarks: Any) -> np.ndarray:
     across, down = other - one, mouth - (one + other) / 2
     if abs(across) < 1 or abs(down) < 1:
         raise ValueError(
-            "landmarks must be apart from each other by a pixel at least, both eyes, "
-            f"and the mouth from the point between them; got {rows.tolist()}."
+            "landmarks must be at least a pixel apart: both eyes, and the mouth from "
+            f"the point between them. Got {rows.tolist()}."
         )
-    # Rows count downwards: with the mouth below, the left eye is the one from which
-    # the way to the mouth is a turn to the right.
+    # Rows count downwards: the way from the left eye to the right one turns right, by
+    # less than half a circle, to go down to the mouth.
     if (across.conjugate() * down).imag < 0:
         one, other = other, one
     return np.array([one, other, mouth])
 
 
 def _similarity(points: np.ndarray, size: int) -> tuple[complex, complex]:
-    """turn, shift with z -> turn z + shift from the crop to the photograph."""
+    """Turn and shift of z -> turn z + shift, from the crop to the photograph."""
     places = np.array(PLACES) @ (1, 1j) * (size / SIDE)
     away = places - places.mean()
     turn = (away.conj() @ (points - points.mean())) / (away.conj() @ away)
@@ -159,8 +157,8 @@ def _similarity(points: np.ndarray, size: int) -> tuple[complex, complex]:
 
 def _resampled(whole: Tensor, turn: complex, shift: complex, size: int) -> Tensor:
     """The crop (1, n_colors, size, size) of a photograph (1, n_colors, H, W)."""
-    # A photograph of many more pixels is reduced first, so that none is left out.
-    factor = max(1, int(abs(turn) / 2 + 1e-6))  # whole numbers up to rounding are whole
+    # A photograph of many more pixels is reduced first, so that no pixel is left out.
+    factor = max(1, int(abs(turn) / 2 + 1e-6))  # 2.9999999 is 3
     factor = min(factor, *whole.shape[2:])
     if factor > 1:
         whole = functional.avg_pool2d(whole, factor, ceil_mode=True)

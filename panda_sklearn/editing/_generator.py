@@ -40,7 +40,7 @@ __all__ = ["EditedGenerator"]
 
 
 def _saved_tensors_hooks() -> Any:
-    """Through what autograd saves tensors; checkpointing puts its own there."""
+    """The hooks by which autograd saves tensors; checkpointing installs its own."""
     top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     return None if top is None else top(True)
 
@@ -48,21 +48,21 @@ def _saved_tensors_hooks() -> Any:
 class EditedGenerator(nn.Module):
     """A generator with edits built in, as a module like any other.
 
-    Called with latents, it returns edited images. Gradients flow through it to
-    latents that require them and to those of strengths, vectors and masks that are to
-    be learnt.
+    Called with latents, it returns edited images. Gradients flow through it to latents
+    that require them, and to the strengths, vectors and masks that are to be learnt.
 
     Parameters
     ----------
     editor : LocalEditor
-        The editor of the generator; its extractor says how the generator is called.
+        The editor of the generator. Its extractor determines how the generator is
+        called.
 
     edits : Edit or sequence of Edit
         What to change, the same for all samples.
 
     refine : bool, default=False
-        Whether to refine the parts to each sample. The refined parts count as
-        constants: no gradient flows through the refinement.
+        Whether to refine the parts to each sample. Refined parts are constants: no
+        gradient flows through the refinement.
 
     learn_strengths : bool, default=False
         Whether ``strengths`` requires gradients.
@@ -77,28 +77,28 @@ class EditedGenerator(nn.Module):
     ----------
     generator : torch.nn.Module
         The editor's own generator, not a copy: moving this module to a device, or
-        changing its mode, does so to that.
+        changing its mode, does the same to the generator.
 
     strengths : torch.nn.Parameter of shape (n_edits,)
         The strengths, in the edits' own units.
 
     vectors : torch.nn.Parameter of shape (n_vectors, n_channels)
-        What is added by those edits that add a vector, appearances and variations, in
-        their order.
+        The vectors of those edits that add one, appearances and variations, in the
+        order of the edits.
 
     masks : torch.nn.Parameter of shape (n_edits, n_positions)
-        Where: parts scaled to reach from 0 to 1, and drawn masks. Nothing keeps learnt
-        ones in that range. Edits of coefficients at parts do not use theirs.
+        Where each edit is: parts scaled to the range 0 to 1, and drawn masks. Learnt
+        masks may leave that range. Edits of coefficients at parts do not use theirs.
 
     Raises
     ------
     TypeError, ValueError
-        As ``LocalEditor.edit``; also if an array of an edit is of single samples; if
-        one requires gradients, but what is to be learnt are this module's parameters;
-        or if nothing is there to be learnt.
+        As for ``LocalEditor.edit``; also if an array of an edit differs between
+        samples, if it requires gradients, since this module learns parameters of its
+        own, or if there is nothing to learn.
     RuntimeError
         When called with gradients on, if the generator runs the edited layer under
-        activation checkpointing: in the backward pass it would run again, unedited.
+        activation checkpointing: the backward pass would run it again, unedited.
 
     See Also
     --------
@@ -106,11 +106,11 @@ class EditedGenerator(nn.Module):
 
     Notes
     -----
-    Unlike ``LocalEditor.edit`` it is not a guest: it runs the generator in the mode
-    that it is in, with whatever noise it draws, and on the device where it is. The
-    generator has no hooks between calls. Edits are applied in eager mode, also if the
-    generator, or this module, was passed to ``torch.compile``. Edits by ``latent`` run
-    it once more each, up to the layer, as statistics of layers in training mode notice.
+    Unlike ``LocalEditor.edit``, it runs the generator as it is: in its mode, with
+    whatever noise it draws, and on its device. The generator has no hooks between
+    calls. Edits are applied in eager mode, even if the generator or this module was
+    passed to ``torch.compile``. Each edit by ``latent`` runs the generator once more up
+    to the layer, which updates the statistics of layers in training mode.
 
     Examples
     --------
@@ -193,7 +193,7 @@ class EditedGenerator(nn.Module):
             self.register_parameter(name, nn.Parameter(values, bool(learn)))
         scales = [term.scale for term in terms]
         self.register_buffer("scales", like.new_tensor(scales))
-        # What the others are made of, in the state of the module too.
+        # The other tensors of the terms belong to the module's state too.
         for n, term in enumerate(terms):
             for name in _constants(term):
                 own = getattr(term, name).to(like, copy=True)
@@ -205,19 +205,18 @@ class EditedGenerator(nn.Module):
         Parameters
         ----------
         latents : Tensor of shape (n_samples, ...)
-            Latents, on the generator's device and of its type; those with a column of
-            classes in float32, for one of the families of
-            ``panda_sklearn.generators`` to cast.
+            Latents, on the generator's device and of its type. Latents with a column of
+            classes are float32, and cast by the family in ``panda_sklearn.generators``.
 
         Returns
         -------
         images : Tensor of shape (n_samples, ...)
-            What the generator gives, with the edits.
+            Edited images.
 
         Raises
         ------
         TypeError, ValueError
-            If the latents are no dense tensor of such a shape.
+            If the latents are not a dense tensor of such a shape.
         """
         check_array_like(latents, "latents", "a tensor of shape (n_samples, ...)")
         check_kind("latents", latents, Tensor)
@@ -226,7 +225,7 @@ class EditedGenerator(nn.Module):
         return self._run(latents)
 
     def _run(self, latents: Tensor) -> Tensor:
-        """One forward pass, with the edits hooked in for its length."""
+        """Make a forward pass, with the edits hooked in while it lasts."""
         saving = _saved_tensors_hooks()
         learnt = self.strengths, self.vectors, self.masks
         given = (latents, *learnt, *self.generator.parameters())
@@ -239,9 +238,9 @@ class EditedGenerator(nn.Module):
             ):
                 raise RuntimeError(
                     f"Layer {self._tap.name!r} runs under activation checkpointing, "
-                    "other hooks of saved tensors, or without gradients, which the "
-                    "generator itself sees to. In the backward pass it would run "
-                    "again without the edit, and gradients would be wrong. Turn "
+                    "other hooks of saved tensors, or without gradients, switched on "
+                    "by the generator itself. The backward pass would run it again "
+                    "without the edit, and gradients would be wrong. Turn "
                     "checkpointing off in the generator, or call this module under "
                     "torch.no_grad()."
                 )
@@ -252,7 +251,7 @@ class EditedGenerator(nn.Module):
         stop = can_be_stopped(self.generator)
 
         def take(others: Any) -> Tensor:
-            # With the noise that the pass itself will draw.
+            # The pass itself will draw the same noise.
             on = [others.device] if others.is_cuda else []
             with torch.random.fork_rng(on):
                 return capture(
@@ -271,13 +270,17 @@ class EditedGenerator(nn.Module):
                 check()
                 return apply(features, moment)
 
-            calls, others = change.moments().values()
-            tap = dataclasses.replace(self._tap, calls=calls)
-            n = len(latents)
-            return replace(tap, edit, lambda: run(latents), n_samples=n, others=others)
+            moments = change.moments()
+            return replace(
+                dataclasses.replace(self._tap, calls=moments["calls"]),
+                edit,
+                lambda: run(latents),
+                n_samples=len(latents),
+                others=moments["others"],
+            )
 
     def _current(self) -> Change:
-        """The edits, with the parameters and targets as they are now."""
+        """The change, with the module's current parameters and buffers."""
         terms, vectors = [], iter(self.vectors)
         for n, term in enumerate(self._change.terms):
             changes: dict[str, Any] = {
@@ -290,12 +293,11 @@ class EditedGenerator(nn.Module):
             for name in _constants(term):
                 changes[name] = getattr(self, f"{name}{n}")
             terms.append(dataclasses.replace(term, **changes))
-        known = self._change
-        return Change(terms, known.layout, known.refine, known.sizes)
+        return dataclasses.replace(self._change, terms=terms)
 
 
 def _constants(term: Term) -> tuple[str, ...]:
-    """Attributes of a term that are tensors, but for those that can be learnt."""
+    """The tensors of a term that cannot be learnt, by attribute."""
     if isinstance(term, CoefficientTerm):
         return "target", "appearances", "least", "every", "learnt"
     if isinstance(term, LatentTerm):
@@ -310,13 +312,13 @@ def _check_no_gradients(edit: Edit) -> None:
         if isinstance(value, Tensor) and value.requires_grad:
             raise ValueError(
                 f"{field.name} of an edit requires gradients, which would not reach it:"
-                " this module learns parameters of its own. Give it detached and pass "
+                " this module learns parameters of its own. Detach it, and set "
                 "learn_strengths, learn_vectors or learn_masks."
             )
 
 
 def _check_learnable(change: Change, vectors: bool, masks: bool) -> None:
-    """Raise ValueError if what is to be learnt is not there."""
+    """Raise ValueError if there is nothing to learn."""
     if vectors and not any(isinstance(term, VectorTerm) for term in change.terms):
         raise ValueError(
             "learn_vectors=True learns vectors of appearances and variations, but no "
@@ -329,6 +331,6 @@ def _check_learnable(change: Change, vectors: bool, masks: bool) -> None:
         )
     if masks and change.refine is not None:
         raise ValueError(
-            "learn_masks=True does not go with refine=True, which finds masks for each "
-            "sample. Set one of them to False."
+            "learn_masks=True does not go with refine=True, which finds a mask for "
+            "each sample. Set one of them to False."
         )

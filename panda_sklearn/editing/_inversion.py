@@ -1,7 +1,7 @@
 """Latents whose images match given ones.
 
-Floor 3: see :mod:`panda_sklearn.editing`. Checks what is given, chooses where to start,
-and says how it went; the search itself is in :mod:`panda_sklearn.editing._search`.
+Floor 3: see :mod:`panda_sklearn.editing`. Checks the input, chooses where to start, and
+reports the result; the search itself is in :mod:`panda_sklearn.editing._search`.
 """
 
 from __future__ import annotations
@@ -56,45 +56,46 @@ from panda_sklearn.utils.validation import (
 
 __all__ = ["Inversion", "invert"]
 
-# Latents drawn to know their distribution, and images among which starts are chosen.
+# Latents drawn to estimate their distribution, and those among which starts are chosen.
 N_DRAWN, N_CANDIDATES = 10_000, 500
-# Numbers in the latents that are drawn, at most, if that many are not too few.
+# Most elements of the latents drawn, unless that leaves too few candidates.
 MOST_NUMBERS = 2**26
 # The generator's own images that are inverted beside the others, as a yardstick.
 N_OWN = 2
-# An image is matched badly if its residual is above the first of these, and above so
-# many times that of the generator's own; above the last it is in any case.
+# An image is matched badly if its residual exceeds BAD and TIMES that of the
+# generator's own images, or if it exceeds WORST.
 BAD, TIMES, WORST = 0.15, 3.0, 0.5
-# Images whose values are so many times those of the generator's are in other units.
+# Images with values this many times the generator's are in other units.
 FAR = 3.0
-# Pixels on the longest side of the images by which starts are chosen.
+# Most pixels on a side of the images by which starts are chosen.
 COARSE = 16
 
 
 @dataclass(frozen=True, eq=False)
 class Inversion:
-    r"""Latents that were found for images, and how far off their images are.
+    r"""Latents found for images, and how far their images are from the given ones.
 
     Can be unpacked as ``latents, residuals = inversion``.
 
     Attributes
     ----------
     latents : array of shape (n_images, \*latent_shape)
-        Of the best start each.
+        Latents from the best start for each image.
 
     residuals : array of shape (n_images,)
-        Squared error of the generated image as a share of the given one's variance over
-        its pixels, about each colour's mean: 0 is a match, 1 no better than one colour.
+        Squared error of the generated image, as a fraction of the given image's
+        variance over its pixels, about each colour's mean. 0 is a match, 1 no better
+        than one colour.
 
     images : array of shape (n_images, \*image_shape)
-        What the generator makes of the latents.
+        The generator's images of the latents.
 
     differences : array of shape (n_images, \*image_shape)
-        The given images less these.
+        The given images minus ``images``.
 
     own_residuals : array of shape (2,)
-        Residuals of two of the generator's own images, found in the same way: what can
-        be expected of this generator, these latents and this many steps.
+        Residuals of two of the generator's own images, inverted in the same way: what
+        to expect of this generator, these latents and this many steps.
     """
 
     latents: ArrayLike
@@ -124,53 +125,54 @@ def invert(
 ) -> Inversion:
     r"""Find latents whose images match given ones.
 
-    By Adam through the network, from several starts, of which fewer and fewer go on.
-    What is found are latents as the extractor takes them: with a ``forward`` that takes
-    a code for each layer, such as ``StyleGAN2(latent_space="w+")``, those, which match
+    Uses Adam through the network, from several starts that are gradually dropped. It
+    finds latents as the extractor takes them. With a ``forward`` that takes a code for
+    each layer, such as ``StyleGAN2(latent_space="w+")``, these are codes, which match
     photographs far better than inputs of the mapping network do.
 
     Parameters
     ----------
     extractor : GeneratorFeatureExtractor
-        Fitted, of the generator; which layer does not matter.
+        A fitted extractor of the generator, at any layer.
 
     images : array of shape (n_images, \*image_shape)
-        In the generator's units, such as -1 for black and 1 for white, and with what is
-        in them where the generator has it: see :func:`align_face`.
+        Images in the generator's units, such as -1 for black and 1 for white, with
+        their content where the generator has it: see :func:`align_face`.
 
     samples : array of shape (n_samples, \*latent_shape), default=None
-        Latents of the distribution that the generator was trained on, three at least
-        and better some hundred: starts are taken from them, and what is found is kept
+        At least three, and better some hundred, latents of the distribution that the
+        generator was trained on. Starts are chosen among them, and the search is kept
         near them. ``None`` draws them with ``sample_latents``.
 
     loss : callable, default=None
-        ``loss(images, targets)`` gives the losses, (n,), of generated images, a tensor
-        (n, \*image_shape) that can be differentiated, against those that they are to
-        match. ``None`` is the squared error as a share of the target's variance and, of
-        images of two or three axes, half of 1 - SSIM; means over the images' size, half
-        of it and so on down to 16 pixels. That needs the extra "metrics".
+        ``loss(images, targets)`` returns the losses (n,) of generated images, a tensor
+        (n, \*image_shape) with gradients, with respect to the images to match.
+        ``None`` is the squared error as a fraction of the target's variance and, for
+        images of two or three spatial axes, half of 1 - SSIM; a mean over the images'
+        size, half of it and so on down to 16 pixels. SSIM needs the extra "metrics".
 
     prior : float, default=0.005
-        How much the loss grows with the squared distance of the latents from their mean
-        in units of their covariance, a mean over their numbers, which is 1 for what is
-        usual. More gives likelier latents, which are edited better, and images less
-        like the given ones.
+        Weight of the squared distance of the latents from their mean, in units of their
+        covariance, as a mean over their elements; it is about 1 for typical latents.
+        More gives likelier latents, which are edited better, and images less like the
+        given ones.
 
     n_steps : int, default=300
-        Steps of the best start. In the first half of them the number of starts is
+        Steps from the best start. In the first half of them the number of starts is
         halved several times.
 
     n_starts : int, default=4
-        Half of them the samples whose images are most like the given one, the others
-        at random. Inputs of mapping networks need several; with codes 1 is enough.
+        Number of starts for each image: half are the samples whose images are most like
+        it, the others are random. Inputs of mapping networks need several; for codes, 1
+        is enough.
 
     learning_rate : float, default=0.1
-        Length of the steps, in standard deviations of the latents, after ten that are
-        shorter; it falls to 0 in the second half.
+        Length of the steps, in standard deviations of the latents. The first ten steps
+        are shorter, and the length falls to 0 in the second half.
 
     value_range : tuple of float, default=None
-        Values of black and white that images are clipped to, as pictures are, before
-        they are compared; ``None`` compares values as they are.
+        Values of black and white that images are clipped to before they are compared;
+        ``None`` compares values as they are.
 
     random_state : int, RandomState instance or None, default=None
         Pass an int for reproducible results.
@@ -181,28 +183,28 @@ def invert(
     Returns
     -------
     inversion : Inversion
-        Latents, how far off each image is, the images and their differences from the
-        given ones. It unpacks as ``latents, residuals = invert(...)``.
+        Latents, residuals, images, and their differences from the given ones. It
+        unpacks as ``latents, residuals = invert(...)``.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is something else, images are of another shape than the
-        generator's or of far larger values, latents are integers or have classes in
-        them, or the loss cannot be differentiated by the latents.
+        If an argument is something else, images have another shape or far larger values
+        than the generator's, latents are integers or contain classes, or the loss
+        cannot be differentiated with respect to the latents.
     ImportError
-        If the loss is not given and torchmetrics is not installed.
+        If no loss is given and torchmetrics is not installed.
 
     Warns
     -----
     UserWarning
         If an image is matched much worse than two of the generator's own, which are
-        inverted beside it, or if half of its variance is not matched; it says what to
-        try.
+        inverted beside it, or if half of its variance is not matched. The warning says
+        what to try.
 
     See Also
     --------
-    align_face : Crops a photograph as the face generator's images are.
+    align_face : Crops a photograph like the face generator's images.
 
     References
     ----------
@@ -232,8 +234,8 @@ def invert(
     check_parameters(extractor)
     if not takes_floats(extractor):
         raise ValueError(
-            "The latents are integers, such as classes or numbers of tokens, among "
-            "which there is no way from one to the next: they cannot be found so."
+            "The latents are integers, such as classes or tokens, which cannot be "
+            "found by small steps. Fit the extractor on floating-point latents."
         )
     given, origin = _check_images(images, extractor)
     check_function("loss", loss, "images, targets")
@@ -250,7 +252,7 @@ def invert(
     if loss is None and similar:
         needed("torchmetrics", "torchmetrics")
     random_state = check_random_state(random_state)
-    with torch.inference_mode(False):  # of which nothing can be differentiated
+    with torch.inference_mode(False):  # in which nothing can be differentiated
         drawn = _drawn(extractor, samples, random_state).clone()
         return _found(
             extractor,
@@ -282,7 +284,7 @@ def _found(
     generator: torch.Generator,
     verbose: int,
 ) -> Inversion:
-    """The inversion of checked images, with latents drawn."""
+    """The inversion of checked images, from latents of the distribution."""
     picked = torch.randperm(len(drawn), generator=generator, device="cpu")
     picked = picked[: N_CANDIDATES + N_OWN].to(drawn.device)
     own, candidates = drawn[picked[:N_OWN]], drawn[picked[N_OWN:]]
@@ -318,10 +320,13 @@ def _found(
 def _check_images(
     images: ArrayLike, extractor: GeneratorFeatureExtractor
 ) -> tuple[Tensor, Origin]:
-    """Images of the generator's shape as a tensor, and where they came from."""
+    """Return images of the generator's shape as a tensor, and their origin."""
     shape = extractor.image_shape_
     if shape is None:
-        raise ValueError("The network gives no tensor of images to be matched.")
+        raise ValueError(
+            "The network does not return a tensor of images. Give the extractor a "
+            "forward that does."
+        )
     expected = ", ".join(["(n_images", *map(str, shape)]) + ")"
     values = check_values(images, "images", expected)
     if tuple(values.shape[1:]) != tuple(shape):
@@ -338,12 +343,12 @@ def _check_images(
 def _drawn(
     extractor: GeneratorFeatureExtractor, samples: Any, random_state: Any
 ) -> Tensor:
-    """Latents of the generator's distribution, on the network's device."""
+    """Return latents of the generator's distribution, on the network's device."""
     device = running_device(extractor)
     forward, generator = extractor.forward, extractor.generator
     if reads_classes(generator, forward):
         raise ValueError(
-            "The latents have classes among them, between which there is no way: give "
+            "The latents contain classes, which cannot be found by small steps: give "
             "the extractor a forward with a label, the class of all images, such as "
             "BigGAN(label=207)."
         )
@@ -351,7 +356,7 @@ def _drawn(
         checked, _ = check_latents(extractor, samples, "samples")
         if len(checked) <= N_OWN:
             raise ValueError(
-                f"samples must be {N_OWN + 1} latents at least, and some hundred for "
+                f"samples must be at least {N_OWN + 1} latents, and some hundred for "
                 f"good results, got {len(checked)}."
             )
         return as_tensor(checked).to(device)
@@ -371,12 +376,12 @@ def _drawn(
         )
     raise ValueError(
         f"It is not known how the latents are distributed: {failure} Give some hundred "
-        "as samples."
+        "latents as samples."
     )
 
 
 def _images(run: Run, latents: Tensor, batch_size: int, n_given: int) -> Tensor:
-    """Images of latents, batch by batch, numbered as far as targets are given."""
+    """Images of latents, batch by batch; numbers stop at the last given target."""
     batches = Batches(len(latents), batch_size)
     rows = torch.arange(len(latents), device="cpu").clamp(max=n_given - 1)
     found = [
@@ -393,14 +398,14 @@ def _starts(
     batch_size: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Which candidates each target starts from, (n_targets, n_starts).
+    """Choose the candidates that each target starts from, (n_targets, n_starts).
 
-    The nearest ones, by small images, and some at random.
+    Half are those with the nearest images, at a small size, the others are random.
 
     Raises
     ------
     ValueError
-        If the targets' values are of another order than those of the generator's.
+        If the targets' values are far larger than the generator's.
     """
     n_starts = min(n_starts, len(candidates))
     goals, largest, found = _coarse(targets), 0.0, []
@@ -414,8 +419,8 @@ def _starts(
     most = float(targets.abs().max())
     if most > FAR * largest:
         raise ValueError(
-            f"images have values up to {most:.3g}, but {largest:.3g} is the largest of "
-            f"{len(candidates)} of the generator's own. Bring them to its units, such "
+            f"images have values up to {most:.3g}, but {len(candidates)} of the "
+            f"generator's own only up to {largest:.3g}. Bring them to its units, such "
             "as -1 for black and 1 for white."
         )
     distances = torch.cat(found, dim=1)
@@ -441,24 +446,24 @@ def _coarse(images: Tensor) -> Tensor:
 def _residuals(
     made: Tensor, targets: Tensor, value_range: tuple[float, float] | None
 ) -> Tensor:
-    """Squared errors as shares of the targets' variances."""
+    """Squared errors as fractions of the targets' variances."""
     made, targets = (clipped(x, value_range) for x in (made, targets))
     return (made - targets).square().flatten(1).mean(dim=1) / variance_of(targets)
 
 
 def _warn(residuals: Tensor, own: Tensor, lost: Tensor) -> None:
-    """Warn of images that are matched badly, ``lost`` ones in any case."""
+    """Warn about images that are matched badly; ``lost`` ones always count."""
     usual = float(own.max().nan_to_num(torch.inf))
     bad = lost | ~(residuals <= min(max(BAD, TIMES * usual), WORST))  # NaN is
     if bool(bad.any()):
         warnings.warn(
             f"{int(bad.sum())} of {len(residuals)} images are matched badly: the "
             f"differences are up to {float(residuals[bad].max()):.2g} of their "
-            f"variance, those of the generator's own {float(own.max()):.2g}. Is "
-            "everything where the generator has it (align_face), and what is in them "
-            "among what it was trained on? Codes of each layer as latents, "
-            "StyleGAN2(latent_space='w+'), match far more. More n_steps and n_starts "
-            "help, and a smaller prior, whose latents are edited less well.",
+            f"variance, those of the generator's own {float(own.max()):.2g}. Check "
+            "that everything is where the generator has it (align_face), and that it "
+            "was trained on such images. A code for each layer as latents, "
+            "StyleGAN2(latent_space='w+'), matches far more. More n_steps and n_starts "
+            "help, and so does a smaller prior, whose latents are edited less well.",
             UserWarning,
             stacklevel=users_level(),
         )

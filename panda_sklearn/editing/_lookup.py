@@ -38,8 +38,8 @@ from panda_sklearn.utils.validation import LARGEST, check_index, check_mask
 __all__ = ["ROUNDING", "Sizes", "not_for_samples", "term_of", "weights_of"]
 
 
-# A deviation below this share of the first variation's is what rounding leaves of 0:
-# of few samples no more directions vary than there are samples.
+# Standard deviations below this fraction of the first variation's are 0 but for
+# rounding: no more directions vary than there are samples.
 ROUNDING = 1e-6
 
 
@@ -55,13 +55,13 @@ class Sizes:
         Spatial shape of the images, in which masks may be drawn; empty if there are
         none.
     latent_shape : tuple of int or None
-        Of one sample; ``None`` if it is not known.
+        Shape of one sample's latents; ``None`` if it is not known.
     floating : bool
-        Whether latents are floating, rather than classes or numbers of tokens.
+        Whether latents are floating-point numbers, rather than classes or tokens.
     calls : tuple of int or None
-        Of the layer, those that are taken; ``None`` if it runs once.
+        The calls of the layer that the extractor takes; ``None`` if it runs once.
     n_rows, n_slices : int
-        Rows that they become for each sample, and slices of the channels.
+        How many rows for each sample, and slices of the channels, these calls become.
     n_runs : int or None
         How often the layer runs; ``None`` if that is not known.
     guided : bool
@@ -80,20 +80,18 @@ class Sizes:
 
     @classmethod
     def of(cls, extractor: GeneratorFeatureExtractor, n_samples: int | None) -> Sizes:
-        """Those of a fitted extractor's samples."""
-        images = tuple((extractor.image_shape_ or ())[1:])
-        shape = tuple(extractor.latent_shape_)
+        """The sizes for samples of a fitted extractor."""
         tap = tap_of(extractor)
         return cls(
             n_samples,
-            images,
-            shape,
-            takes_floats(extractor),
-            tap.calls,
-            tap.n_rows,
-            tap.n_slices,
-            runs_of(extractor),
-            tap.guidance is not None,
+            image_spatial=tuple((extractor.image_shape_ or ())[1:]),
+            latent_shape=tuple(extractor.latent_shape_),
+            floating=takes_floats(extractor),
+            calls=tap.calls,
+            n_rows=tap.n_rows,
+            n_slices=tap.n_slices,
+            n_runs=runs_of(extractor),
+            guided=tap.guidance is not None,
         )
 
 
@@ -103,62 +101,84 @@ def term_of(
     sizes: Sizes,
     known: dict,
 ) -> Term:
-    """An edit as a term; ``known`` holds variations found so far.
+    """Look up an edit, and return it as a term; ``known`` caches variations.
 
     Raises
     ------
     TypeError, ValueError
         If an index is out of range, a part is constant, or an array does not fit.
     """
-    n_samples = sizes.n_samples
     _check_calls(edit, sizes)
-    where = _where(edit.part, decomposition, sizes)
-    where["calls"], where["branches"] = edit.calls, edit.branches
-    if isinstance(edit.strength, Real):
-        strength = as_tensor(np.array(float(edit.strength)))
-    else:
-        strength = as_tensor(cast(ArrayLike, edit.strength))
-        if len(strength) != n_samples:
-            raise ValueError(not_for_samples("strength", strength, n_samples))
-    where["strength"] = strength
-    if edit.kind in ("appearance", "variation"):
-        if edit.kind == "variation":
-            vector, scale = _variation(edit, decomposition, where["mask"], known)
-        else:
-            vector, scale = _appearance(edit, decomposition)
-        _check_size(strength, scale, vector, "a vector")
-        return VectorTerm(**where, scale=scale, vector=vector)
-    where["scale"] = 1.0
+    common: dict[str, Any] = {
+        "strength": _strength(edit, sizes.n_samples),
+        "scale": 1.0,
+        **_where(edit.part, decomposition, sizes),
+        "calls": edit.calls,
+        "branches": edit.branches,
+    }
     if edit.kind == "latent":
-        if not sizes.floating:
-            raise ValueError(
-                "latent is a direction, but the latents are integers, such as classes "
-                "or numbers of tokens, which have none. Give features instead."
-            )
-        direction = as_tensor(cast(ArrayLike, edit.latent))
-        shape = sizes.latent_shape
-        if shape is None:
-            shape = tuple(direction.shape)
-        direction, each = _fitting("latent", direction, shape, n_samples)
-        _check_size(strength, 1.0, direction, "a direction")
-        maps = layout_of(decomposition).to_maps
-        return LatentTerm(**where, direction=direction, each=each, maps=maps)
-    target = as_tensor(cast(ArrayLike, getattr(edit, edit.kind)))
+        return _latent_term(edit, sizes, common)
     if edit.kind == "features":
-        layout = layout_of(decomposition)
-        target, each = _fitting("features", target, layout.sample_shape, n_samples)
-        _check_size(strength, 1.0, target, "activations")
-        target = layout.to_maps(target if each else target[None])
-        return FeatureTerm(**where, target=target if each else target[0])
+        return _feature_term(edit, decomposition, sizes, common)
+    if edit.kind == "coefficients":
+        return _coefficient_term(edit, decomposition, sizes, common)
+    if edit.kind == "variation":
+        found = _variation(edit, decomposition, common["mask"], known)
+    else:
+        found = _appearance(edit, decomposition)
+    vector, common["scale"] = found
+    _check_size(common, vector, "a vector")
+    return VectorTerm(**common, vector=vector)
+
+
+def _latent_term(edit: Edit, sizes: Sizes, common: dict[str, Any]) -> LatentTerm:
+    """The term of an edit along a direction of the latents."""
+    if not sizes.floating:
+        raise ValueError(
+            "latent is a direction, but the latents are integers, such as classes or "
+            "tokens, which have no directions. Give features instead."
+        )
+    direction = as_tensor(cast(ArrayLike, edit.latent))
+    if sizes.latent_shape is not None:
+        shape, n_samples = sizes.latent_shape, sizes.n_samples
+        direction, _ = _fitting("latent", direction, shape, n_samples)
+    _check_size(common, direction, "a direction")
+    return LatentTerm(**common, direction=direction)
+
+
+def _feature_term(
+    edit: Edit,
+    decomposition: PartsAppearanceDecomposition,
+    sizes: Sizes,
+    common: dict[str, Any],
+) -> FeatureTerm:
+    """The term of an edit towards activations."""
+    layout = layout_of(decomposition)
+    target = as_tensor(cast(ArrayLike, edit.features))
+    shape, n_samples = layout.sample_shape, sizes.n_samples
+    target, each = _fitting("features", target, shape, n_samples)
+    _check_size(common, target, "activations")
+    maps = layout.to_maps(target if each else target[None])
+    return FeatureTerm(**common, target=maps if each else maps[0])
+
+
+def _coefficient_term(
+    edit: Edit,
+    decomposition: PartsAppearanceDecomposition,
+    sizes: Sizes,
+    common: dict[str, Any],
+) -> CoefficientTerm:
+    """The term of an edit towards coefficients."""
     appearances = as_tensor(decomposition.appearances_)  # (R_C, C)
     every = as_tensor(decomposition.parts_).flatten(1)  # (R_S, S)
+    target = as_tensor(cast(ArrayLike, edit.coefficients))
     shape = (len(appearances), len(every))
-    target, _ = _fitting("coefficients", target, shape, n_samples)
-    _check_size(strength, 1.0, target, "coefficients")
+    target, _ = _fitting("coefficients", target, shape, sizes.n_samples)
+    _check_size(common, target, "coefficients")
     wide = appearances.double()
     least = torch.linalg.pinv(wide @ wide.T, hermitian=True) @ wide
     return CoefficientTerm(
-        **where,
+        **common,
         target=target,
         appearances=appearances,
         least=least.to(appearances),
@@ -167,46 +187,55 @@ def term_of(
 
 
 def _check_calls(edit: Edit, sizes: Sizes) -> None:
-    """Raise ValueError unless what an edit does is known at the calls it is at."""
+    """Raise ValueError unless the edit can be made at its calls."""
     calls = cast(dict, edit.calls or {})
     last = max(calls, default=0)
     if sizes.n_runs is not None and last >= sizes.n_runs:
         raise ValueError(
             f"calls has {last}, but the layer runs {sizes.n_runs} times in a forward "
-            f"pass: they must be from 0 to {sizes.n_runs - 1}."
+            f"pass: calls must be from 0 to {sizes.n_runs - 1}."
         )
     if edit.branches != "own" and not sizes.guided:
         raise ValueError(
-            f"branches={edit.branches!r} is of batches that guidance multiplies, but "
-            "the extractor's guidance is None: set that, or leave branches at 'own'."
+            f"branches={edit.branches!r} is for batches that guidance multiplies, but "
+            "the extractor's guidance is None: set it, or leave branches at 'own'."
         )
     taken = sizes.calls or (0,)
-    vector = edit.kind in ("appearance", "variation")
-    if sizes.n_slices > 1 and not vector:
+    if sizes.n_slices > 1 and edit.kind not in ("appearance", "variation"):
         raise ValueError(
-            f"With calls_as='channels' edits add vectors. What {edit.kind} does at a "
-            "call depends on calls that are still to come."
+            "With calls_as='channels' edits add vectors: use an appearance or a "
+            f"variation. What {edit.kind} does at a call depends on later calls."
         )
-    # These are known at the calls that the extractor takes.
+    # These edits are known at the calls that the extractor takes.
     if edit.kind == "latent" or sizes.n_slices > 1:
         unknown = [call for call in calls if call not in taken]
         if unknown:
             raise ValueError(
-                f"calls has {unknown[0]}, at which nothing is known of this edit: the "
-                f"extractor takes the calls {list(taken)}."
+                f"calls has {unknown[0]}, at which nothing is known about this edit: "
+                f"choose from {list(taken)}, the calls that the extractor takes."
             )
+
+
+def _strength(edit: Edit, n_samples: int | None) -> Tensor:
+    """The strength as a tensor, of shape () or (N,)."""
+    if isinstance(edit.strength, Real):
+        return as_tensor(np.array(float(edit.strength)))
+    strength = as_tensor(cast(ArrayLike, edit.strength))
+    if len(strength) != n_samples:
+        raise ValueError(not_for_samples("strength", strength, n_samples))
+    return strength
 
 
 def _fitting(
     name: str, array: Tensor, shape: tuple[int, ...], n_samples: int | None
 ) -> tuple[Tensor, bool]:
-    """An array of one shape, or of that for each sample, and whether it is that."""
-    if tuple(array.shape) == tuple(shape):
+    """An array of a shape, for all samples or for each, and whether for each."""
+    if tuple(array.shape) == shape:
         return array, False
-    if tuple(array.shape[1:]) != tuple(shape):
+    if tuple(array.shape[1:]) != shape:
         raise ValueError(
-            f"{name} must be of shape {tuple(shape)}, or with an axis of samples "
-            f"before it, got {tuple(array.shape)}."
+            f"{name} must be of shape {shape}, or with a first axis of samples, got "
+            f"{tuple(array.shape)}."
         )
     if len(array) == 1:
         return array[0], False
@@ -218,7 +247,7 @@ def _fitting(
 def _where(
     part: Any, decomposition: PartsAppearanceDecomposition, sizes: Sizes
 ) -> dict[str, Any]:
-    """What :class:`Term` calls mask, parts, learnt and drawn."""
+    """The attributes mask, parts, learnt and drawn of :class:`Term`."""
     every = as_tensor(decomposition.parts_).flatten(1)  # (R_S, S)
     if is_mask(part):
         spatial = decomposition.map_shape_[1:]
@@ -235,7 +264,7 @@ def _where(
 
 
 def _check_no_part(mask: Tensor, parts: Tensor) -> None:
-    """Raise ValueError if a mask is a part as it was learnt, which is not scaled."""
+    """Raise ValueError if a mask is a part as it was learnt, unscaled."""
     if mask.ndim > 1 or float(mask.max()) == 1:
         return
     same = (parts == mask.to(parts)).all(dim=1).nonzero()
@@ -248,12 +277,13 @@ def _check_no_part(mask: Tensor, parts: Tensor) -> None:
         )
 
 
-def _check_size(strength: Tensor, scale: float, array: Tensor, what: str) -> None:
-    """Raise ValueError if what is to be added does not fit in single precision."""
-    alpha, entry = (float(x.abs().max()) for x in (strength, array))
-    if alpha * scale * entry > LARGEST:
+def _check_size(common: dict[str, Any], array: Tensor, what: str) -> None:
+    """Raise ValueError if strength, scale and array multiply beyond float32."""
+    largest, entry = (float(x.abs().max()) for x in (common["strength"], array))
+    scale = common["scale"]
+    if largest * scale * entry > LARGEST:
         raise ValueError(
-            f"strength={alpha:g} is too large: times {what} with entries up to "
+            f"strength={largest:g} is too large: times {what} with entries up to "
             f"{entry:.3g}{'' if scale == 1 else f' and a unit of {scale:.3g}'} it does "
             "not fit in float32, and the images would be NaN."
         )
@@ -264,17 +294,15 @@ def _variation(
 ) -> tuple[Tensor, float]:
     """The variation's vector v, and alpha of a strength of 1.
 
-    Added with a mask m, v alpha changes the coefficients of part k along v, v'A l_k, by
-    alpha ||A'v||^2 m'p_k: by a standard deviation, if alpha is that over the mean of
-    these, weighted as the parts are. ``known`` holds the variations found so far.
+    Adding alpha v with a mask m moves the coefficients of part k along v, v'A l_k, by
+    alpha ||A'v||^2 m'p_k. That is one standard deviation on average over the parts,
+    weighted, if alpha is the standard deviation over the mean of ||A'v||^2 m'p_k.
     """
     if mask.ndim > 1:
         raise ValueError(
-            "A variation is of one part: with a mask for each image there is no one "
-            "vector to move them along. Give a mask for all, or edit the images one "
-            "after the other."
+            "A variation belongs to one part: with a mask for each image there is no "
+            "one vector to add. Give one mask for all, or edit the images one by one."
         )
-    drawn = is_mask(edit.part)
     weights = weights_of(edit, mask, decomposition)
     key = (*weights.tolist(), edit.given)
     if key not in known:
@@ -290,9 +318,10 @@ def _variation(
     moved = float((A @ v).square().sum() * (weights @ (P @ mask.cpu().double())))
     if moved <= 0 or std <= ROUNDING * float(stds[0]):
         raise ValueError(
-            f"unit='std' needs a variation that occurs: along number {n} part "
-            f"{'as drawn' if drawn else edit.part} does not vary in the training data, "
-            "or the edit does not move it. Use a lower index, or unit='alpha'."
+            f"unit='std' needs a variation that occurs: along variation {n} "
+            f"{'the mask' if is_mask(edit.part) else f'part {edit.part}'} does not "
+            "vary in the training data, or the edit does not move it. Use a lower "
+            "index, or unit='alpha'."
         )
     return vector, std / moved
 
@@ -300,7 +329,7 @@ def _variation(
 def weights_of(
     edit: Edit, mask: Tensor, decomposition: PartsAppearanceDecomposition
 ) -> Tensor:
-    """How much each part (R_S,) has of where an edit is, with the mask (S,)."""
+    """How much each part (R_S,) counts where an edit is, with the mask (S,)."""
     drawn = is_mask(edit.part)
     where = mask.reshape(decomposition.map_shape_[1:]) if drawn else edit.part
     return part_weights(decomposition, where)
@@ -323,15 +352,15 @@ def _appearance(
         )
     if edit.unit != "std":
         return vector, 1.0
-    # What is known of the training data is the covariance of the appearances'
-    # saliencies, which is enough for their combinations: a'Z = sum_j c_j a_j'Z.
+    # The covariance of the appearances' saliencies is known, which is enough for
+    # combinations of them: a'Z = sum_j c_j a_j'Z.
     appearances, vector = (x.cpu().double() for x in (appearances, vector))
     c = torch.linalg.lstsq(appearances.T, vector[:, None], driver="gelsd").solution
     rest = vector - appearances.T @ c[:, 0]
     if rest.norm() > 1e-3 * vector.norm():
         raise ValueError(
-            "unit='std' needs an appearance that is a combination of the learnt ones: "
-            "of others the standard deviation in the training data is not known, and "
+            "unit='std' needs a combination of the learnt appearances: the standard "
+            "deviation of other vectors in the training data is not known, and "
             f"{float(rest.norm() / vector.norm()):.0%} of this vector lies outside. "
             "Use unit='alpha', or fit with more appearances."
         )
@@ -346,7 +375,7 @@ def _mask(
     image_spatial: tuple[int, ...],
     n_samples: int | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """A drawn mask at the layer's positions, and at the images' size if so drawn."""
+    """A mask at the layer's positions, and as given if drawn at the images' size."""
     mask = check_mask(part, "part")
     for size in (spatial, image_spatial):
         each = mask.ndim == len(size) + 1
@@ -362,12 +391,12 @@ def _mask(
         return small.reshape(*mask.shape[:each], -1), mask
     raise ValueError(
         f"A mask must be of the layer's spatial shape, {tuple(spatial)}, or of the "
-        f"images', {tuple(image_spatial)}, with an axis of samples before it or "
-        f"without; part is of shape {tuple(mask.shape)}."
+        f"images', {tuple(image_spatial)}, with or without a first axis of samples; "
+        f"part is of shape {tuple(mask.shape)}."
     )
 
 
 def not_for_samples(what: str, values: Any, n_samples: int | None) -> str:
-    """A message: there are not as many values as samples."""
+    """The message that there are not as many values as samples."""
     wanted = "the same for all samples" if n_samples is None else f"for {n_samples}"
     return f"{what} must be {wanted}, got one for each of {len(values)} samples."

@@ -1,4 +1,4 @@
-"""Functions on parts; what they return can be given to ``Edit`` as its part.
+"""Functions on parts, whose results can be given to ``Edit`` as its part.
 
 Floor 3: see :mod:`panda_sklearn.editing`.
 """
@@ -20,7 +20,7 @@ __all__ = ["intersect_part", "merge_parts", "scale_part", "scaled", "split_part"
 
 
 def scale_part(part: ArrayLike) -> ArrayLike:
-    r"""Scale a part linearly to reach from 0 to 1.
+    r"""Scale a part linearly to the range 0 to 1.
 
     Parameters
     ----------
@@ -30,12 +30,12 @@ def scale_part(part: ArrayLike) -> ArrayLike:
     Returns
     -------
     mask : array of shape (\*spatial)
-        (part - min) / (max - min), what an edit adds the appearance with.
+        (part - min) / (max - min), the mask that an edit uses.
 
     Raises
     ------
     TypeError, ValueError
-        If the part is no array of finite numbers, or constant.
+        If the part is constant, or not an array of finite numbers.
 
     Examples
     --------
@@ -59,13 +59,14 @@ def merge_parts(*parts: ArrayLike) -> ArrayLike:
     Returns
     -------
     mask : array of shape (\*spatial)
-        Their sum, scaled to reach from 0 to 1: what an edit at several indices uses.
+        Their sum, scaled to the range 0 to 1: the mask that an edit at several indices
+        uses.
 
     Raises
     ------
     TypeError, ValueError
-        If there are none, one list of them or an index was given, their shapes differ,
-        or their sum is constant.
+        If there are no parts, a list or an index was given, their shapes differ, or
+        their sum is constant.
 
     Examples
     --------
@@ -90,15 +91,15 @@ def merge_parts(*parts: ArrayLike) -> ArrayLike:
 
 
 def intersect_part(part: ArrayLike, mask: ArrayLike) -> ArrayLike:
-    r"""Keep of a part what lies in a mask.
+    r"""Keep the part of a part that lies in a mask.
 
     Parameters
     ----------
     part : array of shape (\*spatial)
-        A part; it is scaled to reach from 0 to 1 first.
+        A part; it is scaled to the range 0 to 1 first.
 
     mask : array of shape (\*spatial)
-        Values from 0 to 1, or booleans; or another part, scaled as well.
+        Values from 0 to 1, or booleans; or another part, which is scaled too.
 
     Returns
     -------
@@ -108,7 +109,7 @@ def intersect_part(part: ArrayLike, mask: ArrayLike) -> ArrayLike:
     Raises
     ------
     TypeError, ValueError
-        If one is no array of finite numbers, their shapes differ, or they share no
+        If one is not an array of finite numbers, their shapes differ, or they share no
         position.
 
     Examples
@@ -135,7 +136,7 @@ def intersect_part(part: ArrayLike, mask: ArrayLike) -> ArrayLike:
 
 
 def split_part(part: ArrayLike, *, threshold: float = 0.5) -> list[ArrayLike]:
-    r"""Split a part into its connected components, as one eye of two.
+    r"""Split a part into its connected components, such as two eyes.
 
     Parameters
     ----------
@@ -143,9 +144,9 @@ def split_part(part: ArrayLike, *, threshold: float = 0.5) -> list[ArrayLike]:
         A part.
 
     threshold : float, default=0.5
-        Positions belong to a component where the part, scaled to reach from 0 to 1,
-        is at least this; above 0 and at most 1. Positions that share a side are
-        connected, and those that share a corner only are not.
+        Positions belong to a component where the part, scaled to the range 0 to 1, is
+        at least this; above 0 and at most 1. Positions that share a side are
+        connected; those that share only a corner are not.
 
     Returns
     -------
@@ -156,8 +157,8 @@ def split_part(part: ArrayLike, *, threshold: float = 0.5) -> list[ArrayLike]:
     Raises
     ------
     TypeError, ValueError
-        If the part is no array of finite numbers, or constant, or the threshold out of
-        range.
+        If the part is constant or not an array of finite numbers, or the threshold is
+        out of range.
 
     Examples
     --------
@@ -179,18 +180,18 @@ def split_part(part: ArrayLike, *, threshold: float = 0.5) -> list[ArrayLike]:
 
 
 def scaled(values: Tensor, what: str) -> Tensor:
-    """Values scaled to reach from 0 to 1; ``what`` names them in the error."""
+    """Values scaled to the range 0 to 1; ``what`` names them in the error."""
     low, high = torch.aminmax(values)
     if not bool(high > low):
         raise ValueError(
             f"{what} is constant ({float(high):g} everywhere) and cannot be scaled to "
-            "reach from 0 to 1. Choose another part."
+            "the range 0 to 1. Choose another part."
         )
     return (values - low) / (high - low)
 
 
 def _check_part(part: Any, name: str) -> tuple[Tensor, Origin]:
-    """A part as a tensor, and where it came from."""
+    """Return a part as a tensor, and its origin."""
     values = check_values(part, name, "(*spatial)", n_axes=1)
     if values.ndim > 3:
         raise ValueError(
@@ -201,17 +202,17 @@ def _check_part(part: Any, name: str) -> tuple[Tensor, Origin]:
 
 
 def _check_arrays(parts: tuple) -> None:
-    """Raise TypeError if one list of arrays was given in the place of these."""
+    """Raise TypeError if indices, or a list of arrays, were given instead of arrays."""
     first = parts[0]
     if any(isinstance(part, Integral) for part in parts):
         raise TypeError(
             f"parts must be arrays, such as parts_[1], got {shown(first)}. An edit "
-            "takes indices of several parts as they are: Edit(appearance, part=[1, 2])."
+            "takes indices of several parts directly: Edit(appearance, part=[1, 2])."
         )
     if len(parts) == 1 and isinstance(first, list | tuple):
         if not any(isinstance(part, np.ndarray | Tensor) for part in first):
             return
         raise TypeError(
-            f"parts must be given one by one, got a {type(first).__name__} of "
+            f"parts must be separate arguments, got a {type(first).__name__} of "
             f"{len(first)}. Use merge_parts(*parts)."
         )

@@ -17,15 +17,15 @@ __all__ = ["PreparedImages"]
 
 @dataclass(frozen=True, eq=False)
 class PreparedImages:
-    """Images that are edited many times, as ``LocalEditor.prepare`` makes them.
+    """Images prepared for many edits, returned by ``LocalEditor.prepare``.
 
     Attributes
     ----------
     latents : array of shape (n_samples, ...)
-        Their latents.
+        Latents of the images.
 
     images : array of shape (n_samples, ...)
-        The images without edits.
+        The unedited images.
     """
 
     latents: ArrayLike
@@ -46,11 +46,11 @@ class PreparedImages:
         Returns
         -------
         images : array of shape (n_samples, ...)
-            What ``edit`` of the editor gives of these latents.
+            The images that ``LocalEditor.edit`` returns for these latents.
 
         Raises
         ------
         TypeError, ValueError
-            As ``LocalEditor.edit``.
+            As for ``LocalEditor.edit``.
         """
         return self._edit(edits, refine)

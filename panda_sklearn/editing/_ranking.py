@@ -7,20 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from numbers import Real
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from panda_sklearn._variations import part_distances
 from panda_sklearn.decomposition import (
     PartsAppearanceDecomposition,
     factors_of,
     layout_of,
+    varying_parts,
 )
-from panda_sklearn.editing._edit import Edit
+from panda_sklearn.editing._changes import Change, change_of, generate_edited
+from panda_sklearn.editing._edit import UNITS, Edit
 from panda_sklearn.editing._lookup import Sizes
+from panda_sklearn.editing._terms import VectorTerm
 from panda_sklearn.feature_extractor import (
     GeneratorFeatureExtractor,
     extract,
@@ -28,12 +33,23 @@ from panda_sklearn.feature_extractor import (
 )
 from panda_sklearn.utils.arithmetic import in_full_precision
 from panda_sklearn.utils.arrays import as_tensor, promoted
-from panda_sklearn.utils.hooks import Moment
 from panda_sklearn.utils.regions import change_inside, masked_norms, ratios
 from panda_sklearn.utils.resizing import resize
-from panda_sklearn.utils.similarity import outside_psnr, outside_ssim
+from panda_sklearn.utils.similarity import (
+    check_similarity,
+    outside_psnr,
+    outside_ssim,
+)
+from panda_sklearn.utils.validation import (
+    check_choice,
+    check_indices,
+    check_numbers,
+    check_single,
+    check_value_range,
+    check_verbose,
+)
 
-__all__ = ["COLUMNS", "Trial", "Trials", "measure", "sort_table", "tabulate"]
+__all__ = ["rank_edits"]
 
 # Columns to sort by, and whether the smallest value is the best.
 COLUMNS = {
@@ -46,7 +62,7 @@ COLUMNS = {
 
 
 class Trial(NamedTuple):
-    """One edit to try: a vector, by its row, at a part, so strong."""
+    """One edit to try: the row of its vector, the part and the strength."""
 
     row: int
     part: int
@@ -64,11 +80,11 @@ class Trials:
     vectors : Tensor of shape (n_vectors, C)
         Appearances or variations, times alpha of a strength of 1.
     masks : Tensor of shape (R_S, S)
-        Parts, from 0 to 1.
+        Parts scaled to the range 0 to 1; zeros for those that are not tried.
     image_spatial : tuple of int
     value_range : tuple of float, or None
-        To what images are clipped before they are compared; with it they are compared
-        outside of the part, too.
+        The range that images are clipped to before they are compared. With it, their
+        similarity outside the part is measured too.
     """
 
     extractor: GeneratorFeatureExtractor
@@ -78,28 +94,8 @@ class Trials:
     image_spatial: tuple[int, ...]
     value_range: tuple[float, float] | None
 
-    @classmethod
-    def of(
-        cls,
-        extractor: GeneratorFeatureExtractor,
-        decomposition: PartsAppearanceDecomposition,
-        *,
-        vectors: Sequence[tuple[Tensor, float]],
-        masks: dict[int, Tensor],
-        image_spatial: tuple[int, ...],
-        value_range: tuple[float, float] | None,
-        device: torch.device,
-    ) -> Trials:
-        """With vectors and their scales, and masks of some parts, on a device."""
-        like = as_tensor(decomposition.parts_).flatten(1).to(device)
-        every = torch.zeros_like(like)
-        for k, mask in masks.items():
-            every[k] = mask.to(every)
-        stacked = torch.stack([vector.to(like) * scale for vector, scale in vectors])
-        return cls(extractor, decomposition, stacked, every, image_spatial, value_range)
-
     def plain(self, latents: Tensor, numbers: Tensor) -> Tensor:
-        """Images without an edit, of latents with numbers (n,) among all."""
+        """Unedited images of latents with numbers (n,) among all."""
         images = generate_changed(
             self.extractor, latents, None, rows=numbers, verbose=0
         )
@@ -108,29 +104,22 @@ class Trials:
     def edited(
         self, latents: Tensor, trials: Sequence[Trial], numbers: Tensor
     ) -> Tensor:
-        """Images of latents (n, ...), with a trial each."""
-        sizes = Sizes.of(self.extractor, None)
-        n, taken = sizes.n_slices, sizes.calls or (0,)
-        layout = layout_of(self.decomposition).sliced(n)
+        """Images of latents (n, ...), with one trial each."""
         rows, parts, strengths = (
             torch.tensor(column, device="cpu") for column in zip(*trials, strict=True)
         )
-
-        def change(where: slice, take: Any) -> Callable[[Tensor, Moment], Tensor]:
-            def add(features: Tensor, moment: Moment) -> Tensor:
-                maps = promoted(layout.to_maps(features))
-                vectors = self.vectors[rows[where]].to(maps)
-                if n > 1:
-                    position = taken.index(moment.call)
-                    vectors = vectors.unflatten(1, (n, -1))[:, position]
-                vectors = vectors * strengths[where].to(maps)[:, None]
-                masks = self.masks[parts[where]].to(maps)
-                added = vectors[:, :, None] * masks[:, None]
-                return layout.from_maps(maps + added)
-
-            return add
-
-        images = generate_changed(
+        term = VectorTerm(
+            strength=strengths,
+            scale=1.0,
+            mask=self.masks[parts],
+            parts=(),
+            learnt=self.masks[:0],
+            drawn=None,
+            vector=self.vectors[rows],
+        )
+        sizes = Sizes.of(self.extractor, len(latents))
+        change = Change([term], layout_of(self.decomposition), sizes)
+        images = generate_edited(
             self.extractor, latents, change, rows=numbers, verbose=0
         )
         return self._seen(images)
@@ -149,7 +138,7 @@ class Trials:
     def distances(self, latents: Tensor, trials: Sequence[Trial]) -> np.ndarray:
         """Mean distance of the edited coefficients at the part, (n_trials,).
 
-        What is added to the activations is added to the coefficients as A v m'p_k.
+        Adding v m' to activations adds A v m'p_k to the coefficients.
         """
         panda, size = self.decomposition, self.extractor.batch_size
         if not hasattr(panda, "coefficient_covariance_"):
@@ -182,6 +171,84 @@ class Trials:
         return factors_of(self.decomposition, maps).encode(maps).cpu().double()
 
 
+def rank_edits(
+    extractor: GeneratorFeatureExtractor,
+    decomposition: PartsAppearanceDecomposition,
+    latents: Tensor,
+    *,
+    appearances: Any,
+    parts: Any,
+    variations: Any,
+    strength: Any,
+    unit: Any,
+    sort_by: Any,
+    image_spatial: tuple[int, ...],
+    value_range: Any,
+    verbose: Any,
+) -> dict[str, np.ndarray]:
+    """Return the table of ``LocalEditor.rank_edits``, of checked latents."""
+    check_choice("sort_by", sort_by, sorted(COLUMNS))
+    check_choice("unit", unit, UNITS)
+    verbose = check_verbose(verbose)
+    if value_range is not None:
+        value_range = check_value_range(value_range)
+        check_similarity(image_spatial)
+    strengths = _both_signs(strength)
+    n_appearances = len(decomposition.appearances_)
+    parts = varying_parts(decomposition) if parts is None else parts
+    parts = _distinct("parts", parts, len(decomposition.parts_))
+    if variations is not None:
+        variations = _distinct("variations", variations, n_appearances)
+    if appearances is not None or variations is None:
+        appearances = range(n_appearances) if appearances is None else appearances
+        appearances = _distinct("appearances", appearances, n_appearances)
+    # An appearance is one vector for all parts, a variation one for each.
+    largest = max(strengths)
+    edits = [(Edit(j, parts[0], largest, unit), parts) for j in appearances or ()]
+    for n in variations or ():
+        edits += [(Edit(None, k, largest, unit, variation=n), [k]) for k in parts]
+    # Looked up at the largest strength: fails, if at all, before any work.
+    sizes = Sizes.of(extractor, None)
+    terms = change_of([edit for edit, _ in edits], decomposition, sizes).terms
+    places = change_of([Edit(0, k) for k in parts], decomposition, sizes).terms
+    like = as_tensor(decomposition.parts_).flatten(1).to(latents.device)
+    masks = torch.zeros_like(like)
+    for k, place in zip(parts, places, strict=True):
+        masks[k] = place.mask.to(masks)
+    vectors = [cast(VectorTerm, term).vector.to(like) * term.scale for term in terms]
+    trials = Trials(
+        extractor,
+        decomposition,
+        torch.stack(vectors),
+        masks,
+        image_spatial,
+        value_range,
+    )
+    with tqdm(
+        total=sum(len(at) for _, at in edits) * len(strengths),
+        desc="LocalEditor, edits",
+        disable=not verbose,
+        mininterval=1,
+    ) as bar:
+        table = tabulate(trials, latents, edits, strengths, done=bar.update)
+    return _sorted(table, sort_by)
+
+
+def _both_signs(strength: Any) -> list[float]:
+    """Strengths above 0, each followed by its negative."""
+    if isinstance(strength, Real) or getattr(strength, "ndim", 1) == 0:
+        strength = [strength]
+    given = check_numbers("strength", strength)
+    for value in given:
+        check_single("strength", value, above=0)
+    return [sign * value for value in dict.fromkeys(given) for sign in (1, -1)]
+
+
+def _distinct(name: str, indices: Any, size: int) -> list[int]:
+    """Indices from 0 to size - 1, without duplicates."""
+    return list(dict.fromkeys(check_indices(name, indices, size)))
+
+
 def tabulate(
     trials: Trials,
     latents: Tensor,
@@ -190,7 +257,7 @@ def tabulate(
     *,
     done: Callable[[int], Any],
 ) -> dict[str, np.ndarray]:
-    """The table of what each edit does at each of some parts, at each strength.
+    """Tabulate what each edit does at its parts, at each strength.
 
     Parameters
     ----------
@@ -236,7 +303,7 @@ def measure(
 ) -> dict[str, np.ndarray]:
     """Measure the change that each trial makes.
 
-    Not more images are made at a time, nor kept, than the extractor's batch size.
+    At most the extractor's batch size of images is made, and kept, at a time.
 
     Parameters
     ----------
@@ -257,8 +324,8 @@ def measure(
     batch_size = trials.extractor.batch_size
     chunks = latents.split(batch_size)
     at_once = max(1, batch_size // len(chunks[0]))
-    # Unedited images of the last such batch. They are made in batches like the edited
-    # ones, since noise that a network draws depends on a sample's place in its batch.
+    # Unedited images of the last batch. They are made in batches like the edited ones,
+    # since the noise that a network draws depends on a sample's place in its batch.
     plain, plain_of = None, None
     found: list[dict[str, Tensor]] = []
     for some in _groups(tried, at_once):
@@ -293,12 +360,12 @@ def _compared(
     edited: Tensor,
     value_range: tuple[float, float] | None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Names and values (n, ...) of what is summed over samples (n, ...)."""
+    """Names and values (n, ...) of the measures that are summed over samples."""
     change = edited - before
     inside, outside = masked_norms(mask, change)
     yield "effect", change_inside(mask, change)
     yield "roi_ratio", ratios(inside, outside)
-    # Unit vectors of the changes inside, whose sum tells how alike they are.
+    # The sum of the unit vectors of the changes inside tells how alike they are.
     unit = mask.to(change).unsqueeze(1) * change
     size = inside.to(unit).reshape(-1, *[1] * (unit.ndim - 1))
     yield "unit", torch.where(size > 0, unit / size, 0).flatten(1)
@@ -311,9 +378,9 @@ def _compared(
 def _score(
     table: dict[str, np.ndarray], distance: np.ndarray, *, alone: bool
 ) -> np.ndarray:
-    """Consistency, less where an edit leads away from what occurs.
+    """Consistency, lowered where an edit leads away from what occurs.
 
-    Of a single sample, which has none, as if it were 1.
+    A single sample has no consistency, and is given 1.
     """
     away = np.where(np.isnan(distance), 1.0, np.maximum(distance, 1.0))
     consistency = table["consistency"]
@@ -322,14 +389,14 @@ def _score(
     return np.where(consistency < 0, consistency * away, consistency / away)
 
 
-def sort_table(table: dict[str, np.ndarray], by: str) -> dict[str, np.ndarray]:
-    """The table's rows, the best first; those without a value last."""
+def _sorted(table: dict[str, np.ndarray], by: str) -> dict[str, np.ndarray]:
+    """The table with the best rows first, and those without a value last."""
     order = np.argsort(table[by] if COLUMNS[by] else -table[by], kind="stable")
     return {name: column[order] for name, column in table.items()}
 
 
 def _mean_cosine(directions: Tensor, count: Tensor) -> Tensor:
-    """Mean cosine of two different samples' changes, from sums (m, .) of unit ones."""
+    """Mean cosine of the changes of two samples, from sums (m, .) of unit changes."""
     squares = directions.square().sum(dim=1)
     cosines = (squares - count) / (count * (count - 1))
     return torch.where(count > 1, cosines, torch.nan)

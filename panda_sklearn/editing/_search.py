@@ -1,10 +1,10 @@
-"""The search for latents whose images are most like given ones.
+"""The search for latents whose images match given ones.
 
 Floor 3: see :mod:`panda_sklearn.editing`.
 
-Latents are sought in coordinates u in which those of the generator's distribution have
-mean 0 and covariance 1, row by row of their last axis: steps are then alike in all
-directions, and ||u||^2 says how unusual a latent is.
+The search uses coordinates u in which the generator's latents have mean 0 and
+covariance 1, for each row of their last axis. Steps are then alike in all directions,
+and ||u||^2 says how unusual a latent is.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from panda_sklearn.utils.similarity import LEAST
 
 __all__ = ["Match", "Search", "Space", "clipped", "variance_of"]
 
-# Standard deviations of latents below this share of the largest are taken for it.
+# Standard deviations of latents are raised to this fraction of the largest.
 LEAST_SPREAD = 1e-2
-# Images are compared at their size, halved, and so on while they have so many pixels.
+# Images are compared at their size, at half of it and so on, down to this many pixels.
 SMALLEST = 16
-# Weight of 1 - SSIM beside the squared error, as a share of the variance.
+# Weight of 1 - SSIM beside the squared error over the variance.
 SIMILARITY = 0.5
-# Of Adam: averaging of slopes and of their squares, what is added to the roots of the
-# latter, and the steps in which the first ones grow to their length.
+# Adam's averaging of slopes and of their squares, its guard against division by 0, and
+# the steps over which the step size grows.
 BETAS, EPS, WARM_UP = (0.9, 0.99), 1e-12, 10
 
 
 @dataclass(frozen=True)
 class Space:
-    """Latents as coordinates of mean 0 and covariance 1, by rows of their last axis.
+    """Coordinates in which latents have mean 0 and covariance 1, row by row.
 
     Attributes
     ----------
     mean : Tensor of shape (n_rows, d)
     spread, back : Tensor of shape (n_rows, d, d)
-        Coordinates to latents, about the mean, and back.
+        Maps from coordinates to latents less the mean, and back.
     shape : tuple of int
-        Of one sample's latents.
+        Shape of one sample's latents.
     """
 
     mean: Tensor
@@ -58,13 +58,13 @@ class Space:
 
     @classmethod
     def of(cls, drawn: Tensor) -> Space:
-        """By samples (N, *latent_shape)."""
+        """The coordinates for the distribution of samples (N, *latent_shape)."""
         rows = drawn.reshape(len(drawn), -1, drawn.shape[-1]).transpose(0, 1).cpu()
         wide = rows.double()  # (n_rows, N, d)
         mean = wide.mean(dim=1, keepdim=True)
         about = wide - mean
         covariance = about.mT @ about / len(drawn)
-        # Of few samples covariances are not known: towards those of single numbers.
+        # Few samples do not determine covariances: shrink these towards variances.
         d = wide.shape[-1]
         single = torch.diag_embed(covariance.diagonal(dim1=1, dim2=2))
         covariance = torch.lerp(covariance, single, d / (len(drawn) + d))
@@ -72,7 +72,7 @@ class Space:
         stds = values.clamp(min=0).sqrt()
         least = LEAST_SPREAD * stds.amax(dim=1, keepdim=True)
         stds = torch.where(stds > 0, torch.maximum(stds, least), least)
-        stds = torch.where(stds > 0, stds, 1.0)  # the latents are all alike
+        stds = torch.where(stds > 0, stds, 1.0)  # of latents that are all the same
         spread = stds[:, :, None] * vectors.mT
         back = vectors / stds[:, None]
         mean, spread, back = (
@@ -94,7 +94,7 @@ class Space:
 
 
 class Match:
-    """How unlike images are to their targets.
+    """How far images are from their targets.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ class Match:
         self.similar = len(spatial) in (2, 3) and min(spatial) >= LEAST
 
     def losses(self, images: Tensor, of: Tensor) -> Tensor:
-        """Of images (n, ...) for the targets numbered ``of`` (n,)."""
+        """Losses of images (n, ...) for the targets with numbers ``of`` (n,)."""
         images, targets = clipped(images, self.value_range), self.targets[of]
         if self.loss is None:
             return self._default(images, targets, self.variance[of])
@@ -129,8 +129,8 @@ class Match:
         if not isinstance(found, Tensor) or tuple(found.shape) != (len(images),):
             what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else None
             raise ValueError(
-                f"loss must give a tensor of shape ({len(images)},), one loss for each "
-                f"image, got {what or type(found).__name__}."
+                f"loss must return a tensor of shape ({len(images)},), one loss for "
+                f"each image, got {what or type(found).__name__}."
             )
         return found
 
@@ -155,7 +155,7 @@ class Match:
 
 
 def _n_halvings(size: int) -> int:
-    """How often images of so many pixels are halved."""
+    """How often images with this many pixels on their shortest side are halved."""
     return 0 if size < 2 * SMALLEST else 1 + _n_halvings(size // 2)
 
 
@@ -166,14 +166,14 @@ class Search:
     Attributes
     ----------
     run : callable
-        Latents -> images, of a network that is borrowed.
+        Latents -> images, of a borrowed network.
     space : Space
     match : Match
     prior : float
     batch_size : int
     n_given : int
-        Targets that have numbers, of a ``forward`` that takes those; the others are
-        taken for the last of them.
+        Number of given images. A ``forward`` that takes the numbers of samples gets
+        the last of these for the targets beyond.
     """
 
     run: Run
@@ -186,11 +186,11 @@ class Search:
     def best(
         self, u: Tensor, n_steps: int, rate: float, done: Callable[[int], Any]
     ) -> tuple[Tensor, Tensor]:
-        """The best coordinates (n_targets, n_rows, d) from starts (n_targets, k, ...).
+        """Find the best coordinates (n_targets, n_rows, d) from k starts for each.
 
-        With whether their losses are finite, (n_targets,). By Adam. Starts are halved,
-        those of the lowest loss going on, at even distances in the first half of the
-        steps.
+        Uses Adam from starts (n_targets, k, n_rows, d). At even distances in the first
+        half of the steps, the half of the starts with the higher losses is dropped.
+        Also returns whether the losses are finite, (n_targets,).
         """
         n_targets, k = u.shape[:2]
         of = torch.arange(n_targets, device=u.device).repeat_interleave(k)
@@ -223,7 +223,7 @@ class Search:
                 rows = of[where].clamp(max=self.n_given - 1)
                 images = promoted(self.run(self.space.latents(some), rows))
                 each = self.match.losses(images, of[where])
-                # Half precision has no derivatives as small as those of a pixel.
+                # Times the size: half precision cannot hold a pixel's derivative.
                 size = images[0].numel()
                 slope = None
                 if each.requires_grad:
@@ -233,9 +233,8 @@ class Search:
             if slope is None:
                 raise ValueError(
                     "The loss does not depend on the latents in a way that can be "
-                    "differentiated, so that none can be found. Is there a "
-                    "torch.no_grad() or detach() in the network, in forward or in "
-                    "loss?"
+                    "differentiated, so the search cannot work. Remove any "
+                    "torch.no_grad() or detach() from the network, forward and loss."
                 )
             unlikely = some.detach()
             prior = self.prior * unlikely.square().flatten(1).mean(dim=1)
@@ -254,29 +253,29 @@ class Search:
 
 
 def _ends(n_starts: int, n_steps: int) -> list[int]:
-    """The steps at which half of the starts are given up, even those of one step."""
+    """The steps at which half of the starts are dropped; several may coincide."""
     n_halvings = math.ceil(math.log2(n_starts))
     each = n_steps / 2 / max(1, n_halvings)
     return [max(1, round(each * n)) for n in range(1, n_halvings + 1)]
 
 
 def _better_half(losses: Tensor) -> Tensor:
-    """The starts of the lower losses (n_targets, k), as rows of all starts."""
+    """The rows of the starts with the lower losses (n_targets, k)."""
     n_targets, k = losses.shape
     best = losses.argsort(dim=1)[:, : (k + 1) // 2]
     return (best + k * torch.arange(n_targets, device=best.device)[:, None]).flatten()
 
 
 def clipped(images: Tensor, value_range: tuple[float, float] | None) -> Tensor:
-    """Images clipped, with the derivatives of those that are not."""
+    """Images clipped, with the derivatives of unclipped ones."""
     if value_range is None:
         return images
     return images + (images.clamp(*value_range) - images).detach()
 
 
 def variance_of(images: Tensor) -> Tensor:
-    """That of each image over its pixels, about the colours' means, (n,)."""
+    """Variance of each image over its pixels, about the colours' means, (n,)."""
     pixels = images.flatten(2) if images.ndim > 2 else images[:, None]
     variance = pixels.var(dim=2, unbiased=False).mean(dim=1)
-    # Of an image of one colour there is none: then of what rounding leaves.
+    # An image of one colour has none: it gets what is left by rounding.
     return variance.clamp(min=float(images.abs().max()) ** 2 * 1e-6 + 1e-30)

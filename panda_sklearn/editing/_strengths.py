@@ -1,8 +1,7 @@
 """The strength at which an edit changes images by a given amount.
 
-Floor 3: see :mod:`panda_sklearn.editing`. Knows nothing of edits: the change is a
-function of a factor, one for each sample, that is 0 at 0 and about proportional to it
-as long as it is small.
+Floor 3: see :mod:`panda_sklearn.editing`. Knows nothing about edits: the change of a
+sample is a function of a factor, 0 at 0 and roughly proportional to small factors.
 """
 
 from __future__ import annotations
@@ -14,29 +13,31 @@ from torch import Tensor
 
 __all__ = ["find_factors"]
 
-# A change is as asked for if it is off by at most this share.
+# Largest relative error of a change that counts as the target.
 TOLERANCE = 0.01
-# Evaluations of a sample, at most; proportional changes need two.
+# Most evaluations of a sample; proportional changes need two.
 MAX_EVALUATIONS = 25
-# A factor grows by at most this from one evaluation to the next, and up to the limit.
+# Most that a factor grows from one evaluation to the next, and the largest factor.
 GROWTH = 4.0
 LARGEST = 2.0**20
-# How near a trial may come to an end of the interval that holds the solution.
+# How near a trial may come to an end of the interval that holds the solution, as a
+# fraction of the interval.
 MARGIN = 0.05
 
 
 def find_factors(
     change_of: Callable[[Tensor, Tensor], Tensor], n_samples: int, target: float
 ) -> tuple[Tensor, Tensor]:
-    """Find for each sample the factor at which it changes by ``target``.
+    """Find the factor at which each sample changes by ``target``.
 
-    By regula falsi (the Illinois variant) in an interval that grows from 0 until it
+    Uses regula falsi (the Illinois variant) in an interval that grows from 0 until it
     holds a solution.
 
     Parameters
     ----------
     change_of : callable
-        Given factors (m,) and the samples (m,) they are for, their changes (m,).
+        ``change_of(factors, rows)`` returns the changes (m,) of the samples ``rows``
+        (m,) at factors (m,).
 
     n_samples : int
 
@@ -46,7 +47,7 @@ def find_factors(
     Returns
     -------
     factors : Tensor of shape (n_samples,), float64
-        Where the target is out of reach, the factor that came nearest.
+        The factor that came nearest, where the target is out of reach.
 
     changes : Tensor of shape (n_samples,), float64
         The changes at these factors.
@@ -62,7 +63,7 @@ def find_factors(
     for _ in range(MAX_EVALUATIONS):
         x = trial[rows]
         change = change_of(x, rows).to(low)
-        # What is no longer finite is far too much.
+        # A change that is not finite is far too large.
         change = torch.where(change.isfinite(), change, torch.inf)
         nearer = (change - target).abs() < (best_change[rows] - target).abs()
         best[rows[nearer]], best_change[rows[nearer]] = x[nearer], change[nearer]
@@ -70,7 +71,7 @@ def find_factors(
         miss = change - target
         below = miss < 0
         under, over = rows[below], rows[~below]
-        # Twice in a row on one side: halve the miss of the end that stays.
+        # Twice in a row on one side: halve the miss at the end that stays.
         high_miss[under[side[under] == -1]] /= 2
         low_miss[over[side[over] == 1]] /= 2
         low[under], low_miss[under], side[under] = x[below], miss[below], -1
@@ -90,7 +91,7 @@ def find_factors(
 
 
 def _between(low: Tensor, low_miss: Tensor, high: Tensor, high_miss: Tensor) -> Tensor:
-    """Where the line through both ends is 0, inside the interval; else its middle."""
-    share = -low_miss / (high_miss - low_miss)
-    share = torch.where(high_miss.isfinite(), share, 0.5)
-    return low + (high - low) * share.clamp(MARGIN, 1 - MARGIN)
+    """The zero of the line through both ends, or else the middle of the interval."""
+    fraction = -low_miss / (high_miss - low_miss)
+    fraction = torch.where(high_miss.isfinite(), fraction, 0.5)
+    return low + (high - low) * fraction.clamp(MARGIN, 1 - MARGIN)

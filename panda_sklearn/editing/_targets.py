@@ -1,7 +1,7 @@
 """Edits that change images by a given amount.
 
-Floor 3: see :mod:`panda_sklearn.editing`. Joins the change of activations to the search
-for a factor, :mod:`panda_sklearn.editing._strengths`.
+Floor 3: see :mod:`panda_sklearn.editing`. Joins changes of activations and the search
+for factors of :mod:`panda_sklearn.editing._strengths`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
@@ -26,19 +26,25 @@ from panda_sklearn.feature_extractor import (
     generate_changed,
 )
 from panda_sklearn.utils.arrays import as_tensor, promoted
+from panda_sklearn.utils.batches import users_level
 from panda_sklearn.utils.hooks import Moment
 from panda_sklearn.utils.regions import change_inside
+from panda_sklearn.utils.validation import (
+    check_mask,
+    check_single,
+    check_value_range,
+)
 
 __all__ = ["TargetSearch"]
 
-# A difference of two images of the same latents that is more than rounding, as a share
-# of the largest value.
+# Two images of the same latents that differ by more than this fraction of the largest
+# value differ by more than rounding.
 NOISE = 1e-2
 
 
 @dataclass(frozen=True)
 class TargetSearch:
-    """The search for what to multiply the strengths of a change with.
+    """The search for the factors of a change's strengths.
 
     Attributes
     ----------
@@ -50,7 +56,7 @@ class TargetSearch:
     region : Tensor of shape (1 or N, *image_spatial), or None
         Where the change is measured; ``None`` is where the edits are.
     value_range : tuple of float, or None
-        To what images are clipped before it is measured.
+        The range that images are clipped to before the change is measured.
     """
 
     extractor: GeneratorFeatureExtractor
@@ -60,8 +66,48 @@ class TargetSearch:
     region: Tensor | None
     value_range: tuple[float, float] | None
 
+    @classmethod
+    def of(
+        cls,
+        extractor: GeneratorFeatureExtractor,
+        change: Change,
+        target: Any,
+        image_spatial: tuple[int, ...],
+        region: Any,
+        value_range: Any,
+    ) -> TargetSearch:
+        """Check arguments of ``LocalEditor.edit``, and return the search.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is something else, or the change cannot be scaled.
+        """
+        if value_range is not None:
+            value_range = check_value_range(value_range)
+        target = check_single("target_change", target, above=0)
+        if change.refine is not None and change.sizes.n_rows > 1:
+            raise ValueError(
+                "target_change with refine=True needs one part for each sample, but "
+                "the extractor takes several calls as samples."
+            )
+        if not all(bool(term.strength.all()) for term in change.terms):
+            raise ValueError(
+                "target_change multiplies the strengths: none of them may be 0."
+            )
+        if region is not None:
+            n_samples = change.sizes.n_samples
+            region = check_mask(region, "region", f"([{n_samples},] *{image_spatial})")
+            if tuple(region.shape) not in (image_spatial, (n_samples, *image_spatial)):
+                raise ValueError(
+                    f"region must be of the images' shape {image_spatial}, or with a "
+                    f"first axis of {n_samples} samples, got {tuple(region.shape)}."
+                )
+            region = region.reshape(-1, *image_spatial)
+        return cls(extractor, change, target, image_spatial, region, value_range)
+
     def run(self, latents: Tensor) -> tuple[Tensor, list[Place]]:
-        """Factors (N,), and the places of each term; batch by batch."""
+        """Find factors (N,), and the places of each term, batch by batch."""
         n, size = len(latents), self.extractor.batch_size
         factors, reached = [], []
         places: list[list[Place]] = []
@@ -84,7 +130,7 @@ class TargetSearch:
     def images(
         self, latents: Tensor, factors: Tensor, places: Sequence[Place]
     ) -> Tensor:
-        """Images with the strengths multiplied."""
+        """Images with the strengths multiplied by factors (N,)."""
 
         def change(where: slice, take: Take) -> Callable[[Tensor, Moment], Tensor]:
             alphas = [alpha.to(factors) for alpha in self.change.alphas(where)]
@@ -101,7 +147,7 @@ class TargetSearch:
         )
 
     def _solve(self, batch: Tensor, where: slice) -> tuple[Tensor, Tensor, list[Place]]:
-        """Factors of a batch, the changes that they make, and the terms' places."""
+        """Factors for a batch, the changes that they make, and the terms' places."""
         features = None
         if self.change.refine is not None:
             features = as_tensor(extract(self.extractor, batch, first=where.start))
@@ -112,10 +158,10 @@ class TargetSearch:
         plain = self._measured(
             generate_changed(self.extractor, batch, None, rows=numbers, verbose=0)
         )
-        keeps_places = self._draws_noise(batch, numbers, plain)
+        whole_batches = self._draws_noise(batch, numbers, plain)
 
         def change_of(factors: Tensor, rows: Tensor) -> Tensor:
-            if keeps_places and len(rows) < len(batch):
+            if whole_batches and len(rows) < len(batch):
                 every = torch.zeros(len(batch), dtype=factors.dtype, device="cpu")
                 every[rows] = factors
                 return change_of(every, torch.arange(len(batch), device="cpu"))[rows]
@@ -151,9 +197,9 @@ class TargetSearch:
         return factors, changes, places
 
     def _draws_noise(self, batch: Tensor, numbers: Tensor, plain: Tensor) -> bool:
-        """Whether an image depends on where in its batch it is, by noise.
+        """Whether noise makes an image depend on its place in the batch.
 
-        By that of the last sample of the batch, alone.
+        The last sample of the batch is compared with its image in a batch of one.
         """
         if len(batch) == 1:
             return False
@@ -165,7 +211,7 @@ class TargetSearch:
         return difference > NOISE * scale
 
     def _measured(self, images: Tensor) -> Tensor:
-        """Images as the change is measured between them."""
+        """Images as they are compared."""
         if self.value_range is None:
             return promoted(images)
         return promoted(images).clamp(*self.value_range)
@@ -185,21 +231,21 @@ class TargetSearch:
         return total
 
     def _warn(self, reached: Tensor) -> None:
-        """Warn if images do not come near the target."""
+        """Warn if images do not reach the target."""
         missed = (reached - self.target).abs() > TOLERANCE * self.target
         if bool(missed.any()):
-            nearest = reached[missed]
+            lowest, highest = (float(edge) for edge in reached[missed].aminmax())
             warnings.warn(
                 f"{int(missed.sum())} of {len(reached)} images do not reach "
-                f"target_change={self.target:g}, but from {float(nearest.min()):.3g} "
-                f"to {float(nearest.max()):.3g}. Choose another target.",
+                f"target_change={self.target:g}: they change by {lowest:.3g} to "
+                f"{highest:.3g}. Choose another target.",
                 ConvergenceWarning,
-                stacklevel=4,  # past run and edit
+                stacklevel=users_level(),
             )
 
 
 def _joined(places: Sequence[Place]) -> Place:
-    """Places in batches as one; those that are the same for all are one already."""
+    """Join the places of batches; those shared by all samples need no joining."""
     first = places[0]
     mask, parts = first.mask, first.parts
     if mask.ndim > 1:

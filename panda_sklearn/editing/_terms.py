@@ -3,20 +3,18 @@
 Floor 3: see :mod:`panda_sklearn.editing`.
 
 Notation: n samples of a batch, of N; C channels, S positions; Z (n, C, S) activations,
-alpha () or (n,) strengths, m (S,) or (n, S) parts scaled to reach from 0 to 1, or
-masks.
+alpha () or (n,) strengths, m (S,) or (n, S) parts scaled to the range 0 to 1, or masks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from panda_sklearn.feature_extractor import Take
 from panda_sklearn.utils.hooks import Moment
 from panda_sklearn.utils.resizing import resize
 
@@ -26,16 +24,20 @@ __all__ = [
     "DonorTerm",
     "FeatureTerm",
     "LatentTerm",
+    "Maps",
     "Place",
     "Term",
     "TowardsTerm",
     "VectorTerm",
+    "at_places",
 ]
 
 
-# What an edit does in parts of a batch that are not the samples' own, as a multiple of
-# what it does in those.
+# The factor of an edit in those parts of a guided batch that are not the samples' own.
 BRANCHES = {"own": 0.0, "both": 1.0, "opposite": -1.0}
+
+#: Runs the network up to the layer: latents of a batch -> activations (n, C, S).
+Maps = Callable[[Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,15 @@ class Place:
     mask : Tensor of shape (S,) or (n, S)
         With values from 0 to 1.
     parts : Tensor of shape (K, S) or (n, K, S), or None
-        The parts that it is made of, as they were learnt or refined; ``None`` for a
-        drawn mask.
+        The parts that make up the mask, as learnt or as refined; ``None`` for a drawn
+        mask.
     """
 
     mask: Tensor
     parts: Tensor | None = None
 
     def some(self, rows: slice | Tensor) -> Place:
-        """Of some of the samples."""
+        """The places of some of the samples."""
         mask = self.mask if self.mask.ndim == 1 else self.mask[rows]
         if self.parts is None or self.parts.ndim == 2:
             return Place(mask, self.parts)
@@ -74,16 +76,16 @@ class Term:
         Alpha of a strength of 1.
     mask : Tensor of shape (S,) or (N, S)
     parts : tuple of int
-        The parts that ``mask`` is made of, to be refined; empty for a drawn mask.
+        Indices of the parts that make up ``mask``; empty for a drawn mask.
     learnt : Tensor of shape (K, S)
-        These parts.
+        These parts as they were learnt.
     drawn : Tensor of shape ([N,] *image_spatial) or None
-        A drawn mask of the images' size, as it was given.
+        A mask that was drawn at the images' size, at that size.
     calls : dict of int to float, or None
-        At which calls of the layer, and what the strength is multiplied with at each;
-        ``None`` is those that the extractor takes.
+        The calls of the layer to edit, and the factor of the strength at each; ``None``
+        means those that the extractor takes.
     branches : {"own", "both", "opposite"}
-        In which parts of a batch that guidance multiplies.
+        Which parts of a guided batch to edit.
     """
 
     strength: Tensor
@@ -95,27 +97,23 @@ class Term:
     calls: dict[int, float] | None = field(default=None, kw_only=True)
     branches: str = field(default="own", kw_only=True)
 
+    # Whether what is prepared are activations, with a row for each call that the
+    # extractor takes as a sample.
+    prepares_maps: ClassVar[bool] = False
+
     def factor(self, moment: Moment, taken: tuple[int, ...] | None) -> float:
-        """What the strength is multiplied with, 0 where the term does nothing."""
+        """The factor of the strength at a moment, 0 where the term does nothing."""
         sign = 1.0 if moment.own else BRANCHES[self.branches]
         if self.calls is not None:
             return sign * self.calls.get(moment.call, 0.0)
         return sign if taken is None or moment.call in taken else 0.0
 
-    def is_of_rows(self) -> bool:
-        """Whether what is prepared has a row for each call of each sample."""
-        return False
-
-    def sliced(self, position: int, n_calls: int) -> Term:
-        """The term at one of so many calls that are stacked along the channels."""
-        raise NotImplementedError
-
     def has_effect(self) -> bool:
-        """Whether a strength is not 0."""
+        """Whether any strength is not 0."""
         return bool(self.strength.any())
 
     def alpha(self, where: Any) -> Tensor:
-        """Of the samples ``where``, of shape () or (n,)."""
+        """Alpha of the samples ``where``, of shape () or (n,)."""
         strength = self.strength
         return self.scale * (strength if strength.ndim == 0 else strength[where])
 
@@ -133,7 +131,7 @@ class Term:
     ) -> Tensor:
         """Where images of the samples ``where`` change, (1 or n, *image_spatial).
 
-        ``mask`` is where their activations do.
+        ``mask`` is where their activations change.
         """
         if self.drawn is None:
             return resize(mask.reshape(-1, 1, *map_shape[1:]), image_spatial)[:, 0]
@@ -141,13 +139,13 @@ class Term:
             return self.drawn[where]
         return self.drawn[None]
 
-    def prepared(self, latents: Any, where: Any, alpha: Tensor, take: Take) -> Any:
+    def prepared(self, latents: Any, where: Any, alpha: Tensor, maps: Maps) -> Any:
         """What :meth:`added` needs of the samples ``where``, before the network runs.
 
         Parameters
         ----------
         latents : array of shape (n, ...)
-            Those of these samples alone.
+            The latents of these samples alone.
         """
         return None
 
@@ -158,34 +156,38 @@ class Term:
 
 @dataclass(frozen=True)
 class VectorTerm(Term):
-    """alpha v m', with a vector v of shape (C,)."""
+    """A vector v added at the place: alpha v m'.
+
+    Attributes
+    ----------
+    vector : Tensor of shape (C,) or (N, C)
+        v, the same for all samples or one for each.
+    """
 
     vector: Tensor
 
-    def sliced(self, position: int, n_calls: int) -> VectorTerm:
-        """As of :class:`Term`."""
-        vector = self.vector.unflatten(0, (n_calls, -1))[position]
-        return replace(self, vector=vector)
+    def prepared(self, latents: Any, where: Any, alpha: Tensor, maps: Maps) -> Tensor:
+        """The samples' vectors, (C,) or (n, C)."""
+        return self.vector if self.vector.ndim == 1 else self.vector[where]
 
-    def added(self, Z: Tensor, place: Place, alpha: Tensor, prepared: Any) -> Tensor:
-        """As of :class:`Term`."""
-        scaled = _each(alpha, Z) * self.vector.to(Z)[:, None]
-        return scaled * place.mask.to(Z).unsqueeze(-2)
+    def added(self, Z: Tensor, place: Place, alpha: Tensor, prepared: Tensor) -> Tensor:
+        """As in :class:`Term`."""
+        return at_places(alpha.to(Z)[..., None] * prepared.to(Z), place.mask.to(Z))
 
 
 @dataclass(frozen=True)
 class TowardsTerm(Term):
-    """Something moved towards what is given.
+    """Something moved towards a target.
 
     Attributes
     ----------
     target : Tensor
-        Where to: the same for all samples, or with a first axis of N for each.
+        Where to: of two axes for all samples, or with a first axis of N.
     """
 
     target: Tensor
 
-    def prepared(self, latents: Any, where: Any, alpha: Tensor, take: Take) -> Tensor:
+    def prepared(self, latents: Any, where: Any, alpha: Tensor, maps: Maps) -> Tensor:
         """The targets of the samples."""
         return self.target if self.target.ndim == 2 else self.target[where]
 
@@ -194,9 +196,9 @@ class TowardsTerm(Term):
 class CoefficientTerm(TowardsTerm):
     """Coefficients L of parts moved towards others, L + alpha (L' - L).
 
-    What is added is the least that does so, B' (L' - L) (Q Q')^+ Q with B = (A A')^+ A,
-    for appearances A and parts Q in rows; with a mask m * (A' (L' - L) P), whose L' - L
-    are of all parts P. L' is the target, ([N,] R_C, R_S).
+    At parts, the smallest addition that does so: B' (L' - L) (Q Q')^+ Q with
+    B = (A A')^+ A, for appearances A and parts Q in rows. At a mask,
+    m * (A' (L' - L) P), with L' - L of all parts P. The target is L', ([N,] R_C, R_S).
 
     Attributes
     ----------
@@ -211,7 +213,7 @@ class CoefficientTerm(TowardsTerm):
     every: Tensor
 
     def added(self, Z: Tensor, place: Place, alpha: Tensor, prepared: Tensor) -> Tensor:
-        """As of :class:`Term`."""
+        """As in :class:`Term`."""
         A, target = self.appearances.to(Z), prepared.to(Z)
         if place.parts is None:
             P = self.every.to(Z)
@@ -225,43 +227,34 @@ class CoefficientTerm(TowardsTerm):
 
 @dataclass(frozen=True)
 class FeatureTerm(TowardsTerm):
-    """Activations at a part moved towards others, alpha m * (Z' - Z).
+    """Activations moved towards others at the place: alpha m * (Z' - Z).
 
-    Z' is the target, ([N,] C, S).
+    The target is Z', ([N,] C, S).
     """
 
     def added(self, Z: Tensor, place: Place, alpha: Tensor, prepared: Tensor) -> Tensor:
-        """As of :class:`Term`."""
+        """As in :class:`Term`."""
         mask = place.mask.to(Z).unsqueeze(-2)
         return _each(alpha, Z) * mask * (prepared.to(Z) - Z)
 
 
 @dataclass(frozen=True)
 class DonorTerm(FeatureTerm):
-    """The same, with those of other latents of the network for each sample.
+    """Activations moved towards those of other latents, one for each sample.
 
-    Attributes
-    ----------
-    target : Tensor of shape (N, ...)
-        The latents.
-    maps : callable
-        Activations in the network's layout -> (n, C, S).
+    The target is these latents, (N, ...).
     """
 
-    maps: Callable[[Tensor], Tensor]
+    prepares_maps = True
 
-    def is_of_rows(self) -> bool:
-        """As of :class:`Term`."""
-        return True
-
-    def prepared(self, latents: Any, where: Any, alpha: Tensor, take: Take) -> Tensor:
+    def prepared(self, latents: Any, where: Any, alpha: Tensor, maps: Maps) -> Tensor:
         """The activations at the donors' latents."""
-        return self.maps(take(self.target[where]))
+        return maps(self.target[where])
 
 
 @dataclass(frozen=True)
 class LatentTerm(Term):
-    """Activations at moved latents in the place of those at a part.
+    """Activations replaced at the place by those at moved latents.
 
     m * (Z(z + alpha d) - Z).
 
@@ -269,30 +262,29 @@ class LatentTerm(Term):
     ----------
     direction : Tensor of shape latent_shape or (N, *latent_shape)
         d.
-    each : bool
-        Whether there is one for each sample.
-    maps : callable
-        Activations in the network's layout -> (n, C, S).
     """
 
     direction: Tensor
-    each: bool
-    maps: Callable[[Tensor], Tensor]
 
-    def is_of_rows(self) -> bool:
-        """As of :class:`Term`."""
-        return True
+    prepares_maps = True
 
-    def prepared(self, latents: Any, where: Any, alpha: Tensor, take: Take) -> Tensor:
+    def prepared(self, latents: Any, where: Any, alpha: Tensor, maps: Maps) -> Tensor:
         """The activations at the moved latents."""
-        direction = self.direction[where] if self.each else self.direction
+        direction = self.direction
+        if direction.ndim == latents.ndim:
+            direction = direction[where]
         alpha = alpha.reshape(-1, *[1] * (latents.ndim - 1))
-        moved = latents + alpha.to(latents) * direction.to(latents)
-        return self.maps(take(moved))
+        return maps(latents + alpha.to(latents) * direction.to(latents))
 
     def added(self, Z: Tensor, place: Place, alpha: Tensor, prepared: Tensor) -> Tensor:
-        """As of :class:`Term`."""
+        """As in :class:`Term`."""
         return place.mask.to(Z).unsqueeze(-2) * (prepared.to(Z) - Z)
+
+
+def at_places(vectors: Tensor, masks: Tensor) -> Tensor:
+    """Vectors (C,) or (n, C) times masks (S,) or (n, S), v m': (n or 1, C, S)."""
+    added = vectors.unsqueeze(-1) * masks.unsqueeze(-2)
+    return added if added.ndim == 3 else added[None]
 
 
 def _each(alpha: Tensor, Z: Tensor) -> Tensor:

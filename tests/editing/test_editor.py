@@ -236,7 +236,7 @@ class TestTargets:
             (Edit(0, 0), {"target_change": np.nan}, ValueError, "finite"),
             (Edit(0, 0), {"target_change": "1"}, TypeError, "must be a number"),
             (Edit(0, 0, 0.0), {"target_change": 1}, ValueError, "none of them may"),
-            ([], {"target_change": 1}, ValueError, "one Edit at least"),
+            ([], {"target_change": 1}, ValueError, "at least one Edit"),
             (Edit(0, 0), {"region": np.ones((8, 8))}, ValueError, "target_change"),
             (
                 Edit(0, 0),

@@ -244,7 +244,7 @@ def test_forward_functions_are_used(z):
 def test_bad_input(editor, z):
     with pytest.raises(TypeError, match="editor must be a LocalEditor"):
         EditedGenerator(editor.extractor, EDITS)
-    with pytest.raises(ValueError, match="one Edit at least"):
+    with pytest.raises(ValueError, match="at least one Edit"):
         EditedGenerator(editor, [])
     with pytest.raises(ValueError, match="the same for all samples"):
         EditedGenerator(editor, Edit(0, 0, torch.ones(9)))

@@ -351,7 +351,7 @@ class TestWhatCannotBe:
         with pytest.raises(ValueError, match=r"not known how.*samples"):
             quick(own, images)
         assert quick(own, images, samples=torch.randn(30, 8)).latents.shape == (3, 8)
-        with pytest.raises(ValueError, match="3 latents at least"):
+        with pytest.raises(ValueError, match="at least 3 latents"):
             quick(own, images, samples=torch.randn(1, 8))
 
         class Tokens(nn.Module):

@@ -190,7 +190,7 @@ class TestEverythingThatTakesEdits:
     def test_unit_and_kind(self, edit, kind):
         assert edit.unit == "alpha" and edit.kind == kind
         assert Edit(0, 0).unit == "std" and Edit(variation=0, part=0).unit == "std"
-        with pytest.raises(ValueError, match="is of appearances and variations"):
+        with pytest.raises(ValueError, match="is for appearances and variations"):
             Edit(part=1, unit="std", **{kind: getattr(edit, kind)})
         same = Edit(part=1, strength=0.7, **{kind: getattr(edit, kind).clone()})
         assert same == edit and hash(same) == hash(edit)

@@ -1,7 +1,7 @@
 """Edits in files.
 
-What is kept of an edit, beside how it was said, is the vector that it adds, if it adds
-one, and where: an index means something else after another fit.
+Beside the edit itself, a file keeps its mask and the vector that it adds, if it adds
+one: an index means something else after another fit.
 
 Floor 3: see :mod:`panda_sklearn.editing`.
 """
@@ -31,13 +31,12 @@ from panda_sklearn.utils.validation import check_is_fitted, check_kind
 
 __all__ = ["load_edits", "save_edits"]
 
-# What the file says that it holds, and the version of that.
+# The kind of the file's contents, and its version. Version 2 added edits by latents,
+# coefficients and activations, version 3 edits at calls.
 KIND = "LocalEdits"
-# What is new in version 2: edits by latents, coefficients and activations; in 3:
-# edits at calls.
 FORMAT_VERSION = 3
 
-# What a file knows of the decomposition that its edits are of.
+# What a file keeps about the decomposition that its edits belong to.
 OF = ("factors", "layer", "map_shape", "network")
 
 
@@ -48,16 +47,16 @@ def save_edits(
 ) -> None:
     r"""Write edits to a safetensors file.
 
-    Kept are how the edits were said, with their names and strengths; the vectors that
-    they add and where, with which all but edits of coefficients can be used without the
-    decomposition; the layer and the fingerprints of factors and network, as far as the
-    decomposition knows these (``layer_`` and ``network_``, from its file). Reading the
-    file runs no code.
+    The file keeps the edits as they are, with their names and strengths. It also keeps
+    their vectors and masks, with which all edits but those of coefficients can be used
+    without the decomposition; and the layer and the fingerprints of the factors and the
+    network, if the decomposition knows them (``layer_`` and ``network_``, from its
+    file). Reading the file runs no code.
 
     Parameters
     ----------
     path : str or os.PathLike
-        The file; it is replaced if there is one.
+        The file; an existing one is replaced.
 
     edits : Edit or sequence of Edit
         The edits.
@@ -68,15 +67,15 @@ def save_edits(
     Raises
     ------
     TypeError, ValueError
-        If an argument is something else, or an edit is not one of this decomposition:
-        an index is out of range, or a vector of another shape. Masks may be of the
+        If an argument is something else, or an edit does not fit the decomposition: an
+        index is out of range, or a vector has another shape. Masks may be of the
         images' size, which is checked when they are used.
     FileNotFoundError
-        If there is no such folder.
+        If the folder does not exist.
 
     See Also
     --------
-    PartsAppearanceDecomposition.save : Keeps the factors.
+    PartsAppearanceDecomposition.save : Writes the factors.
 
     Examples
     --------
@@ -96,7 +95,7 @@ def save_edits(
     check_kind("decomposition", decomposition, PartsAppearanceDecomposition)
     check_is_fitted(decomposition)
     known: dict = {}
-    kept = [_kept(edit, decomposition, known) for edit in edits]
+    kept = [_saved(edit, decomposition, known) for edit in edits]
     of = _identity(decomposition)
     write_parts(path, KIND, FORMAT_VERSION, {"edits": {"edits": kept}, "of": of})
 
@@ -105,7 +104,7 @@ def load_edits(
     path: str | os.PathLike,
     decomposition: PartsAppearanceDecomposition | None = None,
 ) -> list[Edit]:
-    """Read edits that ``save_edits`` has written.
+    """Read edits written by ``save_edits``.
 
     Parameters
     ----------
@@ -113,27 +112,26 @@ def load_edits(
         The file.
 
     decomposition : PartsAppearanceDecomposition, default=None
-        What they are to be used with: that with which they were saved, or one loaded
-        from its file. ``None`` takes the vectors and masks, which any decomposition of
-        the same layer of the same network can use.
+        The decomposition that the edits were saved with, or one loaded from its file.
+        ``None`` returns the edits with vectors and masks, for use with any
+        decomposition of the same layer of the same network.
 
     Returns
     -------
     edits : list of Edit
-        With ``decomposition`` as they were said, indices and all. Without, each has a
-        vector of channels and a mask in their place, which cannot be refined. The
-        vector is scaled so that a strength means what it meant: as many standard
-        deviations as it was saved with, if that was its unit. Directions of latents
-        and activations are as they were said, at a mask.
+        With ``decomposition``, the edits as they were saved, with their indices.
+        Without it, each has a vector of channels and a mask, which cannot be refined.
+        The vector is scaled so that a strength in standard deviations keeps its
+        meaning. Edits by latents and activations keep these, and have a mask.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If the file does not exist.
     ValueError
-        If the file is cut off, holds something else or is of a later format; or if the
-        edits are of another layer, network or fit than ``decomposition``; or if one
-        moves coefficients, which mean nothing without one.
+        If the file is cut off, holds something else or has a later format; if the edits
+        belong to another layer, network or fit than ``decomposition``; or if an edit of
+        coefficients is read without a decomposition.
     """
     if decomposition is not None:
         check_kind("decomposition", decomposition, PartsAppearanceDecomposition)
@@ -145,25 +143,25 @@ def load_edits(
         _check_same(of, _identity(decomposition))
     with reading(path):
         kept = parts["edits"]["edits"]
-        edits = [_as_said(each["said"]) for each in kept]
+        edits = [_as_edit(each["said"]) for each in kept]
     if decomposition is not None:
         return edits
     for edit in edits:
         if edit.kind == "coefficients":
             raise ValueError(
                 f"The edit {edit.name or edits.index(edit)!r} moves coefficients of "
-                "the factors that it was saved with: give these as decomposition."
+                "the factors that it was saved with: give their decomposition."
             )
     with reading(path):
-        return [_alone(*each) for each in zip(edits, kept, strict=True)]
+        return [_standalone(*each) for each in zip(edits, kept, strict=True)]
 
 
-def _kept(
+def _saved(
     edit: Edit, decomposition: PartsAppearanceDecomposition, known: dict
 ) -> dict[str, Any]:
-    """An edit as plain values: how it was said, and what it adds."""
+    """An edit as plain values: its fields, its vector and its mask."""
     spatial = decomposition.map_shape_[1:]
-    # How many axes these have if they are the same for all samples.
+    # How many axes these arrays have if they are the same for all samples.
     one_sample = {
         "coefficients": 2,
         "features": len(layout_of(decomposition).sample_shape),
@@ -184,23 +182,23 @@ def _kept(
     term = term_of(edit, decomposition, sizes, known)
     mask = part if is_mask(part) else term.mask.reshape(spatial)
     said = {field.name: _host(getattr(edit, field.name)) for field in fields(Edit)}
-    if edit.calls is not None:  # keys of files are strings
+    if edit.calls is not None:  # as pairs, since keys of files are strings
         said["calls"] = [list(pair) for pair in cast(dict, edit.calls).items()]
     vector = None
     if isinstance(term, VectorTerm):
-        # In double precision, which a unit of small deviations needs.
+        # In double precision, since standard deviations may be tiny.
         vector = _host(term.vector.double() * term.scale)
     return {"said": said, "vector": vector, "mask": _host(mask)}
 
 
-def _as_said(said: dict[str, Any]) -> Edit:
-    """An edit of what :func:`_kept` says of it."""
+def _as_edit(said: dict[str, Any]) -> Edit:
+    """The edit whose fields :func:`_saved` returned."""
     calls = said.get("calls")
     return Edit(**{**said, "calls": None if calls is None else dict(calls)})
 
 
-def _alone(edit: Edit, kept: dict[str, Any]) -> Edit:
-    """An edit of :func:`_kept` that needs no factors."""
+def _standalone(edit: Edit, kept: dict[str, Any]) -> Edit:
+    """An edit of :func:`_saved` as one that needs no factors."""
     if kept["vector"] is None:
         return replace(edit, part=kept["mask"])
     return Edit(
@@ -215,7 +213,7 @@ def _alone(edit: Edit, kept: dict[str, Any]) -> Edit:
 
 
 def _identity(decomposition: PartsAppearanceDecomposition) -> dict[str, Any]:
-    """What tells a decomposition from others."""
+    """What distinguishes a decomposition from others."""
     return {
         "factors": _fingerprint(decomposition.appearances_, decomposition.parts_),
         "layer": getattr(decomposition, "layer_", None),
@@ -225,7 +223,7 @@ def _identity(decomposition: PartsAppearanceDecomposition) -> dict[str, Any]:
 
 
 def _check_same(of: dict[str, Any], own: dict[str, Any]) -> None:
-    """Raise ValueError unless edits of one decomposition are also another's."""
+    """Raise ValueError unless two decompositions can share their edits."""
     for name, what in (
         ("layer", "layer"),
         ("network", "network of fingerprint"),
@@ -234,19 +232,19 @@ def _check_same(of: dict[str, Any], own: dict[str, Any]) -> None:
         its, ours = of[name], own[name]
         if its != ours and None not in (its, ours):
             raise ValueError(
-                f"The edits are of the {what} {its!r}, and decomposition of {ours!r}. "
-                "Give the decomposition that they were saved with."
+                f"The edits are of the {what} {its!r}, and decomposition is of "
+                f"{ours!r}. Give the decomposition that they were saved with."
             )
     if of["factors"] != own["factors"]:
         raise ValueError(
-            "The edits are of another fit: an index into its factors means something "
-            "else in those of decomposition. Give the one that they were saved with, "
-            "or load them without one, as vectors and masks."
+            "The edits are of another fit, in which an index means something else than "
+            "in decomposition. Give the one that they were saved with, or load them "
+            "without one, as vectors and masks."
         )
 
 
 def _fingerprint(*factors: ArrayLike) -> str:
-    """A short name of factors, the same for numpy arrays and tensors."""
+    """A fingerprint of factors, the same for numpy arrays and tensors."""
     total = hashlib.sha256()
     for array in factors:
         tensor = as_tensor(array)
