@@ -12,8 +12,10 @@ other.
 - ``_removal``: where an appearance is, and removing what is there.
 - ``_strengths``: the search for the strength that gives a target.
 - ``_targets``: edits that change images by a given amount.
-- ``_ranking``: the table of edits that were tried.
-- ``_directions``: vectors that change a region.
+- ``_trials``: edits that are tried, and what they do to images.
+- ``_ranking``: the table of them.
+- ``_derivatives``: how images change with a vector added to activations.
+- ``_directions``: the vectors that change a region.
 - ``_editor``: ``LocalEditor``, the way in to all of these.
 - ``_prepared``: the same images edited many times.
 - ``_generator``: a generator with edits built in.

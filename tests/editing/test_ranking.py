@@ -130,14 +130,13 @@ def test_networks_that_draw_noise(pipeline, z, batch_size):
 
 
 def test_scores():
-    table = {"consistency": np.array([0.5, 0.5, -0.2, -0.2]), "effect": np.ones(4)}
-    distance = np.array([0.5, 2.0, 1.0, 10.0])
-    np.testing.assert_allclose(
-        _score(table, distance, alone=False), [0.5, 0.25, -0.2, -2.0]
-    )
-    np.testing.assert_allclose(
-        _score(table, distance, alone=True), [1.0, 0.5, 1.0, 0.1]
-    )
+    table = {
+        "consistency": np.array([0.5, 0.5, -0.2, -0.2]),
+        "distance": np.array([0.5, 2.0, 1.0, 10.0]),
+        "effect": np.ones(4),
+    }
+    np.testing.assert_allclose(_score(table, alone=False), [0.5, 0.25, -0.2, -2.0])
+    np.testing.assert_allclose(_score(table, alone=True), [1.0, 0.5, 1.0, 0.1])
 
 
 def test_of_files_that_do_not_know_how_coefficients_vary(pipeline, z):
