@@ -234,7 +234,7 @@ class LocalEditor:
             it is there.
         """
         latents, origin = self._checked(latents)
-        change = self._change(edits, latents, refine)
+        change = self._change(edits, len(latents), refine)
         if target_change is not None:
             search = self._search(change, target_change, region, value_range)
             factors, places = search.run(latents)
@@ -285,7 +285,7 @@ class LocalEditor:
         known: dict = {}
 
         def edit(edits: Any, refine: Any) -> ArrayLike:
-            change = self._change(edits, latents, refine, known)
+            change = self._change(edits, len(latents), refine, known)
             edited = generate_edited(self.extractor, latents, change, replays=replays)
             return origin.give(edited)
 
@@ -338,7 +338,7 @@ class LocalEditor:
             nearest.
         """
         latents, origin = self._checked(latents)
-        change = self._change(edits, latents, refine)
+        change = self._change(edits, len(latents), refine)
         search = self._search(change, target_change, region, value_range)
         factors, _ = search.run(latents)
         return origin.give(factors)
@@ -504,7 +504,9 @@ class LocalEditor:
             checked, _ = self._check_latents(latents)
             everywhere = np.ones(self.decomposition.map_shape_[1:])
             edit = Edit(appearance, everywhere, strength, unit, **what)
-            self._change(edit, checked, refine)  # fails, if at all, before any work
+            self._change(
+                edit, len(checked), refine
+            )  # fails, if at all, before any work
             part = ~self._localize(checked, appearance, threshold, size=None)
             if not bool(part.any()):
                 return self.extractor.generate(latents)
@@ -853,12 +855,12 @@ class LocalEditor:
     def _change(
         self,
         edits: Any,
-        latents: ArrayLike,
-        refine: Any,
+        n_samples: int | None,
+        refine: Any = False,
         known: dict | None = None,
     ) -> Change:
-        """Checked edits as a change of the activations of latents."""
-        sizes = Sizes.of(self.extractor, len(latents))
+        """Check edits, and return them as a change of activations."""
+        sizes = Sizes.of(self.extractor, n_samples)
         edits = check_edits(edits)
         return change_of(edits, self.decomposition, sizes, refine=refine, known=known)
 

@@ -1,4 +1,4 @@
-"""Edits at the calls of a layer that runs many times, and in guided batches."""
+"""Edits at calls of a layer that runs many times, and in guided batches."""
 
 import numpy as np
 import pytest
@@ -207,7 +207,7 @@ class TestEverywhere:
             torch.testing.assert_close(editor.edit(z, loaded), editor.edit(z, edit))
 
     @pytest.mark.usefixtures("refining_briefly")
-    def test_refinement_is_of_each_call(self, z):
+    def test_each_call_is_refined(self, z):
         editor = editor_of(z)
         edited = editor.edit(z, Edit(1, 0, 1.0, calls=2), refine=True)
         one = GeneratorFeatureExtractor(editor.extractor.generator, "block", call=2)
@@ -257,7 +257,7 @@ class TestWhatCannotBe:
         with pytest.raises(ValueError, match="branches"):
             Edit(0, 0, branches="all")
 
-    def test_calls_that_there_are_not(self, z):
+    def test_calls_out_of_range(self, z):
         with pytest.raises(ValueError, match="from 0 to 3"):
             editor_of(z).edit(z, Edit(0, 0, calls=4))
         with pytest.raises(ValueError, match="at which nothing is known"):

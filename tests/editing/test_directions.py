@@ -1,4 +1,4 @@
-"""Directions of channels that change one region of the image and little else."""
+"""Vectors of channels that change one region of the image and little else."""
 
 import itertools
 import warnings
@@ -69,7 +69,7 @@ def test_directions_maximise_the_objective(editor, z, region, g):
     found = found.double()
     ratios = (found @ A * found).sum(dim=1) / (found @ B * found).sum(dim=1)
     torch.testing.assert_close(ratios, values.values[:3], rtol=1e-3, atol=0)
-    # One after the other: none repeats what another does.
+    # No direction repeats what another does.
     between = found @ B @ found.T
     sizes = between.diagonal().sqrt()
     torch.testing.assert_close(
@@ -102,7 +102,7 @@ def test_the_channel_that_shows_in_the_region_is_found():
     there = editor.find_directions(z[:4], part, 1, 1 - part, naturalness=1e-3)
     for found, shown, hidden in ((here, 0, 1), (there, 1, 0)):
         (v,) = found
-        # What channel 2 shows on the other side another channel can take away.
+        # The hidden channel cancels what channel 2 shows outside the region.
         assert abs(v[hidden] + v[2]) < 0.02 * abs(v[shown] + v[2])
         assert abs(v[shown] + v[2]) > 0.5
 
@@ -118,7 +118,7 @@ class NoForwardMode(torch.autograd.Function):
 
 
 class Stubborn(TinyGenerator):
-    """A network of which torch knows no derivatives in forward mode."""
+    """A network for which torch has no derivatives in forward mode."""
 
     def forward(self, z):
         return NoForwardMode.apply(super().forward(z))
@@ -136,9 +136,9 @@ class TestDerivatives:
         small = editor.find_directions(z[:3], 0, 2, region, derivatives="differences")
         monkeypatch.setattr(_directions, "MOST_CHANNELS", 1)
         products = editor.find_directions(z[:3], 0, 2, region)
-        # By differences over kinks of the ReLU.
+        # Differences step over kinks of the ReLU.
         torch.testing.assert_close(small, exact, rtol=0, atol=0.05)
-        # Where the iteration stops.
+        # The iteration stops at a tolerance.
         torch.testing.assert_close(products, exact, rtol=0, atol=0.02)
 
     def test_large_images_are_not_stored(self, editor, z, region, monkeypatch):
@@ -152,7 +152,7 @@ class TestDerivatives:
         assert not asked
         torch.testing.assert_close(products, formed, rtol=0, atol=0.02)
 
-    def test_without_forward_mode_differences_are_taken_and_said(self, z):
+    def test_without_forward_mode_differences_are_used_with_a_warning(self, z):
         editor = editor_of(Stubborn(), z)
         with pytest.warns(UserWarning, match="finite differences"):
             found = editor.find_directions(z[:2], 0, 2)
@@ -164,7 +164,7 @@ class TestDerivatives:
             editor.find_directions(z[:2], 0, 2, derivatives="exact")
 
     @pytest.mark.parametrize("kind", [KeyError, RuntimeError])
-    def test_an_error_of_the_network_is_its_own(self, z, kind):
+    def test_an_error_of_the_network_is_raised(self, z, kind):
         class Broken(TinyGenerator):
             broken = False
 
@@ -239,7 +239,7 @@ class TestManyChannels:
         products = editor.find_directions(wide_z[:3], 0, 3)
         assert cosines(formed, products).min() > 0.98
 
-    def test_what_is_not_the_best_is_said(self, wide_z, monkeypatch):
+    def test_not_converging_is_warned_about(self, wide_z, monkeypatch):
         monkeypatch.setattr(_directions, "MOST_CHANNELS", 1)
         monkeypatch.setattr(_directions, "MAX_ITER", 1)
         monkeypatch.setattr(_directions, "ROUGH", 1e-6)
@@ -286,7 +286,7 @@ class TestManyChannels:
 
 class TestDifferences:
     @pytest.mark.parametrize("loud", [0.01, 1.0, 100.0])
-    def test_whatever_the_activations_units(self, wide_z, loud):
+    def test_units_of_activations_do_not_matter(self, wide_z, loud):
         editor = wide_editor(Wide(loud=loud), wide_z)
         exact, small = (
             editor.find_directions(wide_z[:3], 0, 2, derivatives=kind)
@@ -344,18 +344,18 @@ def test_naturalness_trades_locality_for_what_varies(editor, z, region):
     assert ratios[0] > 1.1 * ratios[-1] and lengths[0] > 1.1 * lengths[-1]
 
 
-def test_a_region_that_is_all_of_the_image(editor, z):
+def test_a_region_that_is_the_whole_image(editor, z):
     found = editor.find_directions(z[:2], 0, 2, torch.ones(8, 8))
     assert found.isfinite().all()
 
 
-def test_parts_may_be_said_in_all_ways(editor, z):
+def test_all_kinds_of_parts(editor, z):
     part = unit_scaled(editor.decomposition.parts_[1])
     by_index, by_list, by_mask = (
         editor.find_directions(z[:2], p, 1, torch.ones(8, 8)) for p in (1, [1], part)
     )
     torch.testing.assert_close(by_index, by_list)
-    # What varies at a mask is that of all parts it overlaps with.
+    # At a mask, all parts that it overlaps count.
     assert float((by_index * by_mask).sum()) > 0.5
     with pytest.raises(ValueError, match="same for all samples"):
         editor.find_directions(z[:2], part.expand(2, 4, 4), 1)
@@ -363,7 +363,7 @@ def test_parts_may_be_said_in_all_ways(editor, z):
         editor.find_directions(z[:2], 0, 1, torch.ones(4, 4))
 
 
-def test_as_a_guest(editor, z):
+def test_the_network_is_left_as_it_was(editor, z):
     generator = editor.extractor.generator
     generator.train()
     weight = generator.block2.weight
@@ -382,7 +382,7 @@ def test_as_a_guest(editor, z):
     assert (largest > 0).all()
 
 
-def test_a_progress_bar_says_how(editor, z, capsys):
+def test_the_progress_bar_names_the_derivatives(editor, z, capsys):
     editor.find_directions(z[:2], 0, 1, verbose=1)
     assert "exact derivatives" in capsys.readouterr().err
     editor.find_directions(z[:2], 0, 1)
@@ -391,7 +391,7 @@ def test_a_progress_bar_says_how(editor, z, capsys):
 
 @pytest.mark.slow
 def test_faces_change_less_elsewhere_than_by_the_best_variation():
-    """On latents that no direction was found from."""
+    """On other latents than the directions were found on."""
     editor, edits = load_face_edits()
     part = next(edit for edit in edits if edit.name == "smile").part
     generator = editor.extractor.generator

@@ -84,7 +84,7 @@ def test_fitted_on_numpy_edits_tensors(pipeline, z):
 
 
 def test_an_edit_is_local(z):
-    """Beyond the part and the receptive field of what follows nothing changes."""
+    """Nothing changes beyond the part and the receptive field of later layers."""
     extractor = GeneratorFeatureExtractor(TinyGenerator(), "block1").fit(z)
     part = torch.zeros(2, 4, 4)
     part[0, 0, 0] = part[1, 3, 3] = 1.0
@@ -94,7 +94,7 @@ def test_an_edit_is_local(z):
     change = LocalEditor(extractor, panda).edit(z, Edit(0, 0, 5.0))
     change = (change - extractor.generate(z)).abs().amax(dim=(0, 1))
     # One position is 2 x 2 pixels, and the convolution reaches one pixel further; but
-    # fast convolutions (Winograd's) mix the roundings of neighbours.
+    # fast convolutions (Winograd's) mix the rounding errors of neighbours.
     assert change[:3, :3].min() > 1e-3
     assert change[3:].max() < 1e-5 and change[:, 3:].max() < 1e-5
 
@@ -139,7 +139,7 @@ def test_bad_edits(editor, z, arguments, kind, match):
         editor.edit(z, Edit(*arguments))
 
 
-def test_things_that_are_no_edits(editor, z):
+def test_things_that_are_not_edits(editor, z):
     with pytest.raises(TypeError, match=r"each of edits must be an Edit, got .*tuple"):
         editor.edit(z, [(0, 0, 1.0)])
 
@@ -170,7 +170,7 @@ def test_what_an_editor_is_made_of(pipeline, z):
 
 
 def rms(mask, change):
-    """Root mean square of a change (n, c, h, w) under mask ([n,] h, w), slowly."""
+    """Root mean square of a change (n, c, h, w) in a mask ([n,] h, w), slowly."""
     mask = np.broadcast_to(np.asarray(mask, float), change.shape[:1] + change.shape[2:])
     squares = (mask[:, None] * change) ** 2
     sizes = change.shape[1] * (mask**2).sum(axis=(1, 2))
@@ -277,7 +277,7 @@ class TestRefinedEdits:
         assert torch.equal(editor.edit(z, Edit(0, 0, 0.0), refine=True), plain)
 
     def test_a_part_that_vanishes(self, editor, z, monkeypatch):
-        """The sample is left as it is, and the user told."""
+        """The sample is left as it is, with a warning."""
         monkeypatch.setattr(
             "panda_sklearn.editing._changes.refine_parts",
             lambda maps, factors, max_iter: torch.zeros(len(maps), 3, 16),
@@ -329,7 +329,7 @@ class TestRemoval:
 
     @pytest.mark.usefixtures("refining_briefly")
     def test_latents_with_names_of_columns(self, pipeline, z):
-        """The names are checked once: no warning that they are missing."""
+        """The names are checked once, without a warning that they are missing."""
         frame = pd.DataFrame(z.numpy(), columns=[f"z{k}" for k in range(6)])
         # "adam" magnifies roundings least, so that two fits agree.
         pipeline = clone(pipeline).set_params(
@@ -351,8 +351,8 @@ class TestRemoval:
                 plain.edit(z, Edit(1, 2), refine=True, target_change=0.1),
             ),
         ):
-            # A refinement magnifies rounding errors of single precision, which also
-            # decide on which side of the threshold a position is that is near it.
+            # Refinement magnifies rounding errors of single precision, which also
+            # decide on which side of the threshold near positions are.
             close = np.isclose(images, expected, atol=1e-3)
             assert close.mean() > 0.95
 
@@ -396,7 +396,7 @@ class TestMasks:
         edited = editor.edit(z, Edit(3, big, strengths, "alpha"))
         torch.testing.assert_close(edited, expected)
 
-    def test_ones_reach_everywhere(self, editor, z, by_hand):
+    def test_a_mask_of_ones_is_everywhere(self, editor, z, by_hand):
         vector = editor.decomposition.appearances_[0][:, None, None]
         edited = editor.edit(z, Edit(0, np.ones((4, 4)), unit="alpha"))
         torch.testing.assert_close(edited, by_hand(editor, z, vector))
@@ -431,8 +431,8 @@ class TestMasks:
         with pytest.raises(ValueError, match=match):
             editor.edit(z, Edit(0, part))
 
-    def test_a_learnt_part_is_no_mask(self, editor, z):
-        """As one it would be weaker than by its index."""
+    def test_a_learnt_part_is_refused_as_a_mask(self, editor, z):
+        """As a mask it would be weaker than by its index."""
         panda = editor.decomposition
         part = panda.parts_[1]
         assert part.max() < 1
@@ -444,7 +444,7 @@ class TestMasks:
         )
 
     @pytest.mark.parametrize("part", ["mouth", None, 1.5, {1}])
-    def test_parts_of_no_known_kind(self, editor, z, part):
+    def test_parts_of_unknown_kinds(self, editor, z, part):
         with pytest.raises(TypeError, match="part must be"):
             editor.edit(z, Edit(0, part))
 
@@ -499,7 +499,7 @@ class TestStandardDeviations:
             atol=1e-4,
         )
 
-    def test_of_other_vectors_it_is_not_known(self, editor, z):
+    def test_it_is_not_known_of_other_vectors(self, editor, z):
         appearances = editor.decomposition.appearances_.double()
         other = torch.linalg.svd(appearances).Vh[-1]  # orthogonal to all four
         with pytest.raises(ValueError, match="100% of this vector lies outside"):

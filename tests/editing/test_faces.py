@@ -1,4 +1,4 @@
-"""Photographs cropped as the face generator's images are."""
+"""Photographs cropped like the face generator's images."""
 
 import warnings
 
@@ -14,7 +14,7 @@ from panda_sklearn.editing._faces import PLACES
 
 
 def dots(shape, points, width):
-    """A dark photograph with a bright dot of a colour of its own at each point."""
+    """A dark photograph with a bright dot of its own colour at each point."""
     rows, columns = (np.arange(n) + 0.5 for n in shape)
     image = np.zeros((*shape, 3))
     for color, (x, y) in enumerate(points):
@@ -42,7 +42,7 @@ def centres(crop):
     size=st.sampled_from([32, 64, 100]),
     swap=st.booleans(),
 )
-def test_landmarks_come_to_lie_where_the_generator_has_them(scale, degrees, size, swap):
+def test_landmarks_lie_where_the_generator_has_them(scale, degrees, size, swap):
     turn = scale * np.exp(1j * np.deg2rad(degrees))
     at = np.array(PLACES) @ (1, 1j)
     points = turn * (at - at.mean()) + 200 + 190j
@@ -57,7 +57,7 @@ def test_landmarks_come_to_lie_where_the_generator_has_them(scale, degrees, size
     )
 
 
-def test_three_points_that_no_similarity_matches_are_met_on_average():
+def test_points_that_no_similarity_matches_are_fitted_by_least_squares():
     points = np.array([[80.0, 80], [120, 80], [104, 118]])
     crop = align_face(dots((250, 250), points, 4), points)
     away = centres(crop) - np.array(PLACES)
@@ -73,7 +73,7 @@ def test_an_aligned_image_stays_as_it_is():
 
 
 def test_no_pixel_of_a_large_photograph_is_left_out():
-    """Single bright columns, wherever they lie, are seen with their mean."""
+    """A single bright column counts with its mean, wherever it is."""
     for column in (637, 640, 643, 651):
         image = np.zeros((1280, 1280), dtype=np.float32)
         image[:, column] = 255
@@ -112,7 +112,7 @@ def test_modes_of_pil(mode):
 
 
 @pytest.mark.parametrize("kind", ["uint8", "float32", "float64", "tensor", "PIL"])
-def test_the_kind_of_the_photograph_stays(kind):
+def test_the_crop_is_of_the_kind_of_the_photograph(kind):
     landmarks = 1.4 * np.array(PLACES) + 5
     plain = (255 * dots((100, 120), landmarks, 4)).round()
     expected = align_face(plain, landmarks)
@@ -131,7 +131,7 @@ def test_the_kind_of_the_photograph_stays(kind):
     assert np.abs(crop.astype(float) - expected).max() <= 0.51
 
 
-def test_a_crop_beyond_the_photograph_is_said():
+def test_a_crop_beyond_the_photograph_is_warned_about():
     image = np.full((60, 60), 7.0)
     with pytest.warns(UserWarning, match="beyond the photograph"):
         crop = align_face(image, np.array(PLACES) * 1.2)

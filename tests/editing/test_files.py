@@ -1,4 +1,4 @@
-"""Edits in files, and factors in the order of another fit's."""
+"""Edits in files, and factors aligned to those of another fit."""
 
 import json
 
@@ -15,7 +15,7 @@ from panda_sklearn.metrics import match_factors
 
 
 def some_edits(n_samples):
-    """Of all kinds, and types of numbers."""
+    """Edits of all kinds, with all types of numbers."""
     mask = torch.rand(4, 4, generator=torch.Generator().manual_seed(1))
     drawn = np.zeros((8, 8), dtype=bool)
     drawn[:3] = True
@@ -49,7 +49,7 @@ def test_they_do_the_same_with_and_without_the_factors(editor, z, tmp_path):
             )
 
 
-def test_with_the_factors_they_are_as_they_were_said(editor, z, tmp_path):
+def test_with_the_factors_they_are_as_they_were_saved(editor, z, tmp_path):
     edits = some_edits(len(z))
     save_edits(tmp_path / "edits", edits, editor.decomposition)
     editor.decomposition.save(tmp_path / "factors")
@@ -67,7 +67,7 @@ def saved_one(folder, edit, panda):
 
 
 def test_they_outlive_a_refit(editor, z, tmp_path):
-    """As vectors; and an index into the new fit's factors is refused."""
+    """As vectors; the new fit is refused as their decomposition."""
     path = saved_one(tmp_path, Edit(1, 2, 3.0), editor.decomposition)
     features = editor.extractor.transform(z)
     refit = PartsAppearanceDecomposition(3, 4, max_iter=30, tol=0, random_state=5)
@@ -92,7 +92,7 @@ def test_edits_of_another_layer_or_network(editor, tmp_path, of):
         saved.append(PartsAppearanceDecomposition.load(tmp_path / value))
     path = saved_one(tmp_path, Edit(1, 2), saved[0])
     assert len(load_edits(path, saved[0])) == 1
-    assert len(load_edits(path, panda)) == 1  # which does not say
+    assert len(load_edits(path, panda)) == 1  # which does not know its network
     with pytest.raises(ValueError, match=f"the {of} .*'one', and .* of 'two'"):
         load_edits(path, saved[1])
 
@@ -132,7 +132,7 @@ def test_what_cannot_be_saved(editor, tmp_path):
         ({"of": '{"more": 1}'}, "more"),
     ],
 )
-def test_files_that_are_none(editor, tmp_path, change, match):
+def test_bad_files(editor, tmp_path, change, match):
     path = saved_one(tmp_path, Edit(1, 2), editor.decomposition)
     with safe_open(path, framework="numpy") as file:
         metadata = file.metadata()
@@ -152,7 +152,7 @@ def test_no_file(tmp_path):
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
 def test_aligned_factors(kind, stream):
-    """In another's order and signs, and all else as before."""
+    """They get the other's order and signs; all else is as before."""
     X = make_parts_appearances(
         40, 3, 4, n_channels=6, spatial_shape=(4, 5), snr_db=20, random_state=0
     )[0]

@@ -33,7 +33,7 @@ def precise(z):
 
 @pytest.mark.usefixtures("refining_briefly")
 @pytest.mark.parametrize("refine", [False, True])
-def test_it_gives_what_the_editor_gives(precise, z, refine):
+def test_its_images_are_the_editors(precise, z, refine):
     latents = z.double()
     edited = EditedGenerator(precise, EDITS, refine=refine)
     expected = precise.edit(latents, EDITS, refine=refine)
@@ -53,7 +53,7 @@ def test_masks_are_drawn_at_image_size(editor, z):
 
 def test_no_strength_is_the_same_image(editor, z):
     edited = EditedGenerator(editor, Edit(1, 2, 0.0))
-    with torch.no_grad():  # zeros are added: the same but for rounding further on
+    with torch.no_grad():  # zeros are added, so later layers may round differently
         torch.testing.assert_close(edited(z), editor.extractor.generator(z))
 
 
@@ -120,7 +120,7 @@ def test_noise_is_the_same_at_moved_latents(z):
 
 
 def test_what_is_learnt_are_parameters_of_its_own(editor, z):
-    """An array that requires gradients would not be reached by them."""
+    """Gradients would not reach an array of an edit."""
     vector = torch.ones(5, requires_grad=True)
     mask = torch.full((4, 4), 0.5, requires_grad=True)
     strength = torch.ones(9, requires_grad=True)
@@ -142,7 +142,7 @@ def test_what_is_learnt_are_parameters_of_its_own(editor, z):
 
 
 def test_a_strength_is_found_by_descent(precise, z):
-    """The strength of an edit is recovered from the images that it made."""
+    """The strength of an edit is recovered from its images."""
     z = z.double()
     target = precise.edit(z, Edit(1, 2, 1.7))
     edited = EditedGenerator(precise, Edit(1, 2, 0.0), learn_strengths=True)
@@ -161,7 +161,7 @@ def test_a_strength_is_found_by_descent(precise, z):
 
 def test_it_is_a_module_like_any_other(pipeline, z):
     generator = TinyGenerator()
-    # Whole modules with this parametrization cannot be pickled at all.
+    # Torch cannot pickle whole modules with this parametrization.
     nn.utils.parametrize.remove_parametrizations(generator.dense, "weight")
     editor = LocalEditor(
         GeneratorFeatureExtractor(generator, "block1").fit(z), pipeline[1]
@@ -300,7 +300,7 @@ def test_layers_that_run_again_in_the_backward_pass(context, z):
         torch.testing.assert_close(edited(z), editor.edit(z, Edit(1, 0, 2.0)))
 
 
-def test_the_user_s_own_saved_tensors_hooks_are_no_checkpointing(precise, z):
+def test_hooks_of_saved_tensors_around_the_call_are_allowed(precise, z):
     edited = EditedGenerator(precise, EDITS, learn_strengths=True)
     gradients = []
     for context in (contextlib.nullcontext(), torch.autograd.graph.save_on_cpu()):

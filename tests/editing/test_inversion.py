@@ -33,7 +33,7 @@ def tiny():
 
 
 def quick(extractor, images, **options):
-    """An inversion that is not long enough for all images."""
+    """An inversion too short to match all images."""
     options = {"n_steps": 20, "n_starts": 1, "random_state": 0, **options}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".* matched badly")
@@ -42,7 +42,7 @@ def quick(extractor, images, **options):
 
 @pytest.fixture(scope="module")
 def codes():
-    """The shipped generator by a code for each layer; latents and their images."""
+    """The shipped generator with codes for each layer; latents and their images."""
     extractor, latents = fitted(
         load_face_generator(), forward=StyleGAN2(latent_space="w+")
     )
@@ -50,7 +50,7 @@ def codes():
 
 
 def unlikeness(images, made):
-    """Squared errors as shares of the variance."""
+    """Squared errors as fractions of the variance."""
     about = images - images.mean(dim=(2, 3), keepdim=True)
     errors = (images - made).square().sum(dim=(1, 2, 3))
     return errors / about.square().sum(dim=(1, 2, 3))
@@ -77,7 +77,7 @@ class TestImagesOfKnownLatents:
         made = extractor.generate(found)
         assert float(unlikeness(images, made).median()) < 0.02
 
-    def test_of_a_network_without_minima_the_latents_themselves(self):
+    def test_latents_of_a_network_without_local_minima_come_back(self):
         class Linear(nn.Module):
             latent_size = 4
 
@@ -96,8 +96,8 @@ class TestImagesOfKnownLatents:
         torch.testing.assert_close(found.latents, latents, rtol=0, atol=0.02)
 
 
-def test_an_image_that_is_none_of_the_generators(codes):
-    """A face in a mirror: nearer than the nearest of many samples."""
+def test_an_image_that_is_not_the_generators(codes):
+    """A mirrored face: the match is nearer than the nearest of many samples."""
     extractor, _, images = codes
     mirrored = images[:1].flip(-1)
     found = quick(extractor, mirrored, n_steps=100)
@@ -114,7 +114,7 @@ def test_an_image_that_is_none_of_the_generators(codes):
     assert float(likeness(found.images)) > float(likeness(samples).max()) + 0.1
 
 
-def test_a_bad_match_is_said_and_a_good_one_is_not(codes):
+def test_bad_matches_are_warned_about_and_good_ones_are_not(codes):
     extractor, _, images = codes
     noise = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     both = torch.cat([images[:1], 2 * noise - 1])
@@ -130,7 +130,7 @@ def test_a_bad_match_is_said_and_a_good_one_is_not(codes):
         invert(extractor, images[:1], **options)
 
 
-def test_what_is_given_is_a_record_that_unpacks(tiny):
+def test_the_result_is_a_record_that_unpacks(tiny):
     extractor, _z, images = tiny
     found = quick(extractor, images.numpy())
     latents, residuals = found
@@ -151,7 +151,7 @@ class TestChoices:
         )
         assert (near < 0.7 * free).all()
 
-    def test_a_loss_of_ones_own(self, tiny):
+    def test_custom_losses(self, tiny):
         extractor, _z, images = tiny
         seen = []
 
@@ -168,7 +168,7 @@ class TestChoices:
         with pytest.raises(ValueError, match="one loss for each image"):
             quick(extractor, images, loss=lambda made, targets: 1.0)
 
-    def test_values_that_pictures_do_not_show_do_not_count(self, tiny):
+    def test_values_beyond_black_and_white_do_not_count(self, tiny):
         extractor, _z, images = tiny
         low, high = (float(q) for q in images.quantile(torch.tensor([0.2, 0.8])))
         clipped = images.clamp(low, high)
@@ -178,7 +178,7 @@ class TestChoices:
         assert as_seen.residuals.mean() < 0.2 * as_is.residuals.mean()
 
     def test_more_starts_find_more(self):
-        """Of a network with two valleys, the one that looks nearer is the wrong one."""
+        """Of two valleys, the one that looks nearer is the wrong one."""
 
         class Valleys(nn.Module):
             latent_size = 1
@@ -207,7 +207,7 @@ class TestChoices:
         )
         assert float(one) < 0 and float(many) > 0.8
 
-    def test_samples_of_ones_own_are_starts_and_prior(self, tiny):
+    def test_given_samples_are_starts_and_prior(self, tiny):
         extractor, _z, images = tiny
         there = 5 + 0.01 * torch.randn(
             50, 6, generator=torch.Generator().manual_seed(0)
@@ -274,7 +274,7 @@ def test_batches_are_no_larger_than_asked_for(tiny):
     assert max(sizes) == extractor.batch_size == 4
 
 
-def test_what_cannot_be_matched_is_said_even_if_nothing_is(tiny):
+def test_losses_that_are_not_finite_are_bad_matches(tiny):
     extractor, _, images = tiny
 
     def nothing(made, targets):
@@ -298,7 +298,7 @@ def test_nothing_is_left_after_an_exception(tiny):
     assert not any(module._forward_hooks for module in generator.modules())
 
 
-def test_as_a_guest(tiny):
+def test_the_network_is_left_as_it_was(tiny):
     extractor, _z, images = tiny
     generator = extractor.generator
     generator.train()
@@ -393,7 +393,7 @@ class TestSpace:
 def test_covariances_of_few_samples_are_not_trusted():
     drawn = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     u = Space.of(drawn).coordinates(torch.eye(6))
-    # Of four samples three directions are known; the others are not held for fixed.
+    # Four samples span three directions; the others are not taken for constant.
     assert u.norm(dim=(1, 2)).max() < 10
 
 
@@ -429,7 +429,7 @@ def test_the_default_loss_is_0_for_a_match_and_sees_all_sizes():
     torch.testing.assert_close(found, expected + 0.5 * (1 - likeness))
 
 
-def test_ones_own_forward_is_not_taken_to_read_classes():
+def test_custom_forwards_are_not_taken_to_read_classes():
     network = families.HuggingFaceBigGANNet().eval()
     fixed = BigGAN(label=1)
     z = sample_latents(network, 3, random_state=0, forward=fixed)
@@ -442,7 +442,7 @@ def test_ones_own_forward_is_not_taken_to_read_classes():
 
 
 def test_images_without_structure_need_no_torchmetrics(monkeypatch):
-    """Those of one axis: of them there is no SSIM."""
+    """Images of one spatial axis have no SSIM."""
     monkeypatch.setattr(_search, "needed", lambda *names: 1 / 0)
     rows = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(0))
     losses = Match(rows, None, None).losses(rows + 1, torch.arange(2))

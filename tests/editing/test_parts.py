@@ -16,7 +16,7 @@ maps = arrays(np.float32, shapes, elements=floats)
 
 
 @given(maps)
-def test_scaled_parts_reach_from_0_to_1(part):
+def test_scaled_parts_have_the_range_0_to_1(part):
     if part.max() == part.min():
         with pytest.raises(ValueError, match="part is constant"):
             scale_part(part)
@@ -46,13 +46,13 @@ def test_components_make_up_what_is_above_the_threshold(part, threshold):
 def test_one_eye_of_two():
     eyes = torch.zeros(8, 8)
     eyes[2:4, 1:3], eyes[2:4, 5:7] = 0.5, 2.0
-    eyes[4, 3] = 1.9  # touches an eye at a corner only
+    eyes[4, 3] = 1.9  # touches an eye only at a corner
     left_out, right = eyes.clone(), torch.zeros(8, 8)
     right[2:4, 5:7] = 1
     found = split_part(eyes, threshold=0.25)
     assert len(found) == 3
     assert torch.equal(found[0], right)
-    assert torch.equal(left_out, eyes)  # the input is left alone
+    assert torch.equal(left_out, eyes)  # the input is unchanged
 
 
 def test_merging_is_summing_then_scaling():
@@ -70,7 +70,7 @@ def test_merging_is_summing_then_scaling():
         merge_parts()
 
 
-def test_intersecting_is_multiplying_scaled_ones():
+def test_intersecting_is_multiplying_scaled_parts():
     part = np.array([[0.0, 2.0], [4.0, 1.0]])
     mask = np.array([[True, True], [False, False]])
     np.testing.assert_allclose(intersect_part(part, mask), [[0, 0.5], [0, 0]])
@@ -112,20 +112,20 @@ def test_results_can_be_given_to_edits(editor, z):
 
 
 def test_editing_one_eye_leaves_the_other(editor, z):
-    """Beyond the receptive field of what follows nothing changes, but for rounding."""
+    """Nothing changes beyond the receptive field of later layers, but for rounding."""
     eyes = torch.zeros(4, 4)
     eyes[0, 0], eyes[3, 3] = 2.0, 1.5
     one, other = split_part(eyes)
     plain = editor.extractor.generate(z)
     change = (editor.edit(z, Edit(1, one, 5.0)) - plain).abs().amax(dim=(0, 1))
     # One position is 2 x 2 pixels, and the convolution reaches one pixel further; but
-    # fast convolutions (Winograd's) mix the roundings of neighbours.
+    # fast convolutions (Winograd's) mix the rounding errors of neighbours.
     assert change[:3, :3].min() > 1e-3
     assert change[3:].max() < 1e-5 and change[:, 3:].max() < 1e-5
     change = (editor.edit(z, Edit(1, other, 5.0)) - plain).abs().amax(dim=(0, 1))
     assert change[5:, 5:].min() > 1e-3 and change[:5].max() < 1e-5
 
 
-def test_indices_are_no_parts():
+def test_indices_are_refused_as_parts():
     with pytest.raises(TypeError, match=r"arrays, such as parts_\[1\].*part=\[1, 2\]"):
         merge_parts(1, 2)

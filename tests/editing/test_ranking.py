@@ -1,4 +1,4 @@
-"""The table of pairs."""
+"""The table of edits that were tried."""
 
 import copy
 
@@ -20,7 +20,7 @@ from tests.allocations import LargestResult
 from tests.editing.conftest import unit_scaled
 from tests.networks import TinyGenerator
 
-# What an edit is made of in the table.
+# The columns that describe an edit.
 SAID = "appearance", "part", "strength"
 
 
@@ -43,7 +43,7 @@ def slowly(editor, z, edit):
 
 
 def distance_of(editor, z, edit):
-    """Of the edited activations, which are seen on their way."""
+    """Mean distance of the edited activations' coefficients."""
     panda, seen = editor.decomposition, []
     change = editor._change([edit], None)
     for n in range(len(z)):
@@ -94,7 +94,7 @@ def test_consistent_natural_edits_come_first(editor, z):
 
 
 def test_similarity_outside(editor, z):
-    """Of images as pictures show them."""
+    """It is measured on clipped images."""
     shown = (-0.4, 0.4)
     table = editor.rank_edits(
         z, appearances=[1], parts=[2], strength=2.0, value_range=shown
@@ -116,7 +116,7 @@ def test_similarity_outside(editor, z):
 
 @pytest.mark.parametrize("batch_size", [3, 7, 40])
 def test_networks_that_draw_noise(pipeline, z, batch_size):
-    """Which depends on a sample's place in its batch, and is no change."""
+    """Noise that depends on the place in a batch does not count as a change."""
     extractor = GeneratorFeatureExtractor(
         TinyGenerator(noise=0.5), "block2", batch_size=batch_size
     ).fit(z)
@@ -139,7 +139,7 @@ def test_scores():
     np.testing.assert_allclose(_score(table, alone=True), [1.0, 0.5, 1.0, 0.1])
 
 
-def test_of_files_that_do_not_know_how_coefficients_vary(pipeline, z):
+def test_files_without_covariances_give_no_distance(pipeline, z):
     panda = copy.copy(pipeline[1])
     del panda.coefficient_covariance_
     table = LocalEditor(pipeline[0], panda).rank_edits(z, parts=[1])
@@ -164,7 +164,7 @@ def test_some_pairs_and_other_orders(editor, z):
 
 
 def test_no_more_images_at_a_time_than_a_batch(pipeline, z):
-    """However many pairs and samples there are."""
+    """Memory does not grow with the number of edits and samples."""
     sizes = []
 
     class Watched(TinyGenerator):
@@ -205,7 +205,7 @@ def test_bad_input(editor, z, options, kind, match):
 
 
 def test_an_edit_without_effect(pipeline, z):
-    """What nothing reads: no ratio and no consistency, and it is last."""
+    """If nothing reads the layer, ratio and consistency are NaN."""
 
     class Deaf(TinyGenerator):
         def forward(self, z):

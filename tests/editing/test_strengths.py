@@ -1,4 +1,4 @@
-"""The search for a factor."""
+"""The search for the factors of strengths."""
 
 import torch
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Edits that move activations towards others: a donor's, or those of moved latents."""
+"""Edits towards other activations: those of donors, or of moved latents."""
 
 import copy
 
@@ -36,7 +36,7 @@ def of_donors(editor, donors):
 
 
 def edited_features(editor, z, edit):
-    """Activations that an edit makes, seen by a callable put in their place."""
+    """Activations with an edit, recorded by a callable in their place."""
     seen = []
     extractor = editor.extractor
     change = editor._change([edit], len(z))
@@ -54,7 +54,7 @@ def edited_features(editor, z, edit):
 class TestCoefficients:
     @pytest.mark.parametrize("part", [1, [0, 2], [0, 1, 2]])
     @pytest.mark.parametrize("amount", [1.0, 0.3, -0.5, 2.0])
-    def test_those_of_the_parts_move_so_far(self, editor, z, donors, part, amount):
+    def test_the_parts_move_by_the_amount(self, editor, z, donors, part, amount):
         panda = editor.decomposition
         L, target = (
             panda.coefficients(editor.extractor.transform(x)) for x in (z, donors)
@@ -69,7 +69,7 @@ class TestCoefficients:
             editor.transfer(z, donors, part, amount), editor.edit(z, edit)
         )
 
-    def test_it_is_the_least_change_that_does_so(self, editor, z, donors, features):
+    def test_it_is_the_smallest_change_that_does_so(self, editor, z, donors, features):
         panda = editor.decomposition
         target = panda.coefficients(editor.extractor.transform(donors))
         added = edited_features(editor, z, Edit(coefficients=target, part=[0, 2]))
@@ -99,7 +99,7 @@ class TestCoefficients:
         )
 
     def test_refined_parts(self, editor, z, donors):
-        """Each sample's own coefficients there become the donor's there."""
+        """Each sample's coefficients at its refined parts become the donor's."""
         panda = editor.decomposition
 
         def at_refined(X):
@@ -154,7 +154,7 @@ class TestLatents:
         torch.testing.assert_close(editor.edit(z, edit), expected)
         assert (expected - editor.extractor.generate(z)).abs().max() > 0.1
 
-    def test_they_add_up_with_others(self, editor, by_hand, z, donors, features):
+    def test_they_add_up_with_other_edits(self, editor, by_hand, z, donors, features):
         moved = editor.extractor.transform(z + donors[0])
         panda = editor.decomposition
         parts = [unit_scaled(part) for part in panda.parts_]
@@ -165,7 +165,7 @@ class TestLatents:
         torch.testing.assert_close(editor.edit(z, edits), expected)
 
     def test_noise_is_the_same_at_both(self, pipeline, z):
-        """So that a network with noise stays as it is away from the part."""
+        """So a network with noise is unchanged away from the part."""
         extractor = GeneratorFeatureExtractor(
             TinyGenerator(noise=0.5), "block2", batch_size=4
         ).fit(z)
@@ -282,7 +282,7 @@ def test_integer_latents_have_no_directions(pipeline):
 
 class TestDonors:
     def test_coefficients_of_one_donor(self, editor, z, donors):
-        """As they come from the decomposition, with an axis of one sample."""
+        """As the decomposition returns them, with an axis of one sample."""
         panda, extractor = editor.decomposition, editor.extractor
         L = panda.coefficients(extractor.transform(donors[:1]))
         torch.testing.assert_close(
@@ -347,7 +347,7 @@ class TestDonors:
 
 
 def test_targets_of_networks_that_draw_noise(z):
-    """Also when some samples of a batch are done before others."""
+    """Even if some samples of a batch are done before others."""
     extractor = GeneratorFeatureExtractor(TinyGenerator(noise=0.5), "block2").fit(z)
     panda = PartsAppearanceDecomposition(2, 2, max_iter=5, tol=0, random_state=0)
     editor = LocalEditor(extractor, panda.fit(extractor.transform(z)))
@@ -359,7 +359,7 @@ def test_targets_of_networks_that_draw_noise(z):
 
 
 class TestClippedValues:
-    def test_what_pictures_show_changes_by_the_target(self, editor, z):
+    def test_clipped_images_change_by_the_target(self, editor, z):
         edit, shown = Edit(1, 2, 1.0), (-0.3, 0.3)
         edited = editor.edit(z, edit, target_change=0.05, value_range=shown)
         mask = resize(unit_scaled(editor.decomposition.parts_[2])[None, None], (8, 8))[

@@ -50,14 +50,14 @@ def test_they_are_how_coefficients_vary(options):
         )
         first, _ = panda.variations(k, 2)
         np.testing.assert_array_equal(first, vectors[:2])
-        # What others explain is gone, and nothing else.
+        # Only what the other parts explain is removed.
         alone = panda.variations(k, given="others")[1]
         assert (alone <= stds * (1 + 1e-9)).all() and alone[0] > 0
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
 def test_distances_of_parts(kind):
-    """Those of Mahalanobis; their root mean square is 1 on the training samples."""
+    """Mahalanobis distances, whose root mean square is 1 on the training samples."""
     panda = PartsAppearanceDecomposition(R_S, R_C, random_state=0).fit(kind(X))
     found = panda.part_distances(kind(X))
     assert type(found) is type(kind(X)) and found.shape == (N, R_S)
@@ -90,7 +90,7 @@ def test_distances_that_are_not_known():
         panda.part_distances(X)
 
 
-def test_of_one_part_alone_the_others_explain_nothing():
+def test_the_others_explain_nothing_of_a_single_part():
     panda = PartsAppearanceDecomposition(1, R_C, random_state=0).fit(X)
     for one, other in zip(
         panda.variations(0), panda.variations(0, given="others"), strict=True
@@ -98,7 +98,7 @@ def test_of_one_part_alone_the_others_explain_nothing():
         np.testing.assert_allclose(one, other)
 
 
-def test_they_are_of_the_kind_of_the_factors():
+def test_they_have_the_kind_of_the_factors():
     panda = PartsAppearanceDecomposition(R_S, R_C, random_state=0)
     for kind in (torch.float32, torch.float64):
         vectors, stds = panda.fit(torch.from_numpy(X).to(kind)).variations(1)
@@ -126,7 +126,7 @@ def test_several_parts_and_masks():
 
 
 def test_streams_and_passes():
-    """A stream's are of coefficients as they were; nearly those of all samples."""
+    """A stream's are those of earlier coefficients, and nearly those of all samples."""
     panda = PartsAppearanceDecomposition(R_S, R_C, random_state=0)
     for part in np.split(X, 3):
         panda.partial_fit(part)
@@ -179,7 +179,7 @@ def test_a_mask_where_no_part_is():
 class TestEdits:
     @pytest.mark.parametrize("given", [None, "others"])
     @pytest.mark.parametrize("n", [0, 2])
-    def test_a_part_moves_by_so_many_deviations(self, editor, z, n, given):
+    def test_a_part_moves_by_standard_deviations(self, editor, z, n, given):
         panda = editor.decomposition
         edit = Edit(variation=n, part=1, strength=-1.5, given=given)
         before = editor.extractor.transform(z)
@@ -210,7 +210,7 @@ class TestEdits:
 
     @pytest.mark.parametrize("size", [4, 8])
     def test_masks_of_the_layer_and_of_images(self, editor, z, size):
-        """Drawn over the same positions."""
+        """They are drawn over the same positions."""
         mask = torch.zeros(size, size)
         mask[: size // 2, : size // 2] = 1
         small = torch.zeros(4, 4)
@@ -267,7 +267,7 @@ class TestEdits:
         with pytest.raises(error, match=match):
             Edit(part=0, **options)
 
-    def test_a_variation_that_there_is_not(self, editor, z):
+    def test_a_variation_out_of_range(self, editor, z):
         with pytest.raises(ValueError, match="variation must be from 0 to 3, got 4"):
             editor.edit(z, Edit(variation=4, part=0))
 
