@@ -504,9 +504,7 @@ class LocalEditor:
             checked, _ = self._check_latents(latents)
             everywhere = np.ones(self.decomposition.map_shape_[1:])
             edit = Edit(appearance, everywhere, strength, unit, **what)
-            self._change(
-                edit, len(checked), refine
-            )  # fails, if at all, before any work
+            self._change(edit, len(checked), refine)  # fails before any work
             part = ~self._localize(checked, appearance, threshold, size=None)
             if not bool(part.any()):
                 return self.extractor.generate(latents)
