@@ -7,7 +7,6 @@ Floor 3: see :mod:`panda_sklearn.editing`. Notation as in
 from __future__ import annotations
 
 import functools
-import threading
 import warnings
 from collections.abc import Callable
 
@@ -110,7 +109,7 @@ class Responses:
 
     def _exact(self, latent: Numbered, vectors: Tensor) -> Tensor:
         _load_forward_mode()
-        with _one_at_a_time, forward_mode.dual_level():
+        with forward_mode.dual_level():
             moving = forward_mode.make_dual(torch.zeros_like(vectors), vectors)
             found = forward_mode.unpack_dual(self._images(latent, moving)).tangent
         if found is None:
@@ -123,10 +122,6 @@ class Responses:
         steps = self.step / vectors.norm(dim=1, keepdim=True).clamp(min=tiny)
         ahead, back = (self._images(latent, s * steps * vectors) for s in (1, -1))
         return (ahead - back) / (2 * steps.reshape(-1, *[1] * (ahead.ndim - 1)))
-
-
-# Torch's forward mode belongs to the process, and two threads cannot both be in it.
-_one_at_a_time = threading.RLock()
 
 
 @functools.cache
