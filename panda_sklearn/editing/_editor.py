@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from sklearn.pipeline import Pipeline
@@ -505,9 +505,10 @@ class LocalEditor:
             everywhere = np.ones(self.decomposition.map_shape_[1:])
             edit = Edit(appearance, everywhere, strength, unit, **what)
             self._change(edit, len(checked), refine)  # fails before any work
-            part = ~self._localize(checked, appearance, threshold, size=None)
-            if not bool(part.any()):
+            absent = ~self._localize(checked, appearance, threshold, size=None)
+            if not bool(absent.any()):
                 return self.extractor.generate(latents)
+            part = absent
         edit = Edit(appearance, part, strength, unit, **what)
         return self.edit(latents, edit, refine=refine)
 
@@ -599,8 +600,8 @@ class LocalEditor:
         TypeError, ValueError
             As for ``mask``, or if ``fill`` is something else.
         """
-        self._image_spatial()
-        colors = check_colors(fill, self.extractor.image_shape_[0])
+        self._image_spatial()  # so there are images
+        colors = check_colors(fill, cast(tuple, self.extractor.image_shape_)[0])
         mask = self.mask(latents, appearance, threshold, upsample_first=upsample_first)
         return fill_pixels(self.extractor.generate(latents), mask, colors)
 
