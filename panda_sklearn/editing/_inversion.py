@@ -77,7 +77,7 @@ class Inversion:
 
     Can be unpacked as ``latents, residuals = inversion``.
 
-    Attributes
+    Parameters
     ----------
     latents : array of shape (n_images, \*latent_shape)
         Latents from the best start for each image.

@@ -19,18 +19,21 @@ __all__ = ["PreparedImages"]
 class PreparedImages:
     """Images prepared for many edits, returned by ``LocalEditor.prepare``.
 
-    Attributes
+    Parameters
     ----------
     latents : array of shape (n_samples, ...)
         Latents of the images.
 
     images : array of shape (n_samples, ...)
         The unedited images.
+
+    generate : callable
+        Takes edits, and whether to refine, and returns images: what ``edit`` calls.
     """
 
     latents: ArrayLike
     images: ArrayLike
-    _edit: Callable[..., Any] = field(repr=False)
+    generate: Callable[[Any, Any], ArrayLike] = field(repr=False)
 
     def edit(self, edits: Edit | Sequence[Edit], *, refine: bool = False) -> ArrayLike:
         """Generate edited images.
@@ -53,4 +56,4 @@ class PreparedImages:
         TypeError, ValueError
             As for ``LocalEditor.edit``.
         """
-        return self._edit(edits, refine)
+        return self.generate(edits, refine)
