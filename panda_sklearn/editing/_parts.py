@@ -91,7 +91,7 @@ def merge_parts(*parts: ArrayLike) -> ArrayLike:
 
 
 def intersect_part(part: ArrayLike, mask: ArrayLike) -> ArrayLike:
-    r"""Keep the part of a part that lies in a mask.
+    r"""Restrict a part to a mask.
 
     Parameters
     ----------
