@@ -202,8 +202,8 @@ def with_images(session: Session, found: Session) -> Session:
 
 def _at_layer(session: Session, mask: Tensor) -> Tensor:
     """A painted region at the layer's positions."""
-    size = session.editor.decomposition.map_shape_[1:]
-    return torch.nn.functional.adaptive_avg_pool2d(mask[None], size)[0]
+    _, height, width = session.editor.decomposition.map_shape_
+    return torch.nn.functional.adaptive_avg_pool2d(mask[None], (height, width))[0]
 
 
 def edit_of(session: Session, strength: float, name: str | None = None) -> Edit:

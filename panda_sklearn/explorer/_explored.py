@@ -103,8 +103,8 @@ class Explored:
                 "The generator has a condition for each sample, by its number, but "
                 "images are picked here in any order: give it one for all."
             )
-        self.n_colors, *size = shape
-        self.image_size: tuple[int, int] = tuple(size)
+        self.n_colors, height, width = shape
+        self.image_size = (height, width)
         self.lock = threading.RLock()
         self._draw, self.has_draw = draw, draw is not None
         self.truncation: float | None = None
