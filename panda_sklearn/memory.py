@@ -1,42 +1,38 @@
 """A cache for scikit-learn's ``memory`` that hits on tensors and networks.
 
 joblib's own cache never does: its hash of a tensor depends on where the tensor is in
-memory, so that a clone or another process has another one.
+memory. What calls have in common is the business of
+:mod:`panda_sklearn.utils.hashing`.
 
 Results are files in folders that joblib would make, so that joblib can keep their size
-within limits. Anything may delete or damage them at any time: what is not found whole
-is computed again.
+within limits. Anything may delete or damage them at any time: a result that cannot be
+read is computed again, and one that cannot be kept is returned all the same.
 
-Floor 2: joblib. What calls have in common is the business of
-:mod:`panda_sklearn.utils.hashing`, how results are stored of
-:mod:`panda_sklearn.utils.packing`.
+Floor 2: joblib, torch and numpy.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
-import os
+import pickle
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import quote, unquote
+from typing import Any, BinaryIO
 
 import joblib
+import numpy as np
+import torch
 from filelock import FileLock
+from torch import Tensor, nn
 
-from panda_sklearn.utils.files import as_path
-from panda_sklearn.utils.hashing import call_key, call_structure, settings_of
-from panda_sklearn.utils.packing import Packed, pack, read_packed, unpack, write_packed
+from panda_sklearn.utils.files import as_path, whole_file
+from panda_sklearn.utils.hashing import bytes_of, hash_call
 
 __all__ = ["TensorMemory"]
-
-# Something done in a folder is tried so often, while others delete the folder.
-ATTEMPTS = 100
-
-Result = TypeVar("Result")
 
 
 class TensorMemory:
@@ -44,10 +40,10 @@ class TensorMemory:
 
     For scikit-learn's parameter ``memory``, as in ``Pipeline(steps, memory=...)``.
     A result is found again by equal arguments, also by clones and by other processes:
-    tensors count by values, shape, dtype and device; networks by their class's code,
-    weights and settings; functions by their code, defaults and closure. A result
-    computed by another version of this package, torch, scikit-learn or numpy is
-    computed anew.
+    tensors count by values, shape, dtype and device; networks by the name of their
+    class, their weights, attributes and hooks; functions by their code, defaults and
+    closure. A result computed by another version of this package, torch, scikit-learn
+    or numpy is computed anew.
 
     A :class:`~panda_sklearn.GeneratorFeatureExtractor` fitted through the cache also
     answers ``transform`` from it, so that in a grid search the network sees each
@@ -68,19 +64,19 @@ class TensorMemory:
 
     Notes
     -----
-    As with joblib's, only load a cache that you trust: results are pickled. As there
-    too, a function's result must depend on its arguments alone. What code reads from
-    elsewhere counts as far as it consists of numbers, strings and functions of the
-    same module.
+    The cache does not notice when these change: the code of a network's class, and the
+    attributes of that class; what a function calls, and the global variables and files
+    that it reads; the closures of hooks. Call ``clear`` after such a change.
+
+    A network whose attributes change in a pass, such as one that counts its calls, is
+    another network afterwards, for which results are computed anew.
 
     Values count to the last bit, which other numbers of threads and devices compute
     otherwise.
 
-    What a call changes itself in a network or a function's closure, a count of its
-    calls for example, does not tell calls apart.
-
-    One process computes a result while others that ask for it wait. A result that was
-    damaged, or deleted by any of them, is computed again.
+    As with joblib's cache, only load one that you trust: results are pickled. One
+    process computes a result while others that ask for it wait. A result that cannot be
+    read is computed again; of one that cannot be stored a warning says so.
 
     Examples
     --------
@@ -104,14 +100,14 @@ class TensorMemory:
     True
     """
 
-    def __init__(self, location, *, verbose=0):
+    def __init__(self, location: Any, *, verbose: int = 0) -> None:
         self.location = location
         self.verbose = verbose
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(location={self.location!r})"
 
-    def cache(self, func, ignore=None):
+    def cache(self, func: Callable, ignore: Any = None) -> Callable:
         """Make a function that looks its results up first.
 
         Parameters
@@ -130,65 +126,46 @@ class TensorMemory:
         Raises
         ------
         TypeError
-            If ``ignore`` is no list of strings, or ``location`` no path.
+            If ``ignore`` is not a list of strings, or ``location`` not a path.
         ValueError
-            If ``ignore`` names something that is no argument.
+            If ``ignore`` names something that is not an argument.
         """
-        if isinstance(ignore, str) or not (
-            ignore is None
-            or (
-                isinstance(ignore, list | tuple | set | frozenset)
-                and all(isinstance(name, str) for name in ignore)
-            )
-        ):
-            raise TypeError(
-                "ignore must be a list of names of arguments, as ignore=['verbose'], "
-                f"got {ignore!r} of type {type(ignore).__name__}."
-            )
+        ignored = _names_in(ignore)
         if self.location is None:
             return func
         folder = self._folder()
         signature = inspect.signature(func)
-        ignored = set(ignore or ())
         if not ignored <= set(signature.parameters):
             raise ValueError(
                 f"ignore must name arguments of {func.__qualname__}, "
                 f"{list(signature.parameters)}, got {sorted(ignored)}."
             )
 
-        def compute(key, shared, structure, roots, args, kwargs):
-            if self.verbose:
-                print(f"[{type(self).__name__}] calling {func.__qualname__}")
-            before = settings_of(shared)
-            result = func(*args, **kwargs)
-            if self._note_volatile(before, settings_of(shared)):
-                key, shared = call_key(structure, roots, self._volatile())
-            packed = pack(result, shared)
-            _keep(folder, key, packed)
-            return unpack(*packed, shared)
-
-        def cached(*args, **kwargs):
+        def cached(*args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             counting = {k: v for k, v in bound.arguments.items() if k not in ignored}
-            structure, roots = call_structure(func, counting)
-            key, shared = call_key(structure, roots, self._volatile())
-            found = _recall(folder, key, shared)
+            key, shared = hash_call(func, counting)
+            # joblib's name, in a folder named as joblib names them.
+            path = folder / "joblib" / __name__ / key / "output.pkl"
+            found = _recall(path, shared)
             if not found:
-                with self._alone(key):
-                    # Another may have computed it meanwhile.
-                    found = _recall(folder, key, shared)
+                with _alone(path):
+                    found = _recall(path, shared)  # another may have computed it
                     if not found:
-                        found = [compute(key, shared, structure, roots, args, kwargs)]
-            (result,) = found
-            self._lend(result)
-            return result
+                        if self.verbose:
+                            name = func.__qualname__
+                            print(f"[{type(self).__name__}] calling {name}")
+                        found = [func(*args, **kwargs)]
+                        _keep(path, found[0], shared)
+            self._lend(found[0])
+            return found[0]
 
-        cached.__signature__ = signature
-        cached.__wrapped__ = func
+        cached.__signature__ = signature  # type: ignore[attr-defined]
+        cached.__wrapped__ = func  # type: ignore[attr-defined]
         return cached
 
-    def clear(self, warn=True):
+    def clear(self, warn: bool = True) -> None:
         """Delete what is cached.
 
         Parameters
@@ -201,10 +178,11 @@ class TensorMemory:
         location = self._folder()
         if warn:
             logging.getLogger(__name__).warning("%s: deleting what is cached", self)
-        for folder in ("joblib", "locks", "volatile"):
-            shutil.rmtree(location / folder, ignore_errors=True)
+        shutil.rmtree(location / "joblib", ignore_errors=True)
 
-    def reduce_size(self, bytes_limit=None, items_limit=None, age_limit=None):
+    def reduce_size(
+        self, bytes_limit: Any = None, items_limit: Any = None, age_limit: Any = None
+    ) -> None:
         """Delete the results that were used least recently.
 
         Parameters
@@ -224,35 +202,8 @@ class TensorMemory:
             )
 
     def _folder(self) -> Path:
-        """The location, which must be a path; ``None`` is not asked for."""
+        """The location, which must be a path."""
         return as_path(self.location, "location")
-
-    def _volatile(self) -> set[str]:
-        """Names of what the calls so far have changed in networks and functions."""
-        try:
-            return {unquote(name) for name in os.listdir(self._folder() / "volatile")}
-        except FileNotFoundError:
-            return set()
-
-    def _note_volatile(self, before: dict, after: dict) -> bool:
-        """Remember what differs for all processes; whether something does.
-
-        A call that counts itself in its network must not miss for that reason.
-        """
-        names = {
-            place_and_name[1]
-            for place_and_name in before.keys() | after.keys()
-            if before.get(place_and_name) != after.get(place_and_name)
-        }
-        folder = self._folder() / "volatile"
-        for name in names:
-            _in_folder(folder, (folder / quote(name, safe="")).touch)
-        return bool(names)
-
-    def _alone(self, key: str) -> Any:
-        """Keep other processes and threads from computing the same result."""
-        folder = self._folder() / "locks"
-        return _in_folder(folder, FileLock(folder / f"{key}.lock").acquire)
 
     def _lend(self, result: Any) -> None:
         """Give this cache to the transformers in a result that make use of one."""
@@ -263,38 +214,100 @@ class TensorMemory:
                     estimator._memory = self
 
 
-def _entry(location: Path, key: str) -> Path:
-    """The file of a result: joblib's name, in a folder named as joblib names them."""
-    return location / "joblib" / __name__ / key / "output.pkl"
+def _names_in(ignore: Any) -> set[str]:
+    """The arguments that do not count."""
+    if ignore is None:
+        return set()
+    if not isinstance(ignore, list | tuple | set | frozenset) or not all(
+        isinstance(name, str) for name in ignore
+    ):
+        raise TypeError(
+            "ignore must be a list of names of arguments, as ignore=['verbose'], "
+            f"got {ignore!r} of type {type(ignore).__name__}."
+        )
+    return set(ignore)
 
 
-def _recall(location: Path, key: str, shared: list) -> list:
-    """The result of a call in a list, which is empty if there is none to be read."""
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other processes and threads from computing the same result.
+
+    Nobody is kept from it where no file can be made or locked, or others delete the
+    folder.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, NotImplementedError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(path.with_name("lock")))
+        yield
+
+
+def _recall(path: Path, shared: list) -> list:
+    """The result of a call in a list, which is empty if none can be read."""
     try:
-        return [unpack(*read_packed(_entry(location, key)), shared)]
+        with open(path, "rb") as file:
+            return [_Unpickler(file, shared).load()]
     except Exception:  # of any kind: what pickle raises depends on what it reads
         return []
 
 
-def _keep(location: Path, key: str, packed: Packed) -> None:
-    """Store a packed result; warn if that cannot be, since the result is there."""
-    path = _entry(location, key)
+def _keep(path: Path, result: Any, shared: list) -> None:
+    """Store a result; warn if that is not possible."""
     try:
-        _in_folder(path.parent, lambda: write_packed(path, packed))
-    except OSError as error:
-        warnings.warn(
-            f"A result could not be kept in the cache {str(location)!r}: {error}.",
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            _Pickler(file, shared).dump(result)
+    except (FileNotFoundError, FileExistsError):
+        pass  # others deleted the folder meanwhile
+    except Exception as error:  # of any kind: objects say in their own way that they
+        warnings.warn(  # cannot be pickled
+            f"A result could not be kept in the cache, in {str(path)!r}: "
+            f"{type(error).__name__}: {error}.",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
 
 
-def _in_folder(folder: Path, act: Callable[[], Result]) -> Result:
-    """Do something in a folder, again if others delete the folder meanwhile."""
-    for _ in range(ATTEMPTS):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            return act()
-        except (FileNotFoundError, FileExistsError) as error:
-            last = error
-    raise last
+class _Pickler(pickle.Pickler):
+    """Pickles all but what the arguments already had."""
+
+    def __init__(self, file: BinaryIO, shared: list) -> None:
+        super().__init__(file, protocol=5)
+        self._places = {id(thing): place for place, thing in enumerate(shared)}
+
+    def persistent_id(self, obj: Any) -> int | None:
+        return self._places.get(id(obj))
+
+    def reducer_override(self, obj: Any) -> Any:
+        # By their values alone: torch pickles all of the memory that a view is of.
+        if isinstance(obj, Tensor) and obj.layout == torch.strided:
+            where = str(obj.device)
+            about = obj.dtype, where, tuple(obj.shape), obj.requires_grad
+            parameter = isinstance(obj, nn.Parameter)
+            return _make_tensor, (bytes_of(obj), *about, parameter)
+        return NotImplemented
+
+
+class _Unpickler(pickle.Unpickler):
+    """Puts the caller's own in the places of what was left out."""
+
+    def __init__(self, file: BinaryIO, shared: list) -> None:
+        super().__init__(file)
+        self._shared = shared
+
+    def persistent_load(self, place: int) -> Any:
+        return self._shared[place]
+
+
+def _make_tensor(
+    values: np.ndarray,
+    dtype: torch.dtype,
+    device: str,
+    shape: tuple[int, ...],
+    requires_grad: bool,
+    parameter: bool,
+) -> Tensor:
+    T = torch.from_numpy(values).view(dtype).reshape(shape).to(device)
+    if parameter:
+        return nn.Parameter(T, requires_grad)
+    return T.requires_grad_(requires_grad)

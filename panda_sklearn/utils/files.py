@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-__all__ = ["as_path", "check_target", "write_whole"]
+__all__ = ["as_path", "check_target", "whole_file"]
 
 
 def as_path(path: Any, name: str = "path") -> Path:
@@ -41,17 +41,18 @@ def check_target(path: Any) -> Path:
     return target
 
 
-def write_whole(path: Path, chunks: Iterable[Any]) -> None:
-    """Write bytes and arrays of bytes to a file, which replaces one of that name.
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which takes the place of ``path`` when the block ends.
 
-    The temporary file is of this call alone, so that threads, processes and machines
-    may write to one path at a time. Any OSError names ``path``.
+    The file is of this call alone, so that threads, processes and machines may write to
+    one path at a time. Any OSError names ``path``.
     """
     temporary = path.with_name(f"{path.name[:50]}.{uuid.uuid4().hex}.part")
     try:
         # Not by tempfile, whose files only their owner may read.
         with open(temporary, "xb") as file:
-            file.writelines(chunks)
+            yield file
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error

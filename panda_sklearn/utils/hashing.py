@@ -1,9 +1,7 @@
-"""Hashes of calls in which tensors, networks and functions count by their content.
+"""Hashes of weights, and of calls with tensors, networks and functions.
 
-joblib's own hash of a tensor depends on where the tensor is in memory. Here a call's
-hash is made of two: that of its structure, in which what is *shared* (networks,
-functions, classes that cannot be imported) is a mere place in a list; and those of the
-contents of all in that list. What is in the list is never stored with a result.
+joblib's own hash of a tensor depends on where the tensor is in memory. Here tensors,
+networks and functions count by their content.
 
 Floor 2: joblib, torch, numpy and scikit-learn, for its version.
 """
@@ -25,7 +23,7 @@ from torch.nn.parameter import is_lazy
 
 from panda_sklearn._version import __version__
 
-__all__ = ["bytes_of", "call_key", "call_structure", "fingerprint", "settings_of"]
+__all__ = ["bytes_of", "fingerprint", "hash_call"]
 
 # A result computed by other versions is computed anew.
 VERSIONS = (__version__, torch.__version__, sklearn.__version__, np.__version__)
@@ -33,15 +31,14 @@ VERSIONS = (__version__, torch.__version__, sklearn.__version__, np.__version__)
 # Hexadecimal digits of a network's fingerprint: 64 bits, for a name to compare.
 DIGITS = 16
 
-# What a network holds for its own bookkeeping, and what hooks are stored under.
-BOOKKEEPING = {"_is_full_backward_hook", "_non_persistent_buffers_set"}
-
-PLAIN = (int, float, complex, str, bytes, type(None))
-SETTINGS = (*PLAIN, tuple, list, dict, set, frozenset, Tensor, np.ndarray)
+# Attributes that every module has. Of these, the ones that say what it computes.
+OF_EVERY_MODULE = {*vars(nn.Module()), "_compiled_call_impl"}
+TELLING = {"training", "_parameters", "_buffers", "_modules"}
+HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 
 
 class _Hasher(NumpyHasher):
-    """joblib's hash, with tensors, networks and functions taken by their content.
+    """joblib's hash, with tensors taken by their content.
 
     Attributes
     ----------
@@ -66,54 +63,32 @@ class _Hasher(NumpyHasher):
         super().save(obj)
 
 
-def call_structure(func: Callable, arguments: dict) -> tuple[str, list]:
-    """Hash of a call but for what is shared, and what that is."""
-    roots: list = []
+def hash_call(func: Callable, arguments: dict[str, Any]) -> tuple[str, list]:
+    """Hash of a call, and the networks, functions and local classes in it.
+
+    Raises
+    ------
+    TypeError
+        If something in it cannot be hashed.
+    """
     plain = getattr(func, "__func__", func)
     owner = getattr(func, "__self__", None)
-    name = f"{plain.__module__}.{plain.__qualname__}"
-    call = (VERSIONS, name, owner, plain, sorted(arguments.items()))
-    return _hash(call, roots, name), roots
-
-
-def call_key(structure: str, roots: list, volatile: set[str]) -> tuple[str, list]:
-    """Hash of a call, and all that is shared in it, what that holds included."""
-    shared = list(roots)
-    contents = []
+    shared: list = []
+    hashes = [_hash((VERSIONS, plain, owner, sorted(arguments.items())), shared)]
     for thing in shared:  # which grows meanwhile
-        name, items = _items(thing)
-        kept = {
-            item: value if isinstance(value, PLAIN) else _hash(value, shared, name)
-            for item, value in items.items()
-            if f"{name}:{item}" not in volatile
-        }
-        contents.append((name, kept))
-    return _hash((structure, contents), [], ""), shared
+        hashes.append(_hash(_content(thing), shared))
+    return _hash(hashes, shared), shared
 
 
-def _hash(value: Any, shared: list, name: str) -> str:
+def _hash(value: Any, shared: list) -> str:
     """Hash of a value; adds what it shares to the list."""
     try:
         return _Hasher(shared).hash(value)
     except (pickle.PicklingError, TypeError) as error:
         raise TypeError(
-            f"Something in {name} cannot be hashed for the cache ({error.args[0]}). "
-            "Take it out, or set memory=None."
+            f"An argument cannot be hashed for the cache ({error.args[0]}). Take it "
+            "out, or set memory=None."
         ) from error
-
-
-def settings_of(shared: list) -> dict[tuple[int, str], Any]:
-    """Of each network and function, what a call may change in it besides tensors."""
-    found: dict[tuple[int, str], Any] = {}
-    for place, thing in enumerate(shared):
-        name, items = _items(thing)
-        for item, value in items.items():
-            if item in ("code", "_parameters", "_buffers", "_modules"):
-                continue
-            if not isinstance(value, PLAIN):
-                value = _hash(value, [], name)
-            found[place, f"{name}:{item}"] = value
-    return found
 
 
 def fingerprint(network: nn.Module) -> str:
@@ -192,73 +167,45 @@ def _is_shared(obj: Any) -> bool:
     return local or isinstance(obj, nn.Module | types.FunctionType)
 
 
-def _items(thing: Any) -> tuple[str, dict[str, Any]]:
-    """A name, and what equal things of that name have in common."""
-    if isinstance(thing, type):
-        return f"{thing.__module__}.{thing.__qualname__}", _class_items(thing)
+def _content(thing: Any) -> Any:
+    """What two equal networks, functions or local classes have in common."""
+    if isinstance(thing, nn.Module):
+        return _network_content(thing)
     if isinstance(thing, types.FunctionType):
-        return f"{thing.__module__}.{thing.__qualname__}", _function_items(thing)
-    thing = getattr(thing, "_orig_mod", thing)  # compiled code computes the same
-    cls = type(thing)
-    return f"{cls.__module__}.{cls.__qualname__}", _module_items(thing)
+        cells = thing.__closure__ or ()
+        # An empty cell is that of a variable that has no value yet.
+        full = [cell.cell_contents for cell in cells if cell != types.CellType()]
+        return _function_content(thing), full
+    return thing.__module__, thing.__qualname__
 
 
-def _class_items(cls: type) -> dict[str, Any]:
-    """Code and class attributes, with those of the bases down to torch's."""
-    code: list[tuple] = []
-    items: dict[str, Any] = {}
-    for base in cls.__mro__:
-        if base.__module__.partition(".")[0] in ("torch", "builtins"):
-            continue
-        for name, value in sorted(vars(base).items()):
-            if isinstance(value, property):
-                code.append((name, value.fget, value.fset))
-            elif isinstance(value, staticmethod | classmethod):
-                code.append((name, value.__func__))
-            elif isinstance(value, types.FunctionType):
-                code.append((name, value))
-            elif not name.startswith("__") and isinstance(value, SETTINGS):
-                items[f"{base.__qualname__}.{name}"] = value
-    return {"code": code, **items}
-
-
-def _module_items(module: nn.Module) -> dict[str, Any]:
-    """Code, weights, settings and hooks of a network."""
-    items = _class_items(type(module))
-    for name, value in vars(module).items():
-        if name.endswith("_hooks") and isinstance(value, dict):
-            value = list(value.values())  # the keys count up through the process
-        if name not in BOOKKEEPING and not name.endswith(("_with_kwargs", "_called")):
-            items[name] = value
-    return items
-
-
-def _function_items(function: types.FunctionType) -> dict[str, Any]:
-    """Code and defaults of a function, and what the code reads."""
-    items: dict[str, Any] = {
-        "code": _code_content(function.__code__),
-        "defaults": function.__defaults__,
-        "kwdefaults": function.__kwdefaults__,
+def _network_content(network: nn.Module) -> tuple:
+    network = getattr(network, "_orig_mod", network)  # compiled code computes the same
+    kind = type(network)
+    items = {
+        name: value
+        for name, value in vars(network).items()
+        if name in TELLING or name not in OF_EVERY_MODULE
     }
-    names = function.__code__.co_freevars
-    for name, cell in zip(names, function.__closure__ or (), strict=True):
-        items[f"closure {name}"] = cell.cell_contents if _full(cell) else None
-    for name in function.__code__.co_names:
-        value = function.__globals__.get(name)
-        same_module = getattr(value, "__module__", None) == function.__module__
-        if isinstance(value, PLAIN) or (
-            isinstance(value, types.FunctionType) and same_module
-        ):
-            items[f"global {name}"] = value
-    return items
+    # Without their keys, which count up through the process, and without the closures
+    # of functions, in which hooks gather what they see.
+    hooks = [
+        _function_content(hook) if isinstance(hook, types.FunctionType) else hook
+        for name in HOOKS
+        for hook in (name, *getattr(network, name).values())
+    ]
+    return kind.__module__, kind.__qualname__, items, hooks
 
 
-def _full(cell: types.CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
+def _function_content(function: types.FunctionType) -> tuple:
+    """What equal functions have in common, but for their closures."""
+    return (
+        function.__module__,
+        function.__qualname__,
+        _code_content(function.__code__),
+        function.__defaults__,
+        function.__kwdefaults__,
+    )
 
 
 def _code_content(code: types.CodeType) -> tuple:

@@ -1,8 +1,8 @@
 """One safetensors file of plain values: arrays by name, everything else as JSON.
 
-Reading a file runs no code of it, and trusts nothing that it says. Its header is read
-first and is of bounded size; an array bears the name of its place among the values, so
-that each is read once, and those of no known place never.
+Reading a file runs no code from it and trusts none of its content. The header is read
+first, and its size is bounded. Each array is named after its place among the values, so
+that it is read once, and arrays without a known place are never read.
 
 Floor 2: numpy and safetensors, and torch for its version.
 """
@@ -25,18 +25,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from panda_sklearn._version import __version__
-from panda_sklearn.utils.files import as_path, check_target, write_whole
+from panda_sklearn.utils.files import as_path, check_target, whole_file
 
 __all__ = ["read_parts", "reading", "write_parts"]
 
-#: Bytes of a header, at most: enough for the names of 100,000 columns, and as Python
-#: objects, which take some twenty times as much, still little.
+#: Most bytes of a header: enough for the names of 100,000 columns. As Python objects
+#: they take about twenty times as much memory, which is still little.
 MAX_HEADER = 2**21
 
-#: Containers within containers, at most; a fitted decomposition has six.
+#: How deeply containers may be nested; a fitted decomposition needs six levels.
 MAX_NESTING = 16
 
-#: Integers are smaller, so that torch takes them and floats hold them exactly.
+#: The largest integer, which torch takes and floats hold exactly.
 MAX_INT = 2**53
 
 # The types of arrays, as numpy and as safetensors call them.
@@ -58,9 +58,9 @@ def write_parts(
     Raises
     ------
     TypeError
-        If a value has no place in such a file, or ``path`` is none.
+        If a value cannot be stored in such a file, or ``path`` is not a path.
     ValueError
-        If the values would not be read again: too many, too deep or too large.
+        If :func:`read_parts` would refuse the values: too many, too deep or too large.
     """
     target = check_target(path)
     arrays: dict[str, np.ndarray] = {}
@@ -79,7 +79,8 @@ def write_parts(
     }
     content = save(arrays, metadata)
     _check_size(int.from_bytes(content[:8], "little"))
-    write_whole(target, [content])
+    with whole_file(target) as file:
+        file.write(content)
 
 
 def read_parts(
@@ -95,31 +96,31 @@ def read_parts(
     path : str or os.PathLike
 
     kind : str
-        What the file must say that it holds.
+        The kind of content that the file must name.
 
     version : int
-        Of its contents, at most.
+        The latest version of the format to read.
 
     known : dict of collections of str
-        The names of the dicts to read, and of what may be in each.
+        The names of the dicts to read, and the names that each may contain.
 
     Returns
     -------
     parts : dict of dicts
-        Of plain values.
+        The dicts of plain values.
 
     version : int
-        Of the file.
+        The file's version.
 
     unread : set of str
-        The arrays in the file that none of them refers to.
+        The arrays in the file that no value refers to.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is no whole file of that kind and of a known version.
+        If it is not a whole file of that kind and of a known version.
     """
     target = as_path(path)
     _check_header(target)
@@ -148,7 +149,7 @@ def read_parts(
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike) -> Iterator[None]:
-    """Turn what a stranger's values make our code raise into ValueError."""
+    """Turn exceptions that a file's values cause in our code into ValueError."""
     try:
         yield
     except (SafetensorError, OSError, MemoryError):
@@ -161,7 +162,7 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
 
 
 def _check_header(path: Path) -> None:
-    """Raise unless there is a file whose header is small enough to be read."""
+    """Raise unless there is a file with a header small enough to be read."""
     try:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
@@ -172,7 +173,7 @@ def _check_header(path: Path) -> None:
         raise FileNotFoundError(f"There is no file {str(path)!r}.") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{str(path)!r} cannot be read: {error}.") from error
-    if size < found.st_size:  # else it is not whole, as safetensors will say
+    if size < found.st_size:  # else the file is cut off, and safetensors will say so
         _check_size(size)
 
 
@@ -186,7 +187,7 @@ def _check_size(header: int) -> None:
 
 
 def _check_kind(path: Path, metadata: dict[str, str], kind: str, version: int) -> int:
-    """The version of a file; ValueError unless it and the kind are known."""
+    """Return a file's version; ValueError unless version and kind are known."""
     if metadata.get("kind") != kind:
         raise ValueError(
             f"{str(path)!r} does not hold a {kind}, but "
@@ -203,7 +204,7 @@ def _check_kind(path: Path, metadata: dict[str, str], kind: str, version: int) -
 
 
 def _check_names(path: Path, states: dict[str, dict], known: dict) -> None:
-    """Raise ValueError if there is something that this version does not know."""
+    """Raise ValueError if there is a name that this version does not know."""
     unknown = {name for part in known for name in set(states[part]) - set(known[part])}
     if unknown:
         raise ValueError(
@@ -213,12 +214,12 @@ def _check_names(path: Path, states: dict[str, dict], known: dict) -> None:
 
 
 class _Arrays:
-    """The arrays of an open file, of which each can be taken once.
+    """The arrays of an open file; each can be taken once.
 
     Attributes
     ----------
     unread : set of str
-        Names of those not taken yet.
+        Names of the arrays not yet taken.
     """
 
     def __init__(self, file: Any) -> None:
@@ -226,7 +227,7 @@ class _Arrays:
         self._file = file
 
     def take(self, name: Any, place: str) -> np.ndarray:
-        """The array of a place, which must bear its name."""
+        """Return the array of a place, after which it must be named."""
         if name != place or name not in self.unread:
             raise ValueError(f"{place} refers to the array {reprlib.repr(name)}")
         dtype = self._file.get_slice(name).get_dtype()
@@ -237,7 +238,7 @@ class _Arrays:
 
 
 def _parse(text: str) -> dict[str, Any]:
-    """A JSON object with numbers that torch can take."""
+    """Parse a JSON object whose numbers torch can take."""
     state = json.loads(
         text,
         parse_int=_parse_int,
@@ -262,7 +263,7 @@ def _parse_float(text: str) -> float:
 
 
 def _encode(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
-    """A plain value as JSON, with numeric arrays put aside under their names."""
+    """Return a plain value as JSON; numeric arrays go into ``arrays`` by name."""
     if isinstance(value, np.ndarray):
         if value.dtype.name in DTYPES:
             arrays[name] = value.copy(order="C")
@@ -283,13 +284,13 @@ def _encode(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     elif value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(
-        f"{name} is of type {type(value).__name__}, which has no place in a file "
+        f"{name} is of type {type(value).__name__}, which cannot be stored in a file "
         "without code. Keep the estimator with joblib.dump instead."
     )
 
 
 def _decode(value: Any, name: str, arrays: _Arrays, depth: int = 0) -> Any:
-    """The plain value of which :func:`_encode` made the JSON."""
+    """Return the plain value from which :func:`_encode` made the JSON."""
     if depth > MAX_NESTING:
         raise ValueError(f"{name} is nested too deeply")
     if isinstance(value, list):
@@ -313,12 +314,12 @@ def _decode(value: Any, name: str, arrays: _Arrays, depth: int = 0) -> Any:
 
 
 def _place(name: str, key: str) -> str:
-    """The name of what a dict of that name holds; a tensor's array bears its own."""
+    """The name of a dict's item; a tensor's array has the name of the tensor."""
     return name if key == "tensor" else f"{name}.{key}"
 
 
 def _names(content: Any) -> np.ndarray:
-    """Names of columns, each of them another."""
+    """Return names of columns, which must differ from each other."""
     if not all(isinstance(item, str) for item in content):
         raise TypeError("names of columns must be strings")
     if len(set(content)) < len(content):
@@ -329,13 +330,13 @@ def _names(content: Any) -> np.ndarray:
 def _random_state(
     algorithm: Any, keys: Any, position: Any, has_gauss: Any, gauss: Any
 ) -> np.random.RandomState:
-    """A random state, of checked values: numpy crashes on others."""
+    """Return a random state after checking its values: numpy crashes on wrong ones."""
     if not (
         algorithm == "MT19937"
         and isinstance(keys, np.ndarray)
         and keys.dtype == np.uint32
         and keys.shape == (624,)
-        # A state of zeros has only zeros to follow; of the first key one bit counts.
+        # A state of zeros would give zeros for ever; one bit of the first key counts.
         and bool(keys[0] >> 31 or keys[1:].any())
         and type(position) is int
         and 0 <= position <= 624
@@ -343,7 +344,7 @@ def _random_state(
         and has_gauss in (0, 1)
         and type(gauss) is float
     ):
-        raise ValueError("this is no state of numpy's MT19937")
+        raise ValueError("this is not a state of numpy's MT19937")
     random_state = np.random.RandomState()
     random_state.set_state((algorithm, keys, position, has_gauss, gauss))
     return random_state
