@@ -1,15 +1,13 @@
 """The transformer that takes activations out of a network.
 
-Floor 3: joins :mod:`panda_sklearn.utils.hooks` to scikit-learn's conventions. Knows
-nothing of the decomposition.
+Floor 3: checks parameters and latents, and converts arrays;
+:mod:`panda_sklearn._passes` runs the network. Knows nothing of the decomposition.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
-import functools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -18,31 +16,21 @@ import torch
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils.metadata_routing import UNUSED
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from panda_sklearn._passes import Change, Passes, Replays, Take
 from panda_sklearn.generators._calls import (
     Run,
     check_forward,
     device_of,
     dtype_of,
     explained_failures,
-    running,
 )
 from panda_sklearn.generators._layers import list_layers
 from panda_sklearn.sources import ExtractedBatches, Writer
 from panda_sklearn.utils.arrays import ArrayLike, Origin, as_tensor, is_floating
 from panda_sklearn.utils.batches import Batches
-from panda_sklearn.utils.borrowing import move
-from panda_sklearn.utils.hooks import (
-    Moment,
-    can_be_stopped,
-    capture,
-    find_layer,
-    replace,
-    watch,
-)
+from panda_sklearn.utils.hooks import Moment, capture, find_layer, watch
 from panda_sklearn.utils.layouts import FeatureLayout
-from panda_sklearn.utils.replay import Replay
 from panda_sklearn.utils.taps import Tap
 from panda_sklearn.utils.undo import Undo
 from panda_sklearn.utils.validation import (
@@ -79,33 +67,23 @@ __all__ = [
     "tap_of",
 ]
 
-# Latents of a batch of samples -> the activations that the network has there.
-Take = Callable[[ArrayLike], Tensor]
-# What is known of the passes of batches, by where these begin and end.
-Replays = dict[tuple[int, int], Replay]
-# Which samples a batch has -> a function of its activations and of when they are made,
-# that gives what to put in their place. The first is called before the network runs,
-# and may run it elsewhere.
-Change = Callable[[slice, Take], Callable[[Tensor, Moment], Tensor]]
-
 
 class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
 ):
     r"""Activations of a layer of a network, from the network's inputs.
 
-    Made for generators, whose inputs are latents, and good for any
-    ``torch.nn.Module``. ``transform`` runs the network up to the layer;
-    ``generate`` runs it whole, with the layer's activations replaced if wanted: the
-    edit of section 3.3 of [1]_ with everything else that the network computes left in
-    place.
+    Made for generators, whose inputs are latents, but any ``torch.nn.Module`` will do.
+    ``transform`` runs the network up to the layer. ``generate`` runs all of it, and
+    replaces the layer's activations if wanted: the edit of section 3.3 of [1]_, with
+    everything else that the network computes left in place.
 
     Parameters
     ----------
     generator : torch.nn.Module
-        The network. It is run in evaluation mode and without gradients, and left as
-        it was: its hooks, each submodule's mode, its device, ``requires_grad``. It is
-        shared by clones, never copied.
+        The network. It runs in evaluation mode and without gradients, and is left as
+        it was: its hooks, each submodule's mode, its device, ``requires_grad``. Clones
+        share it; it is never copied.
 
     layer : str
         Dotted name of the layer, as in ``generator.named_modules()``. See
@@ -114,39 +92,39 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     forward : callable, default=None
         ``forward(generator, latents)`` returns the images; ``None`` is
         ``generator(latents)``. Truncation, class labels and the like go here. If it
-        has an argument ``rows``, that is a tensor (n_samples,) on the CPU of the
-        numbers that these latents have among all that a method was given: for what
+        has an argument ``rows``, it gets a tensor (n_samples,) on the CPU with the
+        indices of these latents among all that were passed to the method: for what
         differs from sample to sample, such as prompts.
 
     tap : {"output", "input", "update"}, default="output"
-        Whether to take the layer's output; its first input; or what its output has more
-        than its input, which is what a residual block adds. Where several layers read
-        one tensor, replacing it as an output changes what all of them see, as an input
+        Whether to take the layer's output; its first input; or its output minus its
+        input, which is what a residual block adds. Where several layers read one
+        tensor, replacing it as an output changes what all of them see; as an input,
         what that layer sees.
 
     select : int or str, default=None
         Index or key, where the layer's output (or input) is a tuple, a list or a dict
-        of several; or, with ``tap="input"``, the name of a keyword input, such as
-        "hidden_states". A tensor that a layer returns in several places is replaced in
-        all of them.
+        of several tensors; or, with ``tap="input"``, the name of a keyword input, such
+        as "hidden_states". A tensor that a layer returns in several places is replaced
+        in all of them.
 
     call : int, list of int, slice or "all", default=None
-        Which calls of the layer, from 0, where it runs several times in a forward pass,
-        as in the steps of a diffusion model.
+        Which calls of the layer, counted from 0, where it runs several times in a
+        forward pass, as in the steps of a diffusion model.
 
     calls_as : {"samples", "channels", "mean"}, default="samples"
         What several calls become.
 
-        - "samples": each call of each sample is a row; the rows of a sample follow each
-          other. ``split_calls`` says which row is which.
-        - "channels": the calls' channels follow each other, so that parts are shared,
-          and appearances have a slice for each call.
+        - "samples": each call of each sample is a row, and the rows of a sample follow
+          each other. ``split_calls`` says which row is which.
+        - "channels": the channels of the calls follow each other, so that parts are
+          shared and appearances have a slice for each call.
         - "mean": their mean.
 
     guidance : {"first", "last"} or int, default=None
-        Which part of the layer's rows are the samples', where it sees a multiple of
-        them, as with classifier-free guidance; ``None`` if it sees the samples alone.
-        Replacing activations leaves the other parts.
+        Which part of the layer's rows are the samples, where there are several times as
+        many rows, as with classifier-free guidance; ``None`` if the rows are the
+        samples. Replacing activations leaves the other parts as they are.
 
     channel_axis : {1, -1}, default=1
         Where the channels are in the layer's activations. With -1, those of shape
@@ -155,16 +133,16 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
 
     n_prefix_tokens : int, default=0
         With ``channel_axis=-1`` and tokens (n_samples, n_tokens, n_channels), how many
-        at the start to leave out: class tokens, registers. ``generate`` leaves them as
-        they are.
+        of the first tokens to leave out: class tokens, registers. ``generate`` leaves
+        them as they are.
 
     token_grid : tuple of int, default=None
         With ``channel_axis=-1``, the spatial shape in which the other tokens are laid
         out row by row, such as (14, 14). ``None`` leaves them on one axis.
 
     batch_size : int, default=32
-        Number of samples in a forward pass. If the accelerator's memory does not hold
-        so many, the number is halved until it does, with a warning.
+        Number of samples in a forward pass. If the accelerator's memory cannot hold
+        that many, the number is halved until it can, with a warning.
 
     device : str or torch.device, default=None
         Where to run the network; ``None`` is where it is. It is brought back after
@@ -175,7 +153,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
 
     stream : bool, default=False
         Whether ``transform`` and ``fit_transform`` return what ``batches`` does, rather
-        than an array: for activations that memory does not hold, in a Pipeline with a
+        than an array: for activations that do not fit in memory, in a Pipeline with a
         :class:`~panda_sklearn.PartsAppearanceDecomposition`. The network then runs in
         each pass through the samples.
 
@@ -207,12 +185,12 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     Notes
     -----
     Noise that the network draws from torch's global random numbers is the same in
-    each batch of each call, so that images with and without an edit of the same latents
-    can be compared; the global random state is restored. It depends on a sample's place
-    in its batch, and so on the size of batches; as do the last bits of activations and
-    images, of any network.
+    each batch of each call, so that images of the same latents with and without an edit
+    can be compared; the global random state is restored. The noise depends on a
+    sample's place in its batch, and so on the batch size, as do the last bits of the
+    activations and images of any network.
 
-    Latents may be numpy arrays or torch tensors; answers are of the same kind, on the
+    Latents may be numpy arrays or torch tensors; results are of the same kind, on the
     same device. Floating latents are cast to the dtype of the network's parameters.
 
     Several threads may use one network or several; they take turns, one call at a
@@ -267,47 +245,47 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         "stream": ["boolean"],
     }
 
-    # ``out`` is no metadata of samples, which scikit-learn would take it for.
+    # scikit-learn would take ``out`` for metadata of samples.
     __metadata_request__transform: ClassVar[dict] = {"out": UNUSED}
 
     list_layers = staticmethod(list_layers)
 
-    # Set by a TensorMemory through which the transformer was fitted.
+    # Set by the TensorMemory through which the transformer was fitted.
     _memory: Any = None
 
     # Whether fit saw floating latents, rather than classes or token numbers.
     _takes_floats = True
 
-    # Type of the activations that fit saw.
+    # The dtype of the activations that fit saw.
     _feature_dtype = torch.float32
 
-    # How often the layer ran in fit's pass; of extractors fitted before that was kept,
-    # which took one call.
+    # How many calls are taken, and how often the layer ran in fit's pass. Extractors
+    # fitted before these were stored took one call.
     n_calls_ = 1
     _n_runs = 1
 
-    # Where the accelerator's memory ran out: batch_size, device, and what it holds.
+    # Once memory ran out: batch_size and device then, and the batch size that fits.
     _batch_that_fits: tuple[int, Any, int] | None = None
 
     def __init__(
         self,
-        generator,
-        layer,
+        generator: nn.Module,
+        layer: str,
         *,
-        forward=None,
-        tap="output",
-        select=None,
-        call=None,
-        calls_as="samples",
-        guidance=None,
-        channel_axis=1,
-        n_prefix_tokens=0,
-        token_grid=None,
-        batch_size=32,
-        device=None,
-        verbose=0,
-        stream=False,
-    ):
+        forward: Callable[..., Any] | None = None,
+        tap: str = "output",
+        select: int | str | None = None,
+        call: int | list[int] | slice | str | None = None,
+        calls_as: str = "samples",
+        guidance: int | str | None = None,
+        channel_axis: int = 1,
+        n_prefix_tokens: int = 0,
+        token_grid: Sequence[int] | None = None,
+        batch_size: int = 32,
+        device: str | torch.device | None = None,
+        verbose: int = 0,
+        stream: bool = False,
+    ) -> None:
         self.generator = generator
         self.layer = layer
         self.forward = forward
@@ -325,7 +303,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         self.stream = stream
 
     @fit_method
-    def fit(self, X, y=None):
+    def fit(self, X: ArrayLike, y: Any = None) -> GeneratorFeatureExtractor:
         """Check that the layer can be tapped, on at most two samples.
 
         Parameters
@@ -347,34 +325,35 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             If there is no such layer, if it does not run, if ``select`` or ``call``
             is needed, or if the network does not take such latents.
         TypeError
-            If the network is scripted, or the layer gives no tensor.
+            If the network is scripted, or the layer does not return a tensor.
         """
-        tap, latents = self._tap_for(X)
-        self._fit(tap, latents)
+        passes, latents = self._start(X)
+        self._fit(passes, latents)
         return self
 
-    def _tap_for(self, X: ArrayLike) -> tuple[Tap, ArrayLike]:
-        """The tapped tensor and checked latents, for ``fit``."""
-        tap = self._tap(calls=None)
+    def _start(self, X: ArrayLike) -> tuple[Passes, ArrayLike]:
+        """Passes with the tapped tensor, and checked latents, for ``fit``."""
+        tap = self._tap_at(None)
         latents = self._check_new(X)
         if self._takes_several():
-            tap = self._tap(calls=self._calls(self._count_runs(tap, latents)))
+            n_runs = self._count_runs(self._passes(tap), latents)
+            tap = self._tap_at(self._calls(n_runs))
         elif self.call is not None:
-            tap = self._tap(calls=(self.call,))
-        return tap, latents
+            tap = self._tap()
+        return self._passes(tap), latents
 
-    def _fit(self, tap: Tap, latents: ArrayLike) -> None:
+    def _fit(self, passes: Passes, latents: ArrayLike) -> None:
         """Set the fitted attributes from a pass of at most two samples."""
         with Undo() as undo, undo:
-            run = self._running(undo)
+            run = passes.running(undo)
 
             def learn(rows: slice) -> Tensor:
-                return self._learn(run, tap, latents[rows], latents.shape)
+                return self._learn(run, passes.tap, latents[rows], latents.shape)
 
             next(Batches(min(2, len(latents)), 2).map(learn))
 
-    def _count_runs(self, tap: Tap, latents: ArrayLike) -> int:
-        """How often the layer runs in a pass, of one sample."""
+    def _count_runs(self, passes: Passes, latents: ArrayLike) -> int:
+        """How often the layer runs in a pass of one sample."""
         n = 0
 
         def count(output: Any, base: Any) -> None:
@@ -382,18 +361,18 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             n += 1
 
         with Undo() as undo, undo:
-            run = self._running(undo)
-            watch(undo, Tap(tap.name, tap.layer), count)
+            run = passes.running(undo)
+            watch(undo, Tap(passes.tap.name, passes.tap.layer), count)
             with explained_failures(latents, self.forward):
                 run(latents[:1])
         return n
 
     @fit_method
-    def fit_transform(self, X, y=None):
+    def fit_transform(self, X: ArrayLike, y: Any = None) -> Any:
         r"""Check that the layer can be tapped, and extract its activations.
 
-        Each sample passes the network once; with ``stream=True`` at most two do, until
-        the batches are iterated over.
+        Each sample passes through the network once; with ``stream=True`` at most two
+        do, until the batches are iterated over.
 
         Parameters
         ----------
@@ -413,16 +392,16 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         ValueError, TypeError
             As ``fit``.
         """
-        tap, latents = self._tap_for(X)
+        passes, latents = self._start(X)
         if self.stream:
-            self._fit(tap, latents)
+            self._fit(passes, latents)
             return self._stream(latents)
-        return self._extract(tap, latents, learn=True)
+        return self._extract(passes, latents, learn=True)
 
-    def transform(self, X, out=None):
+    def transform(self, X: ArrayLike, out: Any = None) -> Any:
         r"""Extract the activations of the layer.
 
-        The forward pass ends where they are known.
+        The forward pass ends as soon as they are known.
 
         Parameters
         ----------
@@ -431,8 +410,8 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
 
         out : array of shape (n_samples, n_channels, \*spatial), default=None
             Where to write the activations, batch by batch: a memory map, an HDF5
-            dataset, a Zarr array, an array or tensor, or anything else that can be
-            assigned to by slices. After an exception it is not complete.
+            dataset, a Zarr array, an array or tensor, or anything else that supports
+            assignment to slices. After an exception it is incomplete.
 
         Returns
         -------
@@ -443,9 +422,9 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         Raises
         ------
         TypeError, ValueError
-            If ``X`` is of another shape than in ``fit``, holds something else than
-            finite numbers, or a parameter was set to a value that is none; if ``out``
-            is of another shape, holds no floating-point numbers, or is given with
+            If ``X`` does not have the shape seen by ``fit``, or holds anything but
+            finite numbers; if a parameter was set to an invalid value; if ``out`` has
+            another shape, does not hold floating-point numbers, or is given with
             ``stream=True``.
         OSError
             If ``out`` cannot be written to.
@@ -465,13 +444,13 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         return self._memory.cache(self._recall)(latents)
 
     def _recall(self, latents: ArrayLike) -> ArrayLike:
-        """Activations of checked latents; what a memory remembers."""
-        return self._extract(self._tap(), latents, learn=False)
+        """Activations of checked latents; a memory caches this method."""
+        return self._extract(self._passes(self._tap()), latents)
 
-    def batches(self, latents):
-        r"""Make the activations anew each time that they are iterated over.
+    def batches(self, latents: ArrayLike) -> ExtractedBatches:
+        r"""Compute the activations anew each time they are iterated over.
 
-        Nothing is stored: for activations that memory does not hold. A
+        Nothing is stored: for activations that do not fit in memory. A
         :class:`~panda_sklearn.PartsAppearanceDecomposition` takes them as ``X``.
 
         Parameters
@@ -482,18 +461,18 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         Returns
         -------
         batches : ExtractedBatches
-            An object to iterate over as often as wanted, with a length: in each pass it
-            runs the network on all latents and gives the layer's activations, arrays of
-            shape (batch_size, n_channels, \*spatial), batch by batch. Changes of the
-            transformer do not reach it. The network is borrowed for each batch; with
-            ``device`` set it stays there until the pass ends, or the iterator is closed
-            or deleted.
+            An object with a length, to iterate over as often as you like. Each pass
+            runs the network on all latents and yields the layer's activations, arrays
+            of shape (batch_size, n_channels, \*spatial). Later changes to the
+            transformer do not affect it. Between batches the network is as it was;
+            only where ``device`` moves it, it stays there until the pass ends or the
+            iterator is closed or deleted.
 
         Raises
         ------
         TypeError, ValueError
-            If ``latents`` are of another shape than in ``fit``, hold something else
-            than finite numbers, or a parameter was set to a value that is none.
+            If ``latents`` do not have the shape seen by ``fit``, or hold anything but
+            finite numbers; if a parameter was set to an invalid value.
 
         Examples
         --------
@@ -523,78 +502,46 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         )
 
     def _passing(self, latents: ArrayLike) -> Generator[ArrayLike, None, None]:
-        """Activations of checked latents, batch by batch.
-
-        Between batches network and process are as they were, but for the network's
-        device, and other threads have their turns.
-        """
-        extract = self._extraction(self._tap(), latents)
-        origin = Origin.of(latents)
-
-        def make(where: slice) -> Tensor:
-            with Undo() as undo, undo:
-                return extract(self._running(undo), where)
-
-        with Undo() as undo, undo:
-            move(undo, self.generator, self._destination())
-            rows = self._n_rows()
-            for _, part in self._each(make, latents, "activations", rows=rows):
-                yield origin.give(part)
+        """Activations of checked latents, batch by batch."""
+        passes, origin = self._passes(self._tap()), Origin.of(latents)
+        make = passes.activations(latents, self._check_shape)
+        for part in passes.stream(make, latents, "activations", self._n_rows()):
+            yield origin.give(part)
 
     def _write(self, latents: ArrayLike, out: Any) -> Any:
-        """Activations of checked latents, written to ``out``."""
-        extract = self._extraction(self._tap(), latents)
-        shape = (self._n_rows() * len(latents), *self.feature_shape_)
+        """Write activations of checked latents to ``out``, and return that."""
+        passes = self._passes(self._tap())
+        make = passes.activations(latents, self._check_shape)
+        rows, n = self._n_rows(), len(latents)
+        shape = (rows * n, *self.feature_shape_)
         with Writer(out, shape, self._feature_dtype) as writer, Undo() as undo, undo:
-            make = functools.partial(extract, self._running(undo))
-            rows = self._n_rows()
-            for _, part in self._each(make, latents, "activations", rows=rows):
+            run = passes.running(undo)
+            for _, part in passes.each(lambda w: make(run, w), n, "activations", rows):
                 writer.write(part)
         return out
 
     def _extract(
         self,
-        tap: Tap,
+        passes: Passes,
         latents: ArrayLike,
         *,
-        learn: bool,
+        learn: bool = False,
         first: int = 0,
-        verbose: int | None = None,
     ) -> ArrayLike:
-        """Activations, in one; ``learn`` from the first batch as ``fit`` does."""
+        """Activations as one array; with ``learn``, the first batch is a ``fit``."""
         fitted = not learn
-        extract = self._extraction(tap, latents, first)
+        extract = passes.activations(latents, self._check_shape, first)
 
         def make(run: Run, where: slice) -> Tensor:
             nonlocal fitted
             if fitted:
                 return extract(run, where)
-            found = self._learn(run, tap, latents[where], latents.shape)
+            found = self._learn(run, passes.tap, latents[where], latents.shape)
             fitted = True
             return found
 
-        found = self._collect(make, latents, "activations", verbose, tap.n_rows)
+        found = passes.collect(make, latents, "activations", passes.tap.n_rows)
         return Origin.of(latents).give(found)
-
-    def _extraction(
-        self, tap: Tap, latents: ArrayLike, first: int = 0
-    ) -> Callable[[Run, slice], Tensor]:
-        """A function that gives the activations of slices of checked latents.
-
-        ``first`` is the number of the first of them among all.
-        """
-        stop = can_be_stopped(self.generator)
-
-        def extract(run: Run, where: slice) -> Tensor:
-            batch = latents[where]
-            rows = slice(first + where.start, first + where.stop)
-            n = len(batch)
-            seen = capture(tap, lambda: run(batch, rows), n_samples=n, stop=stop)
-            found = seen.found()
-            self._check_shape(found)
-            return found
-
-        return extract
 
     def _learn(
         self, run: Run, tap: Tap, latents: ArrayLike, shape: tuple[int, ...]
@@ -628,7 +575,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             self.__dict__.pop("feature_names_in_", None)
         return found
 
-    def generate(self, latents, features=None):
+    def generate(self, latents: ArrayLike, features: Any = None) -> ArrayLike:
         r"""Generate images, with the layer's activations replaced if wanted.
 
         Parameters
@@ -637,68 +584,75 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             Latents.
 
         features : array of shape (n_samples, n_channels, \*spatial), default=None
-            What to put in the place of the layer's activations, shaped as ``transform``
-            gives them. Or a callable: it is given each batch's activations at each of
+            What to put in place of the layer's activations, shaped as ``transform``
+            returns them. Or a callable: it gets each batch's activations at each of
             the calls, a tensor on the network's device, and returns their replacement.
-            ``None`` leaves them.
+            ``None`` leaves them as they are.
 
         Returns
         -------
         images : array of shape (n_samples, ...)
-            What the network gives.
+            What the network returns.
 
         Raises
         ------
         TypeError, ValueError
-            If ``latents`` or ``features`` are of another shape, or hold something else
-            than finite numbers.
+            If ``latents`` or ``features`` have another shape, or hold anything but
+            finite numbers.
         """
         latents, origin = self._check_latents(latents)
         if features is None:
-            return origin.give(generate_changed(self, latents, None))
+            return origin.give(self._passes(self._tap()).images(latents, None))
         replacement = self._replacement(features, len(latents))
 
         def change(where: slice, take: Take) -> Callable[[Tensor, Moment], Tensor]:
             return lambda old, moment: _own(replacement(where, old, moment), old)
 
-        return origin.give(generate_changed(self, latents, change))
+        return origin.give(self._passes(self._tap()).images(latents, change))
 
     def _replacement(
         self, features: Any, n_samples: int
     ) -> Callable[[slice, Tensor, Moment], Any]:
-        """What takes the place of activations, by samples and call."""
+        """A function that returns the replacement of a batch's activations."""
         if callable(features):
             return lambda where, old, moment: features(old)
         given = self._check_features(features, n_samples)
-        split, calls = self._by_calls(given, n_samples), self._tap().calls or (0,)
+        if self.calls_as == "mean" and self.n_calls_ > 1:
+            raise ValueError(
+                "features are means of calls, from which those of each call are not "
+                "known: give a callable, which gets them call by call."
+            )
+        split, calls = self.split_calls(given), self._tap().calls or (0,)
         return lambda where, old, moment: split[where, calls.index(moment.call)]
 
-    def split_calls(self, features):
-        r"""Arrange activations by the calls that they are of.
+    def split_calls(self, features: ArrayLike) -> ArrayLike:
+        r"""Arrange activations by the layer's calls.
 
         Parameters
         ----------
         features : array
-            As ``transform`` gives them, or anything else with its rows, such as what a
-            decomposition makes of them; with ``calls_as="channels"`` with its channels,
-            too.
+            The result of ``transform``, or anything else with its rows, such as what a
+            decomposition computes from it; with ``calls_as="channels"`` it needs the
+            same channels, too.
 
         Returns
         -------
         split : array of shape (n_samples, n_calls, ...)
-            A view. Without the axis of calls each entry is as if that call alone were
-            taken.
+            A view. ``split[:, k]`` is what taking the k-th of the calls alone gives.
 
         Raises
         ------
         TypeError, ValueError
-            If it has other rows or channels, or of means, which have no calls left.
+            If it has other rows or channels, or if ``calls_as`` is "mean", which leaves
+            no calls to tell apart.
         """
         check_is_fitted(self)
         features = check_values(features, "features", "(n_rows, ...)")
         n, how = self.n_calls_, self.calls_as
         if how == "mean" and n > 1:
-            raise ValueError("calls_as='mean' leaves one row, which is of no one call.")
+            raise ValueError(
+                "calls_as='mean' leaves one row for each sample, of all calls together."
+            )
         axis = 0 if how == "samples" else 1
         if features.ndim <= axis or features.shape[axis] % n:
             what = "rows" if axis == 0 else "slices of channels"
@@ -710,24 +664,13 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             return features.reshape(-1, n, *features.shape[1:])
         return features.reshape(len(features), n, -1, *features.shape[2:])
 
-    def _by_calls(self, features: Tensor, n_samples: int) -> Tensor:
-        """Checked activations with an axis of calls after that of the samples."""
-        if self.calls_as == "mean" and self.n_calls_ > 1:
-            raise ValueError(
-                "features are means of calls, from which those of each call are not "
-                "known: give a callable, which gets them call by call."
-            )
-        split = self.split_calls(features)
-        assert isinstance(split, Tensor) and len(split) == n_samples
-        return split
-
-    def get_feature_names_out(self, input_features=None):
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Name the channels.
 
         Parameters
         ----------
         input_features : array-like of str or None, default=None
-            Only compared with the names seen by ``fit``.
+            If given, must be the names seen by ``fit``.
 
         Returns
         -------
@@ -739,14 +682,14 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         names = [f"channel{c}" for c in range(self.feature_shape_[0])]
         return np.asarray(names, dtype=object)
 
-    def set_output(self, *, transform=None):
+    def set_output(self, *, transform: str | None = None) -> GeneratorFeatureExtractor:
         """Do nothing: activations have more axes than a data frame.
 
         Parameters
         ----------
         transform : str, default=None
-            Accepted so that a Pipeline can pass it on to its other steps: "default",
-            "pandas", "polars" or ``None``.
+            "default", "pandas", "polars" or ``None``. Accepted so that a Pipeline can
+            pass it to its other steps.
 
         Returns
         -------
@@ -763,17 +706,17 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         return self
 
     def _takes_several(self) -> bool:
-        """Whether several calls are asked for, if need be of one."""
+        """Whether ``call`` names several calls, or may do so."""
         return isinstance(self.call, list | slice | str)
 
     def _calls(self, n_runs: int) -> tuple[int, ...]:
-        """The calls that are asked for, of so many."""
+        """The calls asked for, of ``n_runs`` calls."""
         if isinstance(self.call, list):
             chosen = check_indices("call", self.call, n_runs)
             if len(set(chosen)) < len(chosen):
                 raise ValueError(f"call must name each call once, got {self.call}.")
             return tuple(sorted(chosen))
-        which = slice(None) if isinstance(self.call, str) else self.call
+        which = self.call if isinstance(self.call, slice) else slice(None)
         found = tuple(sorted(range(n_runs)[which]))
         if not found:
             raise ValueError(
@@ -786,37 +729,36 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         """Rows of activations for each sample."""
         return self.n_calls_ if self.calls_as == "samples" else 1
 
-    def _tap(self, **known: Any) -> Tap:
-        """The tapped tensor; raises if there is no such layer.
+    def _tap(self) -> Tap:
+        """The tapped tensor, after ``fit``; raises if there is no such layer."""
+        if self._takes_several():
+            return self._tap_at(self._calls(self._n_runs))
+        call: Any = self.call
+        return self._tap_at(None if call is None else (int(call),))
 
-        ``calls`` are those of the layer, if they are not known from ``fit``.
-        """
+    def _tap_at(self, calls: tuple[int, ...] | None) -> Tap:
+        """The tapped tensor at some calls of the layer."""
         check_forward(self.forward)
         if isinstance(self.call, list):
             if not self.call:
-                raise ValueError("call is empty: name one call at least.")
+                raise ValueError("call is empty: name at least one call.")
             for each in self.call:
                 check_count("each of call", each, at_least=0)
-        grid = self.token_grid
-        if grid is not None:
+        grid = None
+        if self.token_grid is not None:
+            grid = tuple(check_count("token_grid", size) for size in self.token_grid)
             if not 1 <= len(grid) <= 3:
                 raise ValueError(
                     f"token_grid must have one, two or three sizes, got {grid!r}."
                 )
-            grid = tuple(check_count("token_grid", size) for size in grid)
         layout = FeatureLayout(self.channel_axis, self.n_prefix_tokens, grid)
         layout.check()
-        layer = find_layer(self.generator, self.layer)
-        if "calls" in known:
-            calls = known["calls"]
-        elif self._takes_several():
-            calls = self._calls(self._n_runs)
-        else:
-            calls = None if self.call is None else (int(self.call),)
-        guidance = {"first": 0, "last": -1}.get(self.guidance, self.guidance)
+        guidance: Any = self.guidance
+        if isinstance(guidance, str):
+            guidance = {"first": 0, "last": -1}[guidance]
         return Tap(
             self.layer,
-            layer,
+            find_layer(self.generator, self.layer),
             self.tap,
             self.select,
             calls,
@@ -825,16 +767,25 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
             guidance,
         )
 
-    def _running(self, undo: Undo) -> Run:
-        """Borrow the network; it is moved only if ``device`` says so."""
-        return running(undo, self.generator, self.forward, self._destination())
+    def _passes(self, tap: Tap, verbose: int | None = None) -> Passes:
+        """Passes of the network with these parameters."""
+        return Passes(
+            self.generator,
+            self.forward,
+            tap,
+            None if self.device is None else check_device(self.device),
+            self._length_of_batches(),
+            self._remember_length,
+            type(self).__name__,
+            self.verbose if verbose is None else verbose,
+        )
 
-    def _destination(self) -> torch.device | None:
-        """Where to move the network; ``None`` is nowhere."""
-        return None if self.device is None else check_device(self.device)
+    def _remember_length(self, size: int) -> None:
+        """Remember the batch size that the accelerator's memory holds."""
+        self._batch_that_fits = (self.batch_size, self.device, size)
 
     def _check_new(self, X: ArrayLike) -> ArrayLike:
-        """Latents of any shape, for ``fit``."""
+        """Check latents of any shape, for ``fit``."""
         latents = check_numeric_array(
             self, X, reset=True, keep_dtype=True, shape=SAMPLES
         )
@@ -844,9 +795,9 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
     def _check_latents(
         self, X: ArrayLike, name: str = "latents"
     ) -> tuple[ArrayLike, Origin]:
-        """Latents of the shape seen by fit, and where they came from.
+        """Check latents against ``fit``; return them and where they came from.
 
-        With the parameters, which may have changed since.
+        Checks the parameters too, which may have changed since.
         """
         check_is_fitted(self)
         check_parameters(self)
@@ -874,7 +825,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         return latents, Origin.of(latents)
 
     def _check_features(self, features: ArrayLike, n_samples: int) -> Tensor:
-        """Replacement activations as a tensor."""
+        """Check replacement activations; return them as a tensor."""
         expected = (self._n_rows() * n_samples, *self.feature_shape_)
         features = check_values(features, "features", str(expected))
         if tuple(features.shape) != expected:
@@ -886,7 +837,7 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
         return as_tensor(features)
 
     def _check_shape(self, features: Tensor) -> None:
-        """Raise unless activations are of the shape that fit saw."""
+        """Raise ValueError unless activations have the shape seen by ``fit``."""
         shape = tuple(features.shape[1:])
         if shape != self.feature_shape_:
             raise ValueError(
@@ -895,79 +846,20 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
                 "again."
             )
 
-    def _collect(
-        self,
-        make: Callable[[Run, slice], Tensor],
-        latents: ArrayLike,
-        what: str,
-        verbose: int | None = None,
-        rows: int = 1,
-    ) -> Tensor:
-        """What ``make(run, where)`` gives for slices of the latents, as one.
-
-        So many rows for each latent, where the latents are. Holds the result and one
-        batch; borrows the network meanwhile.
-        """
-        device = Origin.of(latents).device
-        whole: Tensor | None = None
-        with Undo() as undo, undo:
-            make_one = functools.partial(make, self._running(undo))
-            for where, part in self._each(make_one, latents, what, verbose, rows):
-                if whole is None:
-                    shape = (rows * len(latents), *part.shape[1:])
-                    whole = torch.empty(shape, dtype=part.dtype, device=device)
-                whole[rows * where.start : rows * where.stop].copy_(part)
-                del part
-        assert whole is not None  # there is a sample at least
-        return whole
-
-    def _each(
-        self,
-        make: Callable[[slice], Tensor],
-        latents: ArrayLike,
-        what: str,
-        verbose: int | None = None,
-        rows: int = 1,
-    ) -> Generator[tuple[slice, Tensor], None, None]:
-        """Slices of the latents and what ``make`` gives for each, which is not kept."""
-        batches = Batches(len(latents), self._length_of_batches())
-        with tqdm(
-            total=len(latents),
-            desc=f"{type(self).__name__}, {what}",
-            disable=not (self.verbose if verbose is None else verbose),
-            mininterval=1,
-        ) as bar:
-
-            def make_and_check(where: slice) -> Tensor:
-                part = make(where)
-                n = where.stop - where.start
-                if part.ndim == 0 or len(part) != rows * n:
-                    raise ValueError(
-                        f"The network gave {what} of shape {tuple(part.shape)} for {n} "
-                        "samples: their first axis must be the samples."
-                    )
-                bar.update(n)
-                return part.detach()
-
-            yield from batches.map(make_and_check)
-        if batches.shrank:
-            self._batch_that_fits = (self.batch_size, self.device, batches.size)
-            batches.warn()
-
     def _length_of_batches(self) -> int:
-        """Number of samples in a batch, as far as is known."""
+        """The batch size that is known to fit, or ``batch_size``."""
         fits = self._batch_that_fits
         if fits is not None and fits[:2] == (self.batch_size, self.device):
             return fits[2]
         return self.batch_size
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         """Without the memory and the batch size, which belong to the process."""
         state = super().__getstate__()
         own = ("_memory", "_batch_that_fits")
         return {name: value for name, value in state.items() if name not in own}
 
-    def __sklearn_clone__(self):
+    def __sklearn_clone__(self) -> GeneratorFeatureExtractor:
         """A clone that shares the network and its forward function."""
         params = self.get_params(deep=False)
         shared = {name: params.pop(name) for name in ("generator", "forward")}
@@ -979,20 +871,20 @@ class GeneratorFeatureExtractor(  # type: ignore[call-arg]
 
 
 def _own(features: Any, original: Tensor) -> Any:
-    """Features in memory of their own: the network may write into them."""
+    """A copy of features, unless original: the network may write into them."""
     if isinstance(features, Tensor) and features is not original:
         return features.clone()
     return features
 
 
-# What editing needs of a fitted extractor, beside its methods. Latents are checked by
-# the first; the others trust them.
+# What editing needs of a fitted extractor besides its methods. The first function
+# checks latents; the others trust them.
 
 
 def check_latents(
     extractor: GeneratorFeatureExtractor, latents: ArrayLike, name: str = "latents"
 ) -> tuple[ArrayLike, Origin]:
-    """Latents of the shape seen by ``fit``, and where they came from."""
+    """Check latents against ``fit``; return them and where they came from."""
     return extractor._check_latents(latents, name)
 
 
@@ -1008,16 +900,16 @@ def extract(
     first: int = 0,
     verbose: int | None = None,
 ) -> ArrayLike:
-    """Activations of checked latents, of which no memory is asked.
+    """Activations of checked latents, without asking a memory.
 
-    ``first`` is the number of the first of them among all.
+    ``first`` is the index of the first of these latents among all.
     """
-    tap = extractor._tap()
-    return extractor._extract(tap, latents, learn=False, first=first, verbose=verbose)
+    passes = extractor._passes(extractor._tap(), verbose)
+    return extractor._extract(passes, latents, first=first)
 
 
 def length_of_batches(extractor: GeneratorFeatureExtractor) -> int:
-    """Number of samples in a forward pass, as far as is known."""
+    """The number of samples in a forward pass, as far as is known."""
     return extractor._length_of_batches()
 
 
@@ -1036,10 +928,10 @@ def runs_of(extractor: GeneratorFeatureExtractor) -> int:
 def run_of(extractor: GeneratorFeatureExtractor, undo: Undo) -> Run:
     """Borrow the network: ``run(latents)`` makes a forward pass of checked latents.
 
-    Gradients are off. Where they are put on, they reach latents that require them, and
-    derivatives in forward mode pass.
+    Gradients are off; with ``torch.enable_grad()`` they reach latents that require
+    them. Forward-mode derivatives work, too.
     """
-    return extractor._running(undo)
+    return extractor._passes(extractor._tap()).running(undo)
 
 
 def tap_of(extractor: GeneratorFeatureExtractor) -> Tap:
@@ -1058,80 +950,15 @@ def generate_changed(
     verbose: int | None = None,
     replays: Replays | None = None,
 ) -> Tensor:
-    """Images of checked latents, on their device, with activations changed.
-
-    At the calls that the extractor takes, or at others; in the samples' own part of
-    batches that guidance multiplies, or in the others, too. ``rows`` are the numbers of
-    the latents among all, from 0 if they are not given. ``replays`` are of the same
-    latents, from :func:`recorded`.
-    """
-    tap = extractor._tap()
-    changed = tap if calls is None else dataclasses.replace(tap, calls=calls)
-    stop = can_be_stopped(extractor.generator)
-    if replays and (changed.calls or (0,))[0] < (tap.calls or (0,))[0]:
-        replays = None  # what they know ends later
-
-    def make(run: Run, where: slice) -> Tensor:
-        of = where if rows is None else rows[where]
-        n = where.stop - where.start
-
-        def take(others: ArrayLike) -> Tensor:
-            return capture(tap, lambda: run(others, of), n_samples=n, stop=stop).found()
-
-        def whole() -> Any:
-            return run(latents[where], of)
-
-        replay = (replays or {}).get((where.start, where.stop))
-        if change is None:
-            made = whole()
-        else:
-            apply = change(where, take)
-
-            def edited() -> Any:
-                return replace(
-                    changed,
-                    apply,
-                    whole,
-                    n_samples=n,
-                    others=others,
-                    n_skipped=0 if replay is None else replay.n_skipped,
-                )
-
-            made = edited() if replay is None else replay.again(edited)
-        if not isinstance(made, Tensor):
-            raise TypeError(
-                f"The network returned a {type(made).__name__}, expected a tensor "
-                "of images. Pass a forward that returns that."
-            )
-        return made
-
-    return extractor._collect(make, latents, "images", verbose)
+    """Images of checked latents; see :meth:`panda_sklearn._passes.Passes.images`."""
+    passes = extractor._passes(extractor._tap(), verbose)
+    return passes.images(
+        latents, change, calls=calls, others=others, rows=rows, replays=replays
+    )
 
 
 def recorded(
     extractor: GeneratorFeatureExtractor, latents: Tensor
 ) -> tuple[Tensor, Replays]:
-    """Images of checked latents, and what later passes of them need not compute again.
-
-    Nothing, of networks of which a pass that is given what is known makes other images:
-    where layers leave something for others, past what they return. What a pass of other
-    latents leaves is tried.
-    """
-    tap, replays = extractor._tap(), Replays()
-
-    def make(run: Run, where: slice) -> Tensor:
-        replay = Replay(extractor.generator, tap)
-        made = replay.record(lambda: run(latents[where], where))
-        batch = latents[where]
-        others = -batch if is_floating(batch) else batch.flip(0)
-        try:
-            run(others, where)
-            again = replay.again(lambda: run(batch, where))
-            same = isinstance(made, Tensor) and torch.equal(made, again)
-        except Exception:  # of layers that miss what others left them
-            same = False
-        if same:
-            replays[where.start, where.stop] = replay
-        return made
-
-    return extractor._collect(make, latents, "images", 0), replays
+    """Images of checked latents, and what later passes need not compute again."""
+    return extractor._passes(extractor._tap(), 0).recorded(latents)

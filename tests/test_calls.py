@@ -1,4 +1,4 @@
-"""The extractor on networks that run a layer many times, and see batches multiplied."""
+"""The extractor on networks that run a layer many times, or multiply batches."""
 
 import copy
 
@@ -121,7 +121,7 @@ class TestAllWaysOfTaking:
                 extractor.generate(z, features)
             return
         torch.testing.assert_close(extractor.generate(z, features), plain)
-        # Of each call its own.
+        # Each call has its own.
         split = extractor.split_calls(0 * features)
         split[:, 1] = extractor.split_calls(features)[:, 1]
         one = extractor.generate(z, features * 0 + split.reshape(features.shape))
@@ -240,7 +240,7 @@ class TestWhatCannotBe:
         extractor = fitted(z, call=CALLS)
         with pytest.raises(ValueError, match="2 rows for each sample"):
             extractor.split_calls(extractor.transform(z)[:3])
-        with pytest.raises(ValueError, match="no one call"):
+        with pytest.raises(ValueError, match="all calls together"):
             fitted(z, calls_as="mean").split_calls(torch.zeros(6, 5, 4, 4))
         one = fitted(z, call=1)
         assert one.split_calls(one.transform(z)).shape == (6, 1, 5, 4, 4)

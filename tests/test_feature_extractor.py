@@ -184,7 +184,7 @@ def test_the_network_is_left_as_it_was_after_ctrl_c(network, z, method):
 
 
 def test_result_and_one_batch_are_all_that_is_held(z):
-    """While a batch is made, none of those before is alive besides the result."""
+    """While a batch is computed, no earlier batch is alive besides the result."""
     alive, outputs = [], []
 
     class Counting(nn.Identity):
@@ -538,7 +538,7 @@ def test_features_stay_and_reach_whoever_reads_an_attribute():
             self.block = Block(3, 5, 1)
 
         def forward(self, x):
-            return self.block(x).maps.relu_()  # writes into what it was given
+            return self.block(x).maps.relu_()  # writes into its input
 
     x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     extractor = GeneratorFeatureExtractor(Network(), "block", select="maps").fit(x)

@@ -49,7 +49,7 @@ def test_batches_are_halved_until_they_fit(z, method):
     torch.testing.assert_close(result.reshape(7, 4), expected.T)
     assert network.sizes == [7, 3, *[1] * 7]
     network.sizes.clear()
-    extractor.generate(z)  # remembers, and does not say it again
+    extractor.generate(z)  # remembers the size, and does not warn again
     assert network.sizes == [1] * 7
     assert extractor.batch_size == 7
     assert "_batch_that_fits" not in pickle.loads(pickle.dumps(extractor)).__dict__
@@ -139,7 +139,7 @@ def test_memory_runs_out_while_strengths_are_searched(z):
         with pytest.warns(UserWarning, match="went on with 1"):
             edited = editor.edit(z, edits, target_change=0.05, refine=refine)
         handle.remove()
-        # A factor is found to 1e-5 or so; a refinement magnifies roundings.
+        # A factor is found to about 1e-5; a refinement magnifies rounding errors.
         torch.testing.assert_close(edited, expected, atol=1e-3, rtol=1e-3)
         del pipeline[0]._batch_that_fits
 

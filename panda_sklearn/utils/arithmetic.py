@@ -1,7 +1,7 @@
 """Our own arithmetic, whatever the process's settings are.
 
-Floor 2: torch alone. Under ``torch.autocast`` matrix products are made in half
-precision, which suits networks, and factors not at all.
+Floor 2: torch alone. Under ``torch.autocast`` matrix products are computed in half
+precision, which suits networks but not factors.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def in_full_precision(
 def own_arithmetic(
     function: Callable[Parameters, Result],
 ) -> Callable[Parameters, Result]:
-    """Decorate a function that computes so, and without gradients."""
+    """Decorate a function that computes in full precision and without gradients."""
 
     @functools.wraps(function)
     def computed(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:

@@ -1,7 +1,7 @@
 """From users' arrays to tensors (N, C, S) and back.
 
-Floor 2: numpy and torch. Settles kind, dtype, device and layout; whether the values
-are acceptable is the business of :mod:`panda_sklearn.utils.validation`.
+Floor 2: numpy and torch. Settles kind, dtype, device and layout;
+:mod:`panda_sklearn.utils.validation` checks the values.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ __all__ = [
     "randomness",
 ]
 
-#: What users hand in and get back.
+#: What users pass in and get back.
 ArrayLike = np.ndarray | Tensor
 
-# Types that torch can hold, but hardly computes with.
+# Types that torch can hold, but barely computes with.
 UNSIGNED = {torch.uint16, torch.uint32, torch.uint64}
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an input came from, so that what is made of it can go back there."""
+    """Where an input came from, so that results can go back there."""
 
     tensor: bool
     device: torch.device
@@ -45,9 +45,9 @@ class Origin:
         return cls(False, torch.device("cpu"))
 
     def give(self, result: Tensor) -> ArrayLike:
-        """The result as an array of the kind, and on the device, of the input.
+        """The result as an array of the input's kind, on the input's device.
 
-        bfloat16, which numpy lacks, becomes float32 there.
+        In numpy, bfloat16 becomes float32.
         """
         result = result.detach().to(self.device)
         if self.tensor:
@@ -61,11 +61,11 @@ def as_tensor(
     *,
     keep_type: bool = False,
 ) -> Tensor:
-    """A tensor that shares X's memory where it can, of single or double precision.
+    """A tensor of single or double precision, which shares X's memory if possible.
 
-    Numpy arrays go to ``device``; tensors stay where they are. With ``keep_type`` half
-    precision, integers and booleans stay so; of the types that torch holds but does not
-    compute with, floats become float32 and integers int64.
+    Numpy arrays go to ``device``; tensors stay where they are. ``keep_type`` keeps half
+    precision, integers and booleans; of the types that torch does not compute with,
+    floats become float32 and integers int64.
     """
     T = X.detach() if isinstance(X, Tensor) else _shared(X)
     if device is not None and not isinstance(X, Tensor):
@@ -85,25 +85,25 @@ def is_floating(X: object) -> bool:
 
 
 def promoted(T: Tensor) -> Tensor:
-    """Half precision and integers as float32; others as they are."""
+    """Single and double precision as they are; everything else as float32."""
     return T if T.dtype in (torch.float32, torch.float64) else T.to(torch.float32)
 
 
 def _shared(X: np.ndarray) -> Tensor:
-    """A tensor on the CPU that shares an array's memory where it can."""
-    if X.dtype.kind == "f" and X.dtype.itemsize > 8:  # long double, of either order
+    """A tensor on the CPU that shares an array's memory if possible."""
+    if X.dtype.kind == "f" and X.dtype.itemsize > 8:  # long double
         X = X.astype(np.float64)
     if not X.dtype.isnative or any(stride < 0 for stride in X.strides):
         X = np.array(X, dtype=X.dtype.newbyteorder("="), order="C")
     if not X.flags.writeable:
-        # Read-only memory is shared too, since nothing here writes into it; torch warns
-        # of that, and the filters of warnings belong to all threads.
+        # Read-only memory is shared too, since nothing here writes into it. Torch would
+        # warn, and filters of warnings belong to all threads.
         X = np.asarray(_Writeable(X))
     return torch.from_numpy(X)
 
 
 class _Writeable:
-    """Says of an array's memory that it may be written to; keeps it alive."""
+    """Claims that an array's memory may be written to, and keeps it alive."""
 
     def __init__(self, X: np.ndarray) -> None:
         self.owner = X
@@ -120,7 +120,7 @@ def randomness(random_state: np.random.RandomState) -> torch.Generator:
 class MapLayout:
     """How feature maps are laid out in a user's array.
 
-    Both ways can be traced and differentiated by torch.
+    Torch can trace and differentiate both conversions.
 
     Attributes
     ----------
@@ -152,7 +152,7 @@ class MapLayout:
         return math.prod(self.spatial)
 
     def sliced(self, n: int) -> MapLayout:
-        """That of one of n equal slices of the channels."""
+        """The layout of one of n equal slices of the channels."""
         return replace(self, map_shape=(self.n_channels // n, *self.spatial))
 
     @property

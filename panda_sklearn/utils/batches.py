@@ -15,12 +15,12 @@ from torch import Tensor
 
 __all__ = ["Batches", "is_out_of_memory", "users_level"]
 
-# What libraries and devices that raise plain RuntimeErrors say of memory.
+# Signs of it in plain RuntimeErrors of libraries and devices.
 SIGNS = ("out of memory", "ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that an accelerator's memory ran out."""
+    """Whether an exception means that an accelerator's memory ran out."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return type(error) is RuntimeError and any(sign in str(error) for sign in SIGNS)
@@ -33,22 +33,22 @@ class Batches:
     ----------
     n_samples : int
     size : int
-        Samples in a slice; halved each time that memory runs out.
+        Samples in a slice; halved each time memory runs out.
     """
 
     def __init__(self, n_samples: int, size: int) -> None:
-        if size < 1:  # as scikit-learn's skip_parameter_validation lets through
+        if size < 1:  # possible under scikit-learn's skip_parameter_validation
             raise ValueError(f"batch_size must be at least 1, got {size}.")
         self.n_samples = n_samples
         self.size = self._first = min(size, n_samples)
 
     def map(self, make: Callable[[slice], Tensor]) -> Iterator[tuple[slice, Tensor]]:
-        """Each slice and what ``make`` gives for it, which is not kept here.
+        """Yield each slice and what ``make`` returns for it, which is not kept here.
 
         Raises
         ------
         RuntimeError
-            If memory runs out on a single sample: what torch raised.
+            Torch's own, if memory runs out on a single sample.
         """
         start = 0
         while start < self.n_samples:
@@ -59,8 +59,8 @@ class Batches:
                 if not is_out_of_memory(error) or where.stop - start == 1:
                     raise
                 made = []
-            # Out of the clause above, where the exception would keep the failed
-            # pass's tensors alive.
+            # Outside the clause above, in which the exception would keep the tensors of
+            # the failed pass alive.
             if made:
                 yield where, made.pop()
                 start = where.stop
@@ -73,7 +73,7 @@ class Batches:
         return self.size < self._first
 
     def warn(self) -> None:
-        """Say that memory ran out, at the line of the user's code that is running."""
+        """Warn that memory ran out, at the line of the user's code that is running."""
         warnings.warn(
             f"The accelerator's memory does not hold batches of {self._first} samples: "
             f"went on with {self.size}. Set batch_size={self.size}. Noise that the "
@@ -84,7 +84,7 @@ class Batches:
 
 
 def users_level() -> int:
-    """The stacklevel for a warning of the caller at the user's line that is running."""
+    """The stacklevel with which the caller's warning points to the user's own line."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and _is_ours(frame):
         level, frame = level + 1, frame.f_back

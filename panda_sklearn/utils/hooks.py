@@ -1,9 +1,9 @@
-"""Looking into a network while it runs.
+"""Capturing and replacing a tensor of a network while it runs.
 
-Floor 2: torch alone. A :class:`~panda_sklearn.utils.taps.Tap` says which tensor of a
-network is meant, and how maps lie in it; :func:`capture` and :func:`replace` attach to
-it for the length of a forward pass, in the calling thread only: they take a turn
-(:mod:`panda_sklearn.utils.turns`).
+Floor 2: torch alone. A :class:`~panda_sklearn.utils.taps.Tap` says which tensor is
+meant, and how maps lie in it. :func:`capture` and :func:`replace` attach to it for one
+forward pass. They take a turn (:mod:`panda_sklearn.utils.turns`), and see the calling
+thread's calls only.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ __all__ = [
 class StopForward(BaseException):
     """Ends a forward pass once the tapped tensor is known.
 
-    Not an ``Exception``: networks that catch those must not catch this.
+    Not an ``Exception``, so that networks that catch those do not catch it.
 
     Parameters
     ----------
     seen : Seen
-        What :func:`capture` waits for; others let it pass.
+        Of the :func:`capture` that ends the pass; any other lets it through.
     """
 
     def __init__(self, seen: Seen) -> None:
@@ -53,7 +53,7 @@ class StopForward(BaseException):
 
 
 def check_hookable(model: nn.Module) -> None:
-    """Raise TypeError for what is no network, or cannot be hooked."""
+    """Raise TypeError unless it is a network that can be hooked."""
     if not isinstance(model, nn.Module):
         raise TypeError(
             "generator must be a torch.nn.Module, got one of type "
@@ -77,15 +77,14 @@ def check_hookable(model: nn.Module) -> None:
 
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:
-    """The layer of a dotted name.
+    """Return the layer of a dotted name.
 
     Raises
     ------
     ValueError
         If there is none; the message offers the nearest names.
     TypeError
-        If the model or the layer is scripted: torch does not let Python code into
-        those.
+        If the model or the layer is scripted: torch runs no Python hooks in those.
     """
     check_hookable(model)
     try:
@@ -106,14 +105,14 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
 
 
 class Moment(NamedTuple):
-    """When in a forward pass maps are changed.
+    """Which maps of a forward pass are changed.
 
     Attributes
     ----------
     call : int
-        Of the layer, from 0, tapped or not.
+        The layer's call, counted from 0, tapped or not.
     own : bool
-        Whether the maps are the samples' own, or those of another part of a batch that
+        Whether the maps are the samples' own, rather than another part of a batch that
         guidance multiplies.
     """
 
@@ -129,14 +128,13 @@ class Seen:
     ----------
     tap : Tap
     n_samples : int or None
-        In the forward pass; needed where ``tap.guidance`` is set.
+        Samples in the forward pass; needed where ``tap.guidance`` is set.
     n_calls : int
-        Of the layer so far, tapped or not.
+        Calls of the layer so far, tapped or not.
     shape : tuple of int
-        Of the maps of a tapped call.
+        Shape of the maps of a tapped call.
     tensors : list of Tensor
-        What is kept of the tapped calls: the maps of the only one, or what the tap
-        gathers.
+        What is kept of the tapped calls; see :meth:`Tap.gathered`.
     result : object
         What the forward pass returned.
     """
@@ -149,7 +147,7 @@ class Seen:
     result: Any = field(default=None, repr=False)
 
     def position(self) -> int | None:
-        """Count a call of the layer; which of the tapped ones it is, from 0, if any."""
+        """Count a call; return its place among the tapped calls, or ``None``."""
         call, calls = self.n_calls, self.tap.calls
         self.n_calls += 1
         if calls is None:
@@ -157,12 +155,12 @@ class Seen:
         return calls.index(call) if call in calls else None
 
     def rows(self, maps: Tensor) -> slice:
-        """Those of maps that are the samples'."""
+        """Return which rows of maps are the samples'."""
         n = len(maps) if self.n_samples is None else self.n_samples
         return self.tap.rows(len(maps), n)
 
     def keep(self, maps: Tensor, position: int, *, in_place: bool) -> None:
-        """Keep the maps of a tapped call; see :meth:`Tap.gathered`."""
+        """Keep the maps of a tapped call."""
         shape = tuple(maps.shape)
         if self.tensors and shape != self.shape:
             raise ValueError(
@@ -181,8 +179,8 @@ class Seen:
         if self.n_calls == 0:
             raise ValueError(
                 f"Layer {name!r} never ran in the forward pass. It may be a mere "
-                "container, an unused head, or called other than as a module; choose "
-                "a layer that list_layers shows."
+                "container, an unused head, or not called as a module. Choose a layer "
+                "that list_layers shows."
             )
         if calls is None and self.n_calls > 1:
             raise ValueError(
@@ -196,7 +194,7 @@ class Seen:
             )
 
     def found(self) -> Tensor:
-        """The maps of the tapped call, or of all in one, after :meth:`check`."""
+        """Return the maps of all tapped calls as one tensor, after :meth:`check`."""
         self.check()
         return self.tap.joined(self.tensors)
 
@@ -223,7 +221,8 @@ def capture(
         Samples in the pass; needed where ``tap.guidance`` is set.
 
     stop : bool, default=False
-        Whether to end the pass as soon as all are known; see :func:`can_be_stopped`.
+        Whether to end the pass as soon as all tapped calls are known; see
+        :func:`can_be_stopped`.
 
     detach : bool, default=True
         Whether to detach them from the graph of gradients.
@@ -231,8 +230,8 @@ def capture(
     Returns
     -------
     seen : Seen
-        What it keeps are copies, since later layers may write in place; with
-        ``stop``, the last call's may be the maps themselves. Its ``result`` is what
+        With copies of the maps, since later layers may write in place; with ``stop``,
+        those of the last call may be the maps themselves. Its ``result`` is what
         ``run`` returned, if it did.
     """
     seen = Seen(tap, n_samples)
@@ -247,7 +246,7 @@ def capture(
         if detach:
             maps = maps.detach()
         ends = stop and position == tap.n_calls - 1
-        # Gradients go back to each call's maps, which then are kept by themselves.
+        # Where gradients are wanted, each call's maps are kept by themselves.
         in_place = detach and tap.n_calls > 1 and maps.ndim > 0
         copied = in_place and tap.calls_as != "mean"
         seen.keep(maps if ends or copied else maps.clone(), position, in_place=in_place)
@@ -275,8 +274,8 @@ def replace(
 ) -> Any:
     """Make a forward pass with ``change(maps, moment)`` in the tapped maps' place.
 
-    The replacement is given the original's dtype, device and memory layout. Replacing
-    an output reaches every consumer of it; replacing an input the one layer alone.
+    The replacement gets the original's dtype, device and memory layout. Replacing an
+    output reaches everything that reads it; replacing an input reaches that layer only.
     Gradients flow through ``change`` where they are on.
 
     Parameters
@@ -292,11 +291,11 @@ def replace(
         Samples in the pass; needed where ``tap.guidance`` is set.
 
     others : bool, default=False
-        Whether ``change`` is given the other parts of a batch that guidance multiplies,
-        too, each by itself.
+        Whether ``change`` also gets the other parts of a batch that guidance
+        multiplies, each by itself.
 
     n_skipped : int, default=0
-        Calls of the layer that the pass does not make, before its first.
+        How many calls of the layer the pass leaves out at its start.
 
     Returns
     -------
@@ -306,7 +305,8 @@ def replace(
     Raises
     ------
     TypeError, ValueError
-        If ``change`` gives no tensor of the same shape, or as :meth:`Seen.check`.
+        If ``change`` does not return a tensor of the same shape, or as
+        :meth:`Seen.check`.
     """
     seen = Seen(tap, n_samples, n_skipped)
 
@@ -317,8 +317,7 @@ def replace(
         every = tap.maps(value, base)
         rows = seen.rows(every)
         size = rows.stop - rows.start
-        # Of a batch that guidance does not multiply there is nothing to cut: shapes of
-        # traces would be fixed by that.
+        # Only a batch that guidance multiplies is split: that fixes shapes in traces.
         parts = every.split(size) if size < len(every) else (every,)
         parts = tuple(
             changed_part(part, Moment(call, n * size == rows.start))
@@ -353,19 +352,19 @@ def replace(
 
 
 def watch(undo: Undo, tap: Tap, act: Callable[[Any, Tensor | None], Any]) -> None:
-    """Call ``act`` at each call of the tapped layer.
+    """Call ``act(value, base)`` at each call of the tapped layer.
 
-    With its output, or the input that is meant, and, where the update is tapped, with
-    its output and input. What it returns, if not ``None``, takes the place of the
-    former. Calls made by other threads pass by.
+    ``value`` is the layer's output, or the input that is tapped; ``base`` is the input
+    where the update is tapped, else ``None``. Whatever ``act`` returns replaces
+    ``value``, unless it is ``None``.
     """
     layer = tap.layer
-    inputs: list[Tensor] = []  # of the calls that are going on
+    inputs: list[Tensor] = []  # of the calls that are running
 
-    def on_output(layer, args, output):
+    def on_output(layer: nn.Module, args: tuple, output: Any) -> Any:
         return act(output, inputs.pop() if tap.where == "update" else None)
 
-    def on_input(layer, args, kwargs):
+    def on_input(layer: nn.Module, args: tuple, kwargs: dict) -> Any:
         name = tap.keyword(args, kwargs)
         value = args[0] if name is None else kwargs[name]
         if tap.where == "update":
@@ -391,12 +390,10 @@ def watch(undo: Undo, tap: Tap, act: Callable[[Any, Tensor | None], Any]) -> Non
 
 
 def add_hook(undo: Undo, hooks: Any, hook: Callable, **options: dict) -> None:
-    """Add a hook to one of a module's dicts of hooks, for the calling thread.
+    """Add a hook to one of a module's dicts of hooks, for this thread's calls.
 
-    As ``register_forward_hook`` and the like do, of which the handle is known only
-    once they are done, and lost if they are interrupted before.
-
-    ``options`` are those dicts in which torch notes of which kind a hook is.
+    Does what ``register_forward_hook`` does, whose handle would be lost if it were
+    interrupted. ``options`` are the dicts in which torch notes the hook's kind.
     """
     take_turn(undo)
 
@@ -411,11 +408,11 @@ def add_hook(undo: Undo, hooks: Any, hook: Callable, **options: dict) -> None:
 
 
 def can_be_stopped(model: nn.Module) -> bool:
-    """Whether a forward pass may be ended by :class:`StopForward`.
+    """Return whether a forward pass may be ended by :class:`StopForward`.
 
-    Not if somebody's hooks are registered with ``always_call=True``: torch calls these
-    after an ``Exception``, but not after others, and hooks that come in pairs would be
-    left one half. Nor where accelerate takes weights off the device after a layer.
+    Not with hooks registered with ``always_call=True``: torch calls them after an
+    ``Exception`` only, and of a pair of hooks the second would be left out. Nor where
+    accelerate takes weights off the device after a layer.
     """
     everywhere = torch_module._global_forward_hooks_always_called
     return not everywhere and not any(

@@ -23,8 +23,8 @@ class FeatureLayout:
     channel_axis : {1, -1}
         Where the channels are.
     n_prefix_tokens : int
-        Of tokens (n_samples, n_tokens, n_channels), how many at the start have no place
-        in the image.
+        How many of the first tokens, in activations of shape (n_samples, n_tokens,
+        n_channels), have no place in the image.
     token_grid : tuple of int or None
         Spatial shape in which the other tokens are laid out, row by row.
     """
@@ -35,11 +35,11 @@ class FeatureLayout:
 
     @property
     def has_tokens(self) -> bool:
-        """Whether something is said of tokens."""
+        """Whether an option for tokens is set."""
         return self.n_prefix_tokens > 0 or self.token_grid is not None
 
     def check(self) -> None:
-        """Raise ValueError if what is said of tokens goes with channels first."""
+        """Raise ValueError if an option for tokens is set with channels first."""
         if self.has_tokens and self.channel_axis != -1:
             raise ValueError(
                 "n_prefix_tokens and token_grid are for tokens, of shape (n_samples, "
@@ -47,12 +47,12 @@ class FeatureLayout:
             )
 
     def take(self, tensor: Tensor) -> Tensor:
-        """The maps in a layer's tensor, as a view of it where that can be.
+        """The maps in a layer's tensor, as a view of it if possible.
 
         Raises
         ------
         ValueError
-            If the tensor is of another layout.
+            If the tensor has another layout.
         """
         if self.channel_axis == 1:
             return tensor
@@ -82,7 +82,7 @@ class FeatureLayout:
         return tensor.movedim(-1, 1)
 
     def put(self, tensor: Tensor, maps: Tensor) -> Tensor:
-        """A tensor like ``tensor``, with these maps in it."""
+        """A tensor like ``tensor``, with these maps."""
         if self.channel_axis == 1:
             return maps
         maps = maps.movedim(1, -1)

@@ -14,9 +14,10 @@ __all__ = ["match_rows", "unit_rows"]
 def match_rows(
     one: np.ndarray, two: np.ndarray, *, ignore_sign: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows and columns, (n,) each, whose cosines have the largest sum, and these.
+    """Match rows of one with rows of two so that the sum of cosines is largest.
 
-    With ``ignore_sign`` their magnitudes count; the cosines have their signs.
+    Returns the rows of one, those of two, and their cosines, of shape (n,) each. With
+    ``ignore_sign`` the magnitudes of cosines are summed; those returned are signed.
     """
     cosines = np.clip(unit_rows(one) @ unit_rows(two).T, -1, 1)
     sums = abs(cosines) if ignore_sign else cosines
@@ -25,7 +26,7 @@ def match_rows(
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """Rows divided by their norms, whatever their scale; zero ones stay so."""
+    """Rows divided by their norms, whatever their scale; rows of zeros stay zero."""
     sizes = abs(rows).max(axis=1, keepdims=True)
     rows = rows / np.where(sizes > 0, sizes, 1)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)

@@ -12,12 +12,12 @@ __all__ = ["needed"]
 
 
 def needed(module: str, package: str) -> Any:
-    """An optional module.
+    """Return an optional module.
 
     Raises
     ------
     ImportError
-        If it is not installed; the message says how to.
+        If it is not installed; the message says how to install it.
     """
     try:
         return importlib.import_module(module)

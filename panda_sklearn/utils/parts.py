@@ -1,4 +1,4 @@
-"""What users may say of a part: where it is, and which of its variations they mean.
+"""What users may pass as a part, and as the variations that they mean.
 
 Floor 2: numpy and torch.
 """
@@ -22,7 +22,7 @@ from panda_sklearn.utils.validation import (
 
 __all__ = ["as_part", "check_given", "indices_of", "is_mask"]
 
-# What it may be, for messages.
+# What a part may be, for messages.
 PART = "an int, a sequence of ints, or a mask of shape ([n_samples,] *spatial)"
 
 # Axes of a mask: samples, and three of space.
@@ -30,12 +30,13 @@ MOST_AXES = 4
 
 
 def as_part(part: Any) -> Any:
-    """An index as it is, several as a tuple of int, a mask as an array.
+    """Return an index as an int, several as a tuple of int, a mask as an array.
 
     Raises
     ------
     TypeError, ValueError
-        If it is something else. Ranges of indices and shapes are not looked at.
+        If it is something else. Whether indices are in range, and what shape a mask
+        has, is not checked.
     """
     if isinstance(part, Integral) and not is_bool(part):
         return int(part)
@@ -54,7 +55,7 @@ def as_part(part: Any) -> Any:
 
 
 def indices_of(part: int | tuple[int, ...], n_parts: int) -> list[int]:
-    """The parts that :func:`as_part` returned, as indices from 0 to n_parts - 1.
+    """The indices that :func:`as_part` returned, as a list, once they are checked.
 
     Raises
     ------
@@ -66,7 +67,7 @@ def indices_of(part: int | tuple[int, ...], n_parts: int) -> list[int]:
 
 
 def check_given(given: Any) -> None:
-    """Raise unless it says what variations are given: nothing, or the other parts."""
+    """Raise ValueError unless ``given`` is ``None`` or "others"."""
     if not (given is None or (isinstance(given, str) and given == "others")):
         raise ValueError(f"given must be None or 'others', got {shown(given)}.")
 

@@ -1,9 +1,9 @@
-"""Fitted state as plain values, and checks of what a file of them holds.
+"""Fitted state as plain values, and checks of values read from a file.
 
-Plain values are numbers, strings, numpy arrays and containers of these: what pickle,
-joblib and skops take anywhere, with or without the device that the state was on. How
-they lie in a file is the business of :mod:`panda_sklearn.utils.statefile`, and what a
-fitted estimator has that of a module beside it.
+Plain values are numbers, strings, numpy arrays and containers of these: pickle, joblib
+and skops take them anywhere, with or without the device that the state was on.
+:mod:`panda_sklearn.utils.statefile` writes them to a file; a module beside the
+estimator says what a fitted one has.
 
 Floor 2: numpy and torch.
 """
@@ -34,14 +34,14 @@ __all__ = [
     "to_plain",
 ]
 
-# Sums of squares are at most this, as of data that `fit` takes.
+# The largest sum of squares of data that `fit` takes.
 LARGEST_SUM = 1e270
 
-# Covariances may be as far from what they should be by rounding, as a share of the
-# second moments that they are differences of.
+# How far rounding may put covariances off, as a fraction of the second moments whose
+# differences they are.
 ROUNDING = 1e-3
 
-# Rows of a matrix that are checked at a time, so that it takes little memory.
+# Rows of a matrix that are checked at a time, to save memory.
 STRIP = 256
 
 #: Dataclasses that state may hold, by name.
@@ -49,7 +49,7 @@ Records = Mapping[str, type]
 
 
 def to_plain(value: Any, records: Records) -> Any:
-    """Tensors, devices and records as dicts that say what they were."""
+    """Turn tensors, devices and records into dicts that say what they were."""
     if isinstance(value, Tensor):
         array = value.detach().cpu().contiguous().numpy()
         return {"tensor": array, "device": str(value.device)}
@@ -62,7 +62,7 @@ def to_plain(value: Any, records: Records) -> Any:
 
 
 def from_plain(value: Any, records: Records) -> Any:
-    """What :func:`to_plain` was given; on the CPU where a device is missing here."""
+    """Undo :func:`to_plain`; tensors of a device that is missing go to the CPU."""
     if isinstance(value, dict):
         if set(value) == {"tensor", "device"}:
             return _onto(as_tensor(value["tensor"]), value["device"])
@@ -74,7 +74,7 @@ def from_plain(value: Any, records: Records) -> Any:
 
 
 def _each(value: Any, function: Callable[[Any], Any]) -> Any:
-    """A container with a function of each item in it; anything else as it is."""
+    """Apply a function to each item of a container; return other values as they are."""
     if isinstance(value, dict):
         return {name: function(item) for name, item in value.items()}
     if isinstance(value, tuple | list):
@@ -84,7 +84,7 @@ def _each(value: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def _onto(T: Tensor, device: str) -> Tensor:
-    """The tensor on a device, or where it is if torch has no such device here."""
+    """The tensor on a device; where it is, if torch has no such device here."""
     try:
         moved = T.to(torch.device(device))
     except (RuntimeError, AssertionError, ImportError):
@@ -102,9 +102,9 @@ def device_here(device: str | torch.device) -> str | torch.device | None:
 
 
 def is_covariance(M: Tensor, mean: float) -> bool:
-    """Whether a matrix can be one of second moments, or what is left above the mean's.
+    """Whether a matrix can hold second moments, or covariances about ``mean``.
 
-    Such are symmetric, and no entry is larger than those of the diagonal allow.
+    It must be symmetric, with no entry larger than the diagonal allows.
     """
     most = max(mean * mean, largest(M))
     slack = ROUNDING * most
@@ -123,7 +123,7 @@ def is_covariance(M: Tensor, mean: float) -> bool:
 
 
 def is_of(value: Any, kind: type) -> bool:
-    """Whether a value is of that kind, as which a boolean is no number."""
+    """Whether a value is of a type; a boolean is not a number."""
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
@@ -138,7 +138,7 @@ def largest(T: Tensor) -> float:
 
 
 def is_finite(array: np.ndarray | Tensor) -> bool:
-    """Whether an array is of our floating types, and finite."""
+    """Whether an array is finite, of single or double precision."""
     floats = {torch.float32, torch.float64, np.dtype("f4"), np.dtype("f8")}
     if array.dtype not in floats:
         return False

@@ -30,7 +30,7 @@ def masked_norms(mask: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def ratios(inside: Tensor, outside: Tensor) -> Tensor:
-    """Quotients; infinite where only the outside changes, NaN where nothing does."""
+    """Outside / inside; infinite if only the outside changes, NaN if nothing does."""
     return outside / inside
 
 

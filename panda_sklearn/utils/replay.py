@@ -1,8 +1,8 @@
-"""Forward passes of the same inputs, in which what is known is not computed again.
+"""Forward passes of the same inputs that do not compute again what is known.
 
-Floor 2: torch alone. Up to the first tapped call every pass of the same inputs does the
-same. A :class:`Replay` keeps what layers gave until then, and gives it again in their
-place.
+Floor 2: torch alone. Up to the first tapped call, every pass of the same inputs does
+the same. A :class:`Replay` keeps what the layers returned until then, and returns it in
+their place.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ __all__ = ["Replay"]
 
 
 class _Given(NamedTuple):
-    """What a call of a layer gave, and the random state that it left."""
+    """What a call of a layer returned, and the random state that it left."""
 
     output: Any
     noise: list[Tensor]
 
 
 class Replay:
-    """What the layers of a network gave before the first tapped call ended.
+    """What the layers of a network returned before the first tapped call ended.
 
     Parameters
     ----------
     network : Module
     tap : Tap
-        Changed are calls from its first one on.
+        What later passes change, from its first call on.
 
     Attributes
     ----------
     n_skipped : int
-        Calls of the tapped layer that are not made in later passes, since they are
-        within layers that are not run.
+        Calls of the tapped layer that later passes do not make, since they are within
+        layers that do not run.
     """
 
     def __init__(self, network: nn.Module, tap: Tap) -> None:
@@ -54,9 +54,9 @@ class Replay:
         self._given: dict[nn.Module, list[_Given]] = {}
 
     def record(self, run: Callable[[], Any]) -> Any:
-        """Make a forward pass, and keep what is known before the tapped call.
+        """Make a forward pass, and keep what layers return before the tapped call.
 
-        Of layers within each other the outermost that end before it are kept.
+        Of nested layers, only the outermost that end before it are kept.
         """
         tapped, of_input = self._tap.layer, self._tap.where == "input"
         kept: list[tuple[nn.Module, _Given]] = []
@@ -64,14 +64,14 @@ class Replay:
         n_tapped, ended = 0, False
         noise: list[Tensor] = []
 
-        def on_begin(layer, args):
+        def on_begin(layer: nn.Module, args: tuple) -> None:
             nonlocal ended
             if ended:
                 return
             ended = of_input and layer is tapped and n_tapped == self._first
             begun.append(len(kept))
 
-        def on_end(layer, args, output):
+        def on_end(layer: nn.Module, args: tuple, output: Any) -> None:
             nonlocal ended, n_tapped, noise
             if ended:
                 return
@@ -97,9 +97,9 @@ class Replay:
         return result
 
     def _looked_at(self) -> list[nn.Module]:
-        """The tapped layer, what contains it, and what stands beside these.
+        """The tapped layer, the layers that contain it, and those beside them.
 
-        What is within the others they give in one.
+        What is inside the others need not be looked at: they return it.
         """
         names = self._tap.name.split(".")
         above = {
@@ -112,7 +112,7 @@ class Replay:
             for child in module.children():
                 if isinstance(child, torch.jit.ScriptModule):
                     continue
-                # Lists and the like are never called themselves.
+                # Lists of layers and the like are never called.
                 if type(child).forward is not nn.Module.forward:
                     found[child] = None
                     if child not in above:
@@ -123,7 +123,7 @@ class Replay:
         return [layer for layer in found if layer is not self._network]
 
     def again(self, run: Callable[[], Any]) -> Any:
-        """Make the pass again, with what is known in the place of the layers."""
+        """Make the pass again, with what is known in place of the layers."""
         with Undo() as undo, undo:
             take_turn(undo)
             for layer, given in self._given.items():
@@ -131,11 +131,11 @@ class Replay:
             return run()
 
     def _stand_in(self, undo: Undo, layer: nn.Module, given: list[_Given]) -> None:
-        """Put a function in the place of a layer's forward, for this thread."""
+        """Replace a layer's forward, for this thread's calls."""
         forward, own = layer.forward, vars(layer).get("forward")
         left = iter(given)
 
-        def known(*args, **kwargs):
+        def known(*args: Any, **kwargs: Any) -> Any:
             one = next(left, None) if has_turn() else None
             if one is None:
                 return forward(*args, **kwargs)
@@ -144,7 +144,7 @@ class Replay:
                 torch.cuda.set_rng_state(state, device)
             return _copied(one.output)
 
-        def put_back():
+        def put_back() -> None:
             if own is not None:
                 layer.forward = own
             elif vars(layer).get("forward") is known:
@@ -160,9 +160,9 @@ class Replay:
 
 
 def _copied(output: Any) -> Any:
-    """The same with copies of its tensors, since later layers may write in place.
+    """The same output with its tensors copied, since later layers may write in place.
 
-    A tensor that is in several places is one in the copy, too.
+    A tensor that is in several places is copied once.
     """
     copies: dict[int, Tensor] = {}
 
@@ -175,6 +175,6 @@ def _copied(output: Any) -> Any:
 
 
 def _accelerators(network: nn.Module) -> list[torch.device]:
-    """Devices beside the CPU that a network draws noise on."""
+    """The CUDA devices on which a network may draw noise."""
     found = {p.device for p in network.parameters() if p.device.type == "cuda"}
     return sorted(found, key=str)

@@ -18,10 +18,10 @@ LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def resize(maps: Tensor, size: Sequence[int], *, nearest: bool = False) -> Tensor:
-    """Maps (N, K, *spatial) at another size (N, K, *size).
+    """Resize maps (N, K, *spatial) to (N, K, *size).
 
-    Enlarged linearly along each axis, or to the nearest value; made smaller by means
-    over the area that each new position covers.
+    They are enlarged linearly along each axis, or to the nearest value; they are made
+    smaller by the mean over the area that each new position covers.
     """
     old, size = tuple(maps.shape[2:]), tuple(size)
     if old == size:
@@ -34,12 +34,12 @@ def resize(maps: Tensor, size: Sequence[int], *, nearest: bool = False) -> Tenso
 
 
 def check_size(size: Any, n_axes: int) -> tuple[int, ...]:
-    """A size for each of ``n_axes`` spatial axes.
+    """Return a size for each of ``n_axes`` spatial axes.
 
     Raises
     ------
     TypeError, ValueError
-        If it is not so many positive ints.
+        If ``size`` is neither a positive int nor that many of them.
     """
     sizes = tuple(size) if isinstance(size, Sequence) else (size,) * n_axes
     if isinstance(size, str) or not all(

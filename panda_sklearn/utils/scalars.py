@@ -1,7 +1,7 @@
 """Checks of single values: numbers, flags, choices, objects.
 
-Floor 2. Each names the argument, what was expected and what came.
-:mod:`panda_sklearn.utils.validation` hands them on with those of arrays.
+Floor 2. Each error names the argument, what was expected and what came.
+:mod:`panda_sklearn.utils.validation` re-exports them.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ __all__ = [
     "shown",
 ]
 
-# The largest number of the precision that networks compute in.
+# The largest number in the precision in which networks compute.
 LARGEST = torch.finfo(torch.float32).max
 
 
 def shown(value: Any) -> str:
-    """A value in few words, for messages."""
+    """Describe a value in a few words, for messages."""
     if isinstance(value, np.ndarray | Tensor):
         return f"an array of shape {tuple(value.shape)} and type {value.dtype}"
     if value is None:
@@ -59,24 +59,24 @@ def is_bool(value: Any) -> bool:
 
 
 def check_flag(name: str, value: Any) -> bool:
-    """True or False; TypeError for anything else, also for what has a truth."""
+    """Return True or False; TypeError for anything else, also for 0 and 1."""
     if not is_bool(value):
         raise TypeError(f"{name} must be True or False, got {shown(value)}.")
     return bool(value)
 
 
 def check_verbose(value: Any) -> int:
-    """A level of verbosity, an int of 0 or more, or a flag."""
+    """Return a level of verbosity: an int of 0 or more, or a flag."""
     return int(value) if is_bool(value) else check_count("verbose", value, at_least=0)
 
 
 def check_index(name: str, index: Any, size: int) -> int:
-    """An index from 0 to size - 1.
+    """Return an index from 0 to size - 1.
 
     Raises
     ------
     TypeError, ValueError
-        If it is no integer, or out of range.
+        If it is not an integer, or out of range.
     """
     if is_bool(index) or not isinstance(index, Integral):
         raise TypeError(
@@ -88,12 +88,12 @@ def check_index(name: str, index: Any, size: int) -> int:
 
 
 def check_indices(name: str, indices: Any, size: int) -> list[int]:
-    """Indices from 0 to size - 1, one at least.
+    """Return one index or more from 0 to size - 1.
 
     Raises
     ------
     TypeError, ValueError
-        If it is no iterable of such ints.
+        If it is not an iterable of such ints.
     """
     items = check_items(name, indices, "a sequence of ints", Iterable)
     found = [check_index(f"each of {name}", index, size) for index in items]
@@ -105,7 +105,7 @@ def check_indices(name: str, indices: Any, size: int) -> list[int]:
 def check_items(
     name: str, values: Any, expected: str, kind: type = Sequence
 ) -> list[Any]:
-    """The items of a sequence, or of an array with one axis, as a list.
+    """Return the items of a sequence, or of an array with one axis, as a list.
 
     Raises
     ------
@@ -122,12 +122,12 @@ def check_items(
 
 
 def check_numbers(name: str, values: Any) -> list[float]:
-    """Finite numbers that fit in single precision, one at least.
+    """Return one finite number or more that fit in single precision.
 
     Raises
     ------
     TypeError, ValueError
-        If it is something else than a sequence of such.
+        If it is not a sequence of such numbers.
     """
     items = check_items(name, values, "a sequence of numbers")
     if not items:
@@ -143,12 +143,12 @@ def check_number(
     at_least: float = -math.inf,
     at_most: float = math.inf,
 ) -> float:
-    """A finite number within bounds.
+    """Return a finite number within bounds.
 
     Raises
     ------
     TypeError, ValueError
-        If it is no number, or not within them.
+        If it is not a number, or not within the bounds.
     """
     if is_bool(value) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {shown(value)}.")
@@ -176,7 +176,7 @@ def check_number(
 def check_single(
     name: str, value: Any, *, above: float = -math.inf, at_least: float = -math.inf
 ) -> float:
-    """A finite number that fits in single precision, within bounds.
+    """Return a finite number within bounds that fits in single precision.
 
     Raises
     ------
@@ -190,12 +190,12 @@ def check_single(
 
 
 def check_count(name: str, value: Any, *, at_least: int = 1) -> int:
-    """An int that is large enough.
+    """Return an int of ``at_least`` or more.
 
     Raises
     ------
     TypeError, ValueError
-        If it is no int, or less than that.
+        If it is not an int, or less than that.
     """
     if is_bool(value) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an int, got {shown(value)}.")
@@ -224,9 +224,9 @@ def check_kind(name: str, value: Any, kind: type, *, hint: str = "") -> None:
 
 
 def check_function(name: str, value: Any, of: str) -> None:
-    """Raise TypeError unless a value is None or a function; ``of`` are its arguments.
+    """Raise TypeError unless a value is None or a function of the arguments ``of``.
 
-    A class is none, whose instance is meant.
+    A class is refused: an instance of it is meant.
     """
     if isinstance(value, type):
         raise TypeError(
@@ -240,12 +240,12 @@ def check_function(name: str, value: Any, of: str) -> None:
 
 
 def check_random_state(random_state: Any) -> np.random.RandomState:
-    """The random numbers that the argument ``random_state`` stands for.
+    """Return the RandomState that the argument ``random_state`` stands for.
 
     Raises
     ------
     TypeError, ValueError
-        If it is something else than an int of 32 bits, a RandomState or None.
+        If it is not a non-negative int of 32 bits, a RandomState or None.
     """
     if isinstance(random_state, Integral) and not is_bool(random_state):
         if not 0 <= int(random_state) < 2**32:
@@ -263,7 +263,7 @@ def check_random_state(random_state: Any) -> np.random.RandomState:
 
 
 def check_value_range(value_range: Any) -> tuple[float, float]:
-    """Two numbers, of black and of white, the second above the first."""
+    """Return the values of black and white, the second above the first."""
     expected = "two numbers (black, white), the second above the first"
     items = check_items("value_range", value_range, expected)
     found = [check_single("each of value_range", edge) for edge in items]

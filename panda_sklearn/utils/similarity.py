@@ -1,4 +1,4 @@
-"""How alike images stay outside of a region.
+"""How similar images remain outside a region.
 
 Floor 2: torch; torchmetrics, the extra "metrics", is imported only where it is used.
 """
@@ -12,7 +12,7 @@ from panda_sklearn.utils.optional import needed
 __all__ = ["LEAST", "check_similarity", "outside_psnr", "outside_ssim"]
 
 
-# Pixels that the windows of SSIM need on each axis: more than half of their eleven.
+# Pixels that SSIM needs on each axis: more than half of its windows' eleven.
 LEAST = 6
 
 
@@ -22,14 +22,14 @@ def check_similarity(spatial: tuple[int, ...]) -> None:
     Raises
     ------
     ValueError
-        If they have other than two or three axes, or one is too short.
+        If they do not have two or three axes, or one is too short.
     ImportError
         If torchmetrics is not installed.
     """
     if len(spatial) not in (2, 3) or min(spatial) < LEAST:
         raise ValueError(
-            f"SSIM needs images of two or three spatial axes, of {LEAST} pixels at "
-            f"least; these have the spatial shape {tuple(spatial)}."
+            "SSIM needs images of two or three spatial axes, of at least "
+            f"{LEAST} pixels each; these have the spatial shape {tuple(spatial)}."
         )
     needed("torchmetrics", "torchmetrics")
 
@@ -37,7 +37,7 @@ def check_similarity(spatial: tuple[int, ...]) -> None:
 def outside_ssim(
     mask: Tensor, images: Tensor, edited: Tensor, value_range: tuple[float, float]
 ) -> Tensor:
-    """Mean of the local similarity of each image, (n,), weighted with 1 - M.
+    """Mean local similarity of each image, weighted by 1 - M, of shape (n,).
 
     Parameters
     ----------
@@ -45,10 +45,10 @@ def outside_ssim(
         M.
 
     images, edited : Tensor of shape (n, channels, *spatial)
-        They are clipped to the range.
+        Clipped to the range.
 
     value_range : tuple of float
-        Black and white.
+        Values of black and white.
     """
     check_similarity(tuple(images.shape[2:]))
     library = needed("torchmetrics.functional.image", "torchmetrics")
@@ -67,9 +67,10 @@ def outside_ssim(
 def outside_psnr(
     mask: Tensor, images: Tensor, edited: Tensor, value_range: tuple[float, float]
 ) -> Tensor:
-    """Peak signal-to-noise ratio of each image, (n,), in decibels, likewise.
+    """Peak signal-to-noise ratio of each image in decibels, of shape (n,).
 
-    Of the mean squared change weighted with 1 - M; infinite where there is none.
+    From the mean squared change weighted by 1 - M; infinite where nothing changes.
+    Parameters are those of :func:`outside_ssim`.
     """
     library = needed("torchmetrics.functional.image", "torchmetrics")
     weights = (1 - mask).to(images).double().unsqueeze(1)

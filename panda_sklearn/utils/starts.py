@@ -1,4 +1,4 @@
-"""Whether ranks and a start given by a user go with data of some shape.
+"""Checks of ranks and of a start given by a user against the shape of the data.
 
 Floor 2: numpy and torch, and :mod:`panda_sklearn.core`.
 """
@@ -17,7 +17,7 @@ from panda_sklearn.utils.validation import check_factor_scale, check_rank, check
 
 __all__ = ["Start", "check_start"]
 
-# Ranks R_C and R_S, and A (C, R_C) and P (S, R_S) if they are given.
+# Ranks R_C and R_S, and A (C, R_C) and P (S, R_S) if given.
 Start = tuple[int, int, tuple[Tensor, Tensor] | None]
 
 
@@ -29,14 +29,14 @@ def check_start(
     *,
     goes_on: bool,
 ) -> Start:
-    """Ranks, and the start if one is given, as a decomposition's parameters say.
+    """Return the ranks, and the start if given, of a decomposition's parameters.
 
-    ``goes_on`` says that they must be those of its factors.
+    With ``goes_on`` the ranks must be those of its fitted factors.
 
     Raises
     ------
     TypeError, ValueError
-        If they do not go with maps of that layout and type, or with each other.
+        If they do not fit maps of that layout and type, or each other.
     """
     start = _start(panda, layout, dtype, constraint)
     if goes_on and start[:2] != (len(panda.appearances_), len(panda.parts_)):

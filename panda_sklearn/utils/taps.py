@@ -1,4 +1,4 @@
-"""Which tensor of a network is meant, in what its layers are given and return.
+"""Which tensor of a network is meant, among the inputs and outputs of its layers.
 
 Floor 2: torch alone. A :class:`Tap` is a description; :mod:`panda_sklearn.utils.hooks`
 attaches to what it describes.
@@ -18,15 +18,15 @@ from panda_sklearn.utils.layouts import CHANNELS_FIRST, FeatureLayout
 
 __all__ = ["Tap", "TapTypeError", "choices_of"]
 
-# How deep containers may lie in each other for a tensor to be found in them.
+# How deeply containers may be nested for a tensor to be found in them.
 DEPTH = 4
 
-# What the blocks of transformers and diffusers call what flows through them.
+# The name of the main input of blocks of transformers and diffusers.
 MAIN_INPUT = "hidden_states"
 
 
 class TapTypeError(TypeError):
-    """What a layer returned or was given holds no tensor to tap."""
+    """A layer's output or input holds no tensor to tap."""
 
 
 @dataclass(frozen=True)
@@ -39,21 +39,22 @@ class Tap:
         The layer's dotted name, for messages.
     layer : Module
     where : {"output", "input", "update"}
-        The layer's output; its first positional input, or a keyword one; or what its
-        output has more than its input.
+        The layer's output; its first positional input, or a keyword input; or its
+        output minus its input.
     select : int, str or None
-        Index or key, where that is a tuple, a list or a dict of several; or the name of
-        a keyword input.
+        Index or key, where the output or input is a tuple, list or dict of several; or
+        the name of a keyword input.
     calls : tuple of int or None
         Which of the layer's calls in one forward pass, from 0, rising; ``None`` is the
         only one.
     layout : FeatureLayout
         How the maps lie in that tensor.
     calls_as : {"samples", "channels", "mean"}
-        What several calls become: samples, those of each sample next to each other;
-        channels, those of each call next to each other; or their mean.
+        What several calls become: samples, with the calls of each sample next to each
+        other; channels, with the channels of each call next to each other; or their
+        mean.
     guidance : int or None
-        Which part of the tensor's first axis holds the samples, where that is several
+        Which part of the tensor's first axis holds the samples, where it is several
         times as long: 0 for the first, -1 for the last. ``None`` is all of it.
     """
 
@@ -73,21 +74,21 @@ class Tap:
 
     @property
     def n_rows(self) -> int:
-        """Rows of activations for each sample."""
+        """How many rows of activations each sample has."""
         return self.n_calls if self.calls_as == "samples" else 1
 
     @property
     def n_slices(self) -> int:
-        """Calls that are stacked along the channels."""
+        """How many calls are stacked along the channels."""
         return self.n_calls if self.calls_as == "channels" else 1
 
     def rows(self, length: int, n_samples: int) -> slice:
-        """Those of the samples, of a tensor whose first axis is so long.
+        """Return which rows of a tensor of that length are the samples'.
 
         Raises
         ------
         ValueError
-            If it is not a multiple of theirs, or shorter than ``guidance`` says.
+            If the length is not a multiple of ``n_samples``, or there is no such part.
         """
         if self.guidance is None or length == n_samples:
             return slice(0, length)
@@ -97,17 +98,17 @@ class Tap:
             raise ValueError(
                 f"Layer {self.name!r} sees {length} rows for {n_samples} samples, of "
                 f"which guidance={self.guidance} cannot pick one for each. Set "
-                "guidance=None, or to a part that there is."
+                "guidance to None, or to a part that exists."
             )
         return slice(which * n_samples, (which + 1) * n_samples)
 
     def keyword(self, args: tuple, kwargs: dict) -> str | None:
-        """The name of the input that is meant; ``None`` for the first positional one.
+        """The name of the tapped input; ``None`` is the first positional one.
 
         Raises
         ------
         ValueError
-            If it is one of several keyword inputs, and not said which.
+            If there are several keyword inputs, and ``select`` does not say which.
         """
         select = self.select
         if self.where == "input" and isinstance(select, str) and select in kwargs:
@@ -126,21 +127,21 @@ class Tap:
         )
 
     def base(self, value: Any) -> Tensor:
-        """An input that the output is compared with; a copy, since layers may write."""
+        """A copy of the input, since layers may write into it."""
         if not isinstance(value, Tensor):
             raise TapTypeError(
                 f"The first input of layer {self.name!r} is of type "
-                f"{type(value).__name__}, expected a tensor: tap='update' is what the "
-                "output has more than it. Tap the output."
+                f"{type(value).__name__}, expected a tensor: tap='update' is the "
+                "output minus it. Tap the output."
             )
         return value.clone()
 
     def maps(self, value: Any, base: Tensor | None) -> Tensor:
-        """The maps in what the layer returned or was given."""
+        """The maps in the layer's output or input."""
         return self.layout.take(self._update(self.pick(value), base))
 
     def put_maps(self, value: Any, maps: Tensor, base: Tensor | None) -> Any:
-        """``value`` with other maps, in the type and memory layout of the former."""
+        """``value`` with other maps, in the dtype and memory layout of its own."""
         picked = self.pick(value)
         changed = self.layout.put(self._update(picked, base), maps.to(picked))
         if base is not None:
@@ -154,8 +155,8 @@ class Tap:
             return picked
         if base.shape != picked.shape:
             raise ValueError(
-                f"tap='update' is what the output of a layer has more than its input, "
-                f"but those of {self.name!r} are of shapes {tuple(picked.shape)} and "
+                "tap='update' is the output of a layer minus its input, but "
+                f"those of {self.name!r} are of shapes {tuple(picked.shape)} and "
                 f"{tuple(base.shape)}. Tap the output."
             )
         return picked - base
@@ -165,8 +166,8 @@ class Tap:
     ) -> list[Tensor]:
         """What is kept of the tapped calls, with the maps of one more.
 
-        Their sum, for means; else all, if ``in_place`` in one tensor with an axis of
-        calls after the samples, so that none is held twice.
+        For means, their sum. Else the maps of each; with ``in_place``, in one tensor
+        with an axis of calls after the samples, so that nothing is held twice.
         """
         if self._averages():
             maps = promoted(maps)
@@ -179,7 +180,7 @@ class Tap:
         return known
 
     def joined(self, kept: list[Tensor]) -> Tensor:
-        """Maps of the tapped calls in one, from what is kept of them."""
+        """The maps of all tapped calls in one tensor, from what is kept of them."""
         if self._averages():
             return kept[0] / self.n_calls
         if self.n_calls == 1:
@@ -191,7 +192,7 @@ class Tap:
         return self.calls_as == "mean" and self.calls is not None
 
     def pick(self, value: Any) -> Tensor:
-        """The tensor in what the layer returned or was given."""
+        """The tapped tensor in the layer's output or input."""
         if isinstance(value, Tensor):
             if self.select is not None:
                 raise ValueError(
@@ -226,16 +227,16 @@ class Tap:
         return picked
 
     def _key(self, choices: list) -> Any:
-        """What to select; the only item where there is but one."""
+        """What to select; without ``select``, the only item."""
         if self.select is None and len(choices) == 1:
             return choices[0]
         return self.select
 
     def put(self, value: Any, tensor: Tensor) -> Any:
-        """``value`` with its picked tensor replaced, in containers of their types.
+        """``value`` with its picked tensor replaced, in containers of the same types.
 
-        Wherever it is among them: blocks return one tensor as their output and as the
-        last of those that skip to others.
+        Wherever it is: blocks return one tensor both as their output and as the last of
+        their skip connections.
         """
         if isinstance(value, Tensor):
             return tensor
@@ -250,7 +251,7 @@ class Tap:
 
 
 def _replaced(value: Any, old: Tensor, new: Tensor, depth: int = 0) -> Any:
-    """``value`` with a tensor replaced, wherever it is; the same if it is nowhere."""
+    """``value`` with a tensor replaced wherever it is; ``value`` itself if nowhere."""
     if value is old:
         return new
     choices = choices_of(value)
@@ -267,7 +268,7 @@ def _replaced(value: Any, old: Tensor, new: Tensor, depth: int = 0) -> Any:
 def _with_item(container: Any, key: Any, item: Any) -> Any:
     """A shallow copy of a container with one item replaced.
 
-    Constructors are the classes' own business, so none is called if that can be.
+    Avoids constructors, which may take other arguments.
     """
     old = container[key]
     if not isinstance(container, tuple):
@@ -287,7 +288,7 @@ def _with_item(container: Any, key: Any, item: Any) -> Any:
 
 
 def _with_attributes(container: Any, old: Any, item: Any) -> Any:
-    """The container, with attributes that hold the old item holding the new one."""
+    """The container, with the new item in attributes that held the old one."""
     slots = (getattr(cls, "__slots__", ()) for cls in type(container).__mro__)
     names = [
         name for some in slots for name in ([some] if isinstance(some, str) else some)
@@ -302,7 +303,7 @@ def _with_attributes(container: Any, old: Any, item: Any) -> Any:
 
 
 def choices_of(value: Any) -> list | None:
-    """Values that ``select`` can take."""
+    """Values that ``select`` can take; ``None`` for what is not a container."""
     if isinstance(value, dict):
         return list(value)
     if isinstance(value, tuple | list):

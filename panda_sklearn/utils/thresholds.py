@@ -1,4 +1,4 @@
-"""Where maps are high: what users give as thresholds, and masks by them.
+"""Thresholds that users give, and masks of where maps reach them.
 
 Floor 2: numpy and torch.
 """
@@ -17,12 +17,15 @@ from panda_sklearn.utils.validation import shown
 
 __all__ = ["check_threshold", "masks_of"]
 
-# Numbers of maps, at their final size, that are thresholded at a time.
+# Elements of maps, at their final size, that are compared at a time.
 BATCH_ELEMENTS = 2**22
 
 
 def check_threshold(threshold: Any) -> tuple[float | None, float | None]:
-    """The level, unless it is the mean, and the quantile, if it is one."""
+    """Return a threshold as (level, quantile).
+
+    "mean" is (None, None), a number (number, None), and a quantile (NaN, quantile).
+    """
     if isinstance(threshold, str) and threshold == "mean":
         return None, None
     if _is_number(threshold):
@@ -50,10 +53,10 @@ def masks_of(
     *,
     upsample_first: bool,
 ) -> Tensor:
-    """Where maps (N, *spatial) reach a level, or the quantile of each, (N, *size).
+    """Where maps (N, *spatial) reach a level, or each map its quantile, (N, *size).
 
-    A few samples at a time, so few that they can be resized at once. They are resized
-    linearly before they are compared; or masks afterwards, to the nearest position.
+    A few samples at a time, to save memory. With ``upsample_first`` maps are resized
+    linearly and then compared; without, masks are resized to the nearest position.
     """
 
     def present(some: Tensor) -> Tensor:

@@ -24,11 +24,11 @@ class Undo:
             undo.note(lambda: lamp.switch(off))
             lamp.switch(on)
 
-    Ctrl-C can come between any two lines: also before the first line of ``__exit__``,
-    which then does nothing. The second ``__exit__`` is for that. For the same reason a
-    step is noted *before* what it undoes; it must do no harm if nothing was done yet,
-    nor when it is taken again after it was cut short; and no ``try`` stands in the
-    block itself, whose first line is no part of the block to Python.
+    Ctrl-C can come between any two lines, also before the first line of ``__exit__``,
+    which then does nothing; the second ``__exit__`` is for that. For the same reason a
+    step is noted *before* what it undoes. A step must do no harm if there is nothing to
+    undo yet, nor when it is taken again after it was cut short. The block takes the
+    place of a ``try``, which could be interrupted before its first line.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Undo:
         self._steps.append(step)
 
     def forget(self) -> None:
-        """Forget all steps: what was done shall stay."""
+        """Forget all steps, so that what was done stays."""
         self._steps.clear()
 
     def __enter__(self) -> Undo:
@@ -59,7 +59,7 @@ class Undo:
                     self._steps[-1]()
                     self._steps.pop()
                     tries = 0
-            except Exception as problem:  # the step's own: the others are taken
+            except Exception as problem:  # of this step; the others are still taken
                 failure = failure or problem
                 self._steps.pop()
             except BaseException as interrupt:

@@ -3,8 +3,9 @@
 Floor 2. Everything is checked here, once, before any work; the floors below trust
 their inputs. ``Interval``, ``StrOptions`` and ``_fit_context`` are not part of
 scikit-learn's public interface: only this module knows where they live. Checks of
-single values are in :mod:`panda_sklearn.utils.scalars`, of the values of arrays in
-:mod:`panda_sklearn.utils.values`.
+single values are in :mod:`panda_sklearn.utils.scalars`, of arrays in
+:mod:`panda_sklearn.utils.array_checks`, of the values of arrays in
+:mod:`panda_sklearn.utils.values`; this module re-exports them.
 """
 
 from __future__ import annotations
@@ -13,12 +14,11 @@ import contextlib
 import functools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Set
-from numbers import Integral, Number
+from collections.abc import Callable, Iterator
+from numbers import Integral
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 import torch
 from sklearn import get_config
 from sklearn.base import BaseEstimator, _fit_context
@@ -27,7 +27,16 @@ from sklearn.utils._param_validation import StrOptions, make_constraint
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from panda_sklearn.utils.arrays import ArrayLike, MapLayout, as_tensor
+from panda_sklearn.utils.array_checks import (
+    NO_ARRAYS,
+    SAMPLES,
+    as_numeric,
+    check_array_like,
+    check_mask,
+    check_values,
+    is_numeric,
+)
+from panda_sklearn.utils.arrays import ArrayLike, MapLayout
 from panda_sklearn.utils.scalars import (
     LARGEST,
     check_choice,
@@ -102,13 +111,12 @@ __all__ = [
     "wants_container",
 ]
 
-# Shapes of input, in the words of the docstrings.
-SAMPLES = "(n_samples, ...)"
+# The shape of input, in the words of the docstrings.
 MAPS = "(n_samples, n_channels, *spatial)"
 
 
 class Interval(_param_validation.Interval):
-    """Numbers within bounds, for parameters; True and False are none."""
+    """Numbers within bounds, for parameters; True and False are not numbers."""
 
     def is_satisfied_by(self, val: Any) -> bool:
         """Whether a parameter is one of them."""
@@ -116,15 +124,12 @@ class Interval(_param_validation.Interval):
 
 
 class Options(_param_validation.Options):
-    """One of some numbers, for parameters; True and False are none."""
+    """One of some numbers, for parameters; True and False are not numbers."""
 
     def is_satisfied_by(self, val: Any) -> bool:
         """Whether a parameter is one of them."""
         return not is_bool(val) and super().is_satisfied_by(val)
 
-
-# What numpy would make an array of, though none was meant.
-NO_ARRAYS = (str, bytes, Set, Mapping)
 
 # What the parameter random_state may be.
 RANDOM_STATE = [
@@ -135,13 +140,13 @@ RANDOM_STATE = [
 
 
 def fit_method(fit: Callable) -> Callable:
-    """Decorate ``fit``: check the parameters first, and lose nothing if it fails.
+    """Decorate ``fit``: check the parameters first, and undo everything if it fails.
 
     After an exception of any kind the estimator has the attributes that it had before.
     """
 
     @functools.wraps(fit)
-    def keep_state(self, *args, **kwargs):
+    def keep_state(self: Any, *args: Any, **kwargs: Any) -> Any:
         state, before = vars(self), dict(vars(self))
 
         def put_back() -> None:
@@ -160,8 +165,8 @@ def fit_method(fit: Callable) -> Callable:
         return checked
 
     @functools.wraps(fit)
-    def check_again(self, *args, **kwargs):
-        check_parameters(self)  # which scikit-learn does at the first batch alone
+    def check_again(self: Any, *args: Any, **kwargs: Any) -> Any:
+        check_parameters(self)  # scikit-learn does so for the first batch only
         return checked(self, *args, **kwargs)
 
     return check_again
@@ -170,19 +175,19 @@ def fit_method(fit: Callable) -> Callable:
 def check_parameters(estimator: BaseEstimator) -> None:
     """Check an estimator's parameters, which ``set_params`` may have changed since fit.
 
-    As ``fit`` does, and with some microseconds cheap enough for every call.
+    These are the checks of ``fit``; they take microseconds.
     """
     if get_config()["skip_parameter_validation"]:
         return
     for name, constraints in _constraints(type(estimator)).items():  # type: ignore[arg-type]
         value = getattr(estimator, name)
         if not any(constraint.is_satisfied_by(value) for constraint in constraints):
-            estimator._validate_params()  # finds the right words
+            estimator._validate_params()  # raises with the right message
 
 
 @functools.cache
 def _constraints(kind: type) -> dict[str, list]:
-    """The constraints of a class of estimators, ready for use."""
+    """The constraints of a class of estimators, as scikit-learn's objects."""
     return {
         name: [make_constraint(constraint) for constraint in constraints]
         for name, constraints in kind._parameter_constraints.items()  # type: ignore[attr-defined]
@@ -199,19 +204,19 @@ def check_numeric_array(
     name: str = "X",
     shape: str = MAPS,
 ) -> ArrayLike:
-    """A numeric, dense, finite array or tensor of two axes or more.
+    """Return X as a numeric, dense, finite array or tensor of two axes or more.
 
     Sets or compares ``n_features_in_`` (and names of columns) for arrays of two axes.
-    Numpy input becomes float32 or float64, unless ``keep_dtype``. Values are not looked
-    at where ``finite`` is false. The user knows it as ``name``, of ``shape``.
+    Numpy input becomes float32 or float64, unless ``keep_dtype``. Values are not
+    checked where ``finite`` is false. ``name`` and ``shape`` are for messages.
 
     Raises
     ------
     TypeError
-        If X is no array, is sparse or holds something other than numbers.
+        If X is not an array, is sparse or holds something other than numbers.
     ValueError
-        If X is complex, holds NaN or infinity, has less than two axes or no samples, or
-        if it is a masked array of which something is masked.
+        If X is complex, holds NaN or infinity, has fewer than two axes or no samples,
+        or is a masked array with masked entries.
     """
     check_array_like(X, name, f"an array of shape {shape}")
     with _named(name):
@@ -223,7 +228,7 @@ def check_numeric_array(
 
 @contextlib.contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Put an argument's name before messages of scikit-learn that lack it."""
+    """Put an argument's name in front of scikit-learn's messages that lack it."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -234,7 +239,7 @@ def _named(name: str) -> Iterator[None]:
 
 
 def _validated(estimator: Any, X: Any, reset: bool, keep_dtype: bool) -> ArrayLike:
-    """What scikit-learn checks, in its words, but for the values."""
+    """Return X after the checks of scikit-learn, except those of the values."""
     if isinstance(X, torch.Tensor) or (isinstance(X, np.ndarray) and is_numeric(X)):
         # Not check_array: it would bring tensors to the host, and for arrays it changes
         # the filters of warnings, which belong to all threads.
@@ -248,13 +253,13 @@ def _validated(estimator: Any, X: Any, reset: bool, keep_dtype: bool) -> ArrayLi
             "dtype": "numeric",
             "order": "C",
             "allow_nd": True,
-            "ensure_all_finite": False,  # check_finite says where, too
+            "ensure_all_finite": False,  # check_finite also says where
         }
         if getattr(X, "ndim", 2) > 2:
             X = check_array(X, **options, estimator=estimator)
         else:
             X = validate_data(estimator, X, reset=reset, **options)
-        if X.dtype.kind == "O":  # as of a list of things that are no floats
+        if X.dtype.kind == "O":  # from a list of things that are not floats
             X = as_numeric(X, "X")
     if isinstance(X, np.ndarray) and not keep_dtype:
         double = X.dtype.kind == "f" and X.dtype.itemsize >= 8
@@ -269,7 +274,7 @@ def check_columns(estimator: Any, X: Any, *, reset: bool) -> None:
 
 
 def check_axes(X: Any) -> None:
-    """What check_array checks, but for the values; in scikit-learn's words."""
+    """Raise ValueError, in scikit-learn's words, unless the shape and type will do."""
     if isinstance(X, torch.Tensor) and X.is_complex():
         raise ValueError(
             "Complex data not supported. Pass real and imaginary parts as channels."
@@ -291,157 +296,8 @@ def check_axes(X: Any) -> None:
         )
 
 
-def check_array_like(values: Any, name: str, expected: str) -> None:
-    """Raise unless a value may be an array of numbers; ``expected`` says which.
-
-    Looks at what it is, not at its values.
-
-    Raises
-    ------
-    TypeError
-        If it is no array, sparse, or of dates.
-    ValueError
-        If it is complex, or a masked array of which something is masked.
-    """
-    wanted = f"{name} must be {expected}, got"
-    if isinstance(values, torch.Tensor):
-        for unfit, found, remedy in (
-            (values.is_quantized, "a quantized tensor", f"Use {name}.dequantize()."),
-            (values.is_nested, "a nested tensor", "Give all samples one shape."),
-            (values.is_meta, "a tensor without values, on 'meta'", "Load it first."),
-        ):
-            if unfit:
-                raise TypeError(f"{wanted} {found}. {remedy}")
-        if values.layout != torch.strided:
-            raise TypeError(
-                f"Sparse input is not supported: {wanted} a tensor of layout "
-                f"{values.layout}. Use {name}.to_dense()."
-            )
-    if scipy.sparse.issparse(values):
-        raise TypeError(
-            f"Sparse input is not supported: {wanted} a {type(values).__name__}. Use "
-            f"{name}.toarray()."
-        )
-    if values is None or isinstance(values, NO_ARRAYS) or _has_no_axis(values):
-        raise TypeError(f"{wanted} {shown(values)}.")
-    if n_masked := _n_masked(values):
-        raise ValueError(
-            f"{wanted} a masked array of which {n_masked} entries are masked. Fill "
-            f"them with {name}.filled(value), or leave out such samples."
-        )
-    kind = _kind(values)
-    if kind == "c":
-        raise ValueError(
-            f"Complex data not supported: {wanted} {shown(values)}. Pass real and "
-            "imaginary parts as channels."
-        )
-    if kind in ("m", "M"):
-        raise TypeError(f"{wanted} {shown(values)}. Turn dates into numbers first.")
-
-
-def _has_no_axis(values: Any) -> bool:
-    """Whether something is a single number, or an array of one without an axis."""
-    return isinstance(values, Number) or getattr(values, "ndim", 1) == 0
-
-
-def _n_masked(values: Any) -> int:
-    """Masked entries of a masked array, or of those in a list."""
-    if isinstance(values, np.ma.MaskedArray):
-        return int(np.ma.count_masked(values))
-    if isinstance(values, list | tuple):
-        return sum(_n_masked(v) for v in values if isinstance(v, np.ma.MaskedArray))
-    return 0
-
-
-def _kind(values: Any) -> str | None:
-    """Numpy's letter for what an array holds; ``None`` if it does not say."""
-    if isinstance(values, torch.Tensor):
-        return "c" if values.is_complex() else None
-    kind = getattr(getattr(values, "dtype", None), "kind", None)
-    return kind if isinstance(kind, str) else None
-
-
-def check_values(
-    values: Any, name: str, shape: str = SAMPLES, *, n_axes: int = 2
-) -> ArrayLike:
-    """A numeric, dense, finite array or tensor that is not empty.
-
-    ``shape`` says for messages what it is to be, ``n_axes`` how many axes that are at
-    least.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it is something else.
-    """
-    array = as_numeric(values, name, f"an array of shape {shape}")
-    if array.ndim < n_axes or 0 in array.shape:
-        raise ValueError(
-            f"{name} must be an array of shape {shape}, got one of shape "
-            f"{tuple(array.shape)}."
-        )
-    check_finite(array, name)
-    return array
-
-
-def check_mask(mask: Any, name: str, shape: str = "(*spatial)") -> torch.Tensor:
-    """A mask as a floating tensor.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it is no array of numbers, or its values are not from 0 to 1.
-    """
-    array = check_values(mask, name, shape, n_axes=1)
-    values = as_tensor(array)
-    low, high = (float(edge) for edge in torch.aminmax(values))
-    if low < 0 or high > 1:
-        raise ValueError(
-            f"A mask has values from 0 to 1, but {name} has values from {low:g} to "
-            f"{high:g}. Divide it by its largest value, or scale a part with "
-            "panda_sklearn.editing.scale_part."
-        )
-    if high == 0:
-        raise ValueError(f"{name} is a mask of zeros: it marks no position.")
-    return values
-
-
-def as_numeric(
-    values: Any, name: str, expected: str = "an array of numbers"
-) -> ArrayLike:
-    """An array or tensor of real numbers, of any shape; ``expected`` says which.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it is something else.
-    """
-    check_array_like(values, name, expected)
-    if isinstance(values, torch.Tensor):
-        return values
-    try:
-        array = np.asarray(values)
-        if array.dtype.kind == "O":
-            array = array.astype(np.float64)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        # Rows of several lengths, or things that are no numbers.
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{name} must be {expected}, got {shown(values)}: {error}") from None
-    check_array_like(array, name, expected)
-    if not is_numeric(array):
-        raise TypeError(f"{name} must be {expected}, got {shown(values)}.")
-    return array
-
-
-def is_numeric(array: ArrayLike) -> bool:
-    """Whether an array holds real numbers or booleans, densely."""
-    if isinstance(array, torch.Tensor):
-        return not array.is_complex() and array.layout == torch.strided
-    return array.dtype.kind in "fiub"
-
-
 def check_device(device: str | torch.device) -> torch.device:
-    """The device, with its index; ValueError if there is none such, or no values."""
+    """Return the device with its index; ValueError if it cannot hold values here."""
     try:
         found = torch.empty(0, device=device).device
         if found.type != "meta":
@@ -458,7 +314,7 @@ def check_device(device: str | torch.device) -> torch.device:
 def find_layout(
     X: Any, *, map_shape: tuple[int, ...] | None, channel_axis: int
 ) -> MapLayout:
-    """How the maps lie in X, from its shape and the two parameters.
+    """Return how the maps lie in X, from its shape and the two parameters.
 
     Raises
     ------
@@ -482,7 +338,7 @@ def find_layout(
             raise ValueError(
                 "Flattened maps are laid out channels first, as map_shape says: "
                 f"channel_axis must be 1 for them, got {channel_axis}. Move the "
-                "channels first before flattening."
+                "channels to the front before flattening."
             )
         if math.prod(map_shape) != n_features:
             raise ValueError(
@@ -520,7 +376,7 @@ def check_same_layout(estimator: Any, X: Any, layout: MapLayout) -> None:
 
 
 def check_rank(name: str, asked: int | None, default: int, limit: int, of: str) -> int:
-    """The rank to use; ValueError if more is asked for than the data have."""
+    """Return the rank to use; ValueError if it is larger than the data allow."""
     if asked is None:
         return default
     if asked > limit:
@@ -532,7 +388,7 @@ def check_rank(name: str, asked: int | None, default: int, limit: int, of: str) 
 
 
 def check_feature_names_in(estimator: Any, input_features: Any) -> None:
-    """Raise ValueError unless ``input_features`` fits what was seen by fit."""
+    """Raise unless ``input_features`` matches what ``fit`` saw."""
     if input_features is None:
         return
     if isinstance(input_features, (*NO_ARRAYS, torch.Tensor)):
@@ -555,5 +411,5 @@ def check_feature_names_in(estimator: Any, input_features: Any) -> None:
 
 
 def wants_container(estimator: Any) -> bool:
-    """Whether ``set_output`` asks for something else than a plain array."""
+    """Whether ``set_output`` asks for something other than a plain array."""
     return _get_output_config("transform", estimator)["dense"] != "default"

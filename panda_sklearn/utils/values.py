@@ -1,7 +1,7 @@
-"""Checks of the values of arrays: finite, and of a size that can be computed with.
+"""Checks of the values of arrays: finite, and neither too large nor too small.
 
-Floor 2: torch. Of whole arrays and, for data that are read in batches, of one batch
-after the other, in the same words.
+Floor 2: torch. They check whole arrays or, for data that are read in batches, one batch
+after the other, with the same messages.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ __all__ = [
 
 
 class ValueCheck:
-    """Looks at the values of samples once, batch by batch, with one look at each.
+    """Checks the values of samples in one pass, batch by batch.
 
-    A :class:`panda_sklearn.core.samples.Check`. Too large a value is found at its
-    batch, too small a largest one at the end.
+    A :class:`panda_sklearn.core.samples.Check`. Values that are too large are found in
+    their batch; whether all are too small is known at the end.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class ValueCheck:
         How samples lie in the user's array.
 
     name : str, default="X"
-        What the user calls that.
+        The user's name for that array.
 
     squared : bool, default=True
         Whether powers of the values will be taken.
@@ -50,9 +50,9 @@ class ValueCheck:
         self._dtype = torch.float32
 
     def see(self, batch: Tensor, start: int) -> None:
-        """Raise ValueError if a value of samples (n, C, S) is not finite or too large.
+        """Raise ValueError if samples (n, C, S) hold a value too large or not finite.
 
-        ``start`` is the index of the first of them.
+        ``start`` is the index of the first sample.
         """
         largest = _largest(batch)
         if not math.isfinite(largest):
@@ -68,7 +68,7 @@ class ValueCheck:
         self._largest = max(self._largest, largest)
 
     def join(self, other: ValueCheck) -> None:
-        """Take what another has seen, of other samples."""
+        """Add what another check has seen of other samples."""
         self._largest = max(self._largest, other._largest)
         self._dtype = other._dtype
 
@@ -82,7 +82,7 @@ class ValueCheck:
 
 
 def check_finite(X: ArrayLike, name: str) -> None:
-    """Raise ValueError that names the first entry which is NaN or infinite."""
+    """Raise ValueError that names the first entry that is NaN or infinite."""
     if isinstance(X, Tensor):
         if not X.is_floating_point():
             return
@@ -95,24 +95,24 @@ def check_finite(X: ArrayLike, name: str) -> None:
 
 
 def check_scale(Z: Tensor, *, squared: bool = True) -> None:
-    """Raise ValueError if sums of the values, or of powers, leave their dtype's range.
+    """Raise ValueError if sums of the values would leave the range of their dtype.
 
-    ``squared`` says that powers are taken.
+    With ``squared``, sums of their powers.
     """
     _check_range(_largest(Z), "X", "X", Z.dtype, *_limits(Z.dtype, squared))
 
 
 def check_factor_scale(factor: Tensor, name: str, dtype: torch.dtype) -> None:
-    """Raise ValueError for a factor too large or small for data of a type.
+    """Raise ValueError for a factor too large or too small for data of a dtype.
 
-    The objective holds the fourth power of each.
+    The objective contains the fourth power of each factor.
     """
     limit = torch.finfo(dtype).max ** 0.125
     _check_range(_largest(factor), name, name, dtype, 1 / limit, limit)
 
 
 def check_fits(values: Any, name: str, dtype: torch.dtype) -> None:
-    """Raise ValueError if values are too large for a dtype that is narrower."""
+    """Raise ValueError if values are too large for a narrower dtype."""
     tensor = isinstance(values, Tensor)
     floating = values.is_floating_point() if tensor else values.dtype.kind == "f"
     if not floating or values.dtype.itemsize <= dtype.itemsize:
@@ -126,20 +126,20 @@ def check_fits(values: Any, name: str, dtype: torch.dtype) -> None:
 
 
 def _batches(X: ArrayLike) -> Iterator[tuple[int, ArrayLike]]:
-    """Views of about 8 M numbers along the first axis, with where each begins."""
+    """Yield views of about 8 M elements along the first axis, each with its start."""
     size = max(1, 2**23 // max(1, math.prod(X.shape[1:])))
     for start in range(0, len(X), size):
         yield start, X[start : start + size]
 
 
 def _largest(T: Tensor) -> float:
-    """The largest magnitude; NaN or infinity if there is any such value."""
+    """The largest magnitude; NaN or infinity if there is such a value."""
     low, high = torch.stack(torch.aminmax(T)).tolist()  # in one pass; NaN if any is
     return max(abs(low), abs(high))
 
 
 def _not_finite(T: Tensor, name: str, start: int) -> ValueError:
-    """What is wrong with samples from ``start`` on, of which some are not finite."""
+    """The error for samples from ``start`` on, some of which are not finite."""
     first = tuple((~T.isfinite()).nonzero()[0].tolist())
     kind = "NaN" if math.isnan(float(T[first])) else "infinity"
     where = ", ".join(map(str, (start + first[0], *first[1:])))
@@ -150,7 +150,7 @@ def _not_finite(T: Tensor, name: str, start: int) -> ValueError:
 
 
 def _limits(dtype: torch.dtype, squared: bool) -> tuple[float, float]:
-    """Between what the largest magnitude of data must be, unless all are zero."""
+    """The least and the most that the largest magnitude of data may be, unless 0."""
     most = torch.finfo(dtype).max ** (0.4 if squared else 0.9)
     return (1 / most if squared else 0.0), most
 

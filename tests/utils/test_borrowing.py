@@ -11,6 +11,7 @@ from panda_sklearn import GeneratorFeatureExtractor
 from panda_sklearn.utils import turns
 from panda_sklearn.utils.borrowing import preserve_random_state, seed_noise
 from panda_sklearn.utils.undo import Undo
+from tests.emulated_cuda import emulated_cuda
 from tests.networks import TinyGenerator, borrowed, run_threads
 
 CPU = torch.device("cpu")
@@ -18,7 +19,7 @@ CPU = torch.device("cpu")
 
 @contextlib.contextmanager
 def fixed_noise(device):
-    """As for one pass of a borrowed network."""
+    """A block in which noise is as in one pass of a borrowed network."""
     with Undo() as undo, undo:
         preserve_random_state(undo, device)
         seed_noise(device)
@@ -128,8 +129,24 @@ def test_a_network_that_cannot_be_moved_is_left_alone(network, monkeypatch):
     assert next(network.parameters()).device == CPU
 
 
+def test_a_pass_of_batches_moves_a_network_once(z):
+    with emulated_cuda() as device:
+        network, moves = TinyGenerator(), []
+        extractor = GeneratorFeatureExtractor(
+            network, "block1", batch_size=1, device=device
+        ).fit(z)
+        to = network.to
+        network.to = lambda where: (moves.append(where), to(where))
+        for _ in extractor.batches(z):
+            assert moves == [device]
+        assert moves == [device, CPU]
+        for _ in extractor.batches(z):
+            break
+        assert next(network.parameters()).device == CPU
+
+
 class Merging(nn.Linear):
-    """A layer that adds its low-rank weights to the others in evaluation mode."""
+    """A layer that merges its low-rank weights into the others in evaluation mode."""
 
     def __init__(self, n_in, n_out):
         super().__init__(n_in, n_out)
@@ -149,7 +166,7 @@ class Merging(nn.Linear):
 
 
 class Frozen(nn.Sequential):
-    """A network that keeps a layer of it in evaluation mode."""
+    """A network that keeps one of its layers in evaluation mode."""
 
     def train(self, mode=True):
         super().train(mode)
@@ -246,7 +263,7 @@ def test_networks_that_share_modules():
     with borrowed(one):
         with borrowed(two):
             assert two.swapped
-        # Its own train() reaches into what is in use.
+        # Its own train() reached into a network that is in use.
         assert not any(m.training for m in one.modules()) and shared[1].merged
     after = [m.training for network in (one, two) for m in network.modules()]
     assert after == modes and not shared[1].merged and not two.swapped
@@ -314,7 +331,7 @@ class BatchStatistics(nn.Sequential):
 
 
 class Fuses(nn.Linear):
-    """Changes its weights in ``eval``, which torch asks of the outermost alone."""
+    """Changes its weights in ``eval``, which torch calls for the outermost only."""
 
     def eval(self):
         raise AssertionError("asked")

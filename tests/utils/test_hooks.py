@@ -1,4 +1,4 @@
-"""Looking into networks."""
+"""Capturing and replacing tensors of networks."""
 
 import threading
 import warnings
@@ -180,7 +180,7 @@ def test_unclear_taps(z, name, options, kind, match):
 
 
 def test_threads_see_their_own_activations(network):
-    """Many threads on one network in train mode, each with latents of its own."""
+    """Many threads use one network in train mode, each with its own latents."""
     network.train()
     latents = torch.randn(8, 2, 6, generator=torch.Generator().manual_seed(0))
     with borrowed(network, CPU):
@@ -312,7 +312,7 @@ def test_other_people_s_hooks_stay_and_see_the_replacement(network, z):
 
 
 def test_spectral_norm_by_hooks_goes_on(z):
-    """torch's older spectral norm is a hook of the layer that it normalises."""
+    """torch's older spectral norm is a hook on the layer that it normalises."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         normed = nn.utils.spectral_norm(nn.Linear(6, 5))

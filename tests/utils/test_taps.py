@@ -1,4 +1,4 @@
-"""What networks of today give and take: keywords, steps, guided batches, updates."""
+"""Inputs and outputs of today's networks: keywords, steps, guided batches, updates."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ class Block(nn.Module):
 
 
 class Single(nn.Module):
-    """Returns a tuple of one, and writes into its input."""
+    """Returns a tuple of one tensor, and writes into its input."""
 
     def forward(self, x):
         return (x.mul_(3),)
@@ -247,7 +247,7 @@ def test_a_tuple_of_one_needs_no_selection(z):
 
 
 def test_a_tensor_that_is_returned_twice_is_replaced_twice(z):
-    """The hidden state of a down block is the last that skips to the up blocks."""
+    """The hidden state of a down block is also its last skip connection."""
     network = Steps(n_steps=1)
     edited = replace(at(network, select=0), lambda x, moment: x + 1, lambda: network(z))
     torch.testing.assert_close(edited, network(z) + 4)

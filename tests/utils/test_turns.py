@@ -30,7 +30,7 @@ def test_turns_come_in_the_order_in_which_they_were_asked_for():
     order = []
 
     def work(i):
-        while len(turns._line) != 1 + i:  # each stands behind those before
+        while len(turns._line) != 1 + i:  # each stands behind the ones before
             pass
         with Undo() as undo, undo:
             take_turn(undo)
@@ -45,11 +45,35 @@ def test_turns_come_in_the_order_in_which_they_were_asked_for():
         while len(turns._line) != 5:
             pass
         with Undo() as further, further:
-            take_turn(further)  # the others wait on
+            take_turn(further)  # the others go on waiting
         assert order == []
     for thread in threads:
         thread.join()
     assert order == [0, 1, 2, 3]
+
+
+def test_an_interrupt_while_waiting(monkeypatch):
+    begun, done = threading.Event(), threading.Event()
+
+    def work():
+        with Undo() as undo, undo:
+            take_turn(undo)
+            begun.set()
+            done.wait(60)
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    begun.wait(60)
+    monkeypatch.setattr(turns._changed, "wait", interrupt)
+    with pytest.raises(KeyboardInterrupt), Undo() as undo, undo:
+        take_turn(undo)
+    assert len(turns._line) == 1 and not has_turn()
+    done.set()
+    thread.join()
+    assert not turns._line
 
 
 def test_threads_that_ask_for_each_other_s_networks(z):
@@ -76,7 +100,7 @@ def test_threads_that_ask_for_each_other_s_networks(z):
 
 
 def test_a_pass_of_batches_leaves_others_their_turns(network, z):
-    """Also where it waits for them, or is given up in another thread."""
+    """Also where its thread waits for them, or another thread closes it."""
     network.train()
     extractor = GeneratorFeatureExtractor(network, "block1", batch_size=1).fit(z)
     expected = extractor.transform(z)
@@ -93,7 +117,7 @@ def test_a_pass_of_batches_leaves_others_their_turns(network, z):
 
 
 def test_networks_that_start_threads_are_refused(z):
-    """What layers give in other threads is not seen, nor taken for something else."""
+    """What layers return in threads of the network's own is not seen."""
 
     class Parallel(nn.Module):
         def __init__(self):
@@ -112,7 +136,7 @@ def test_networks_that_start_threads_are_refused(z):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.parametrize("own", [True, False])
 def test_a_process_forked_in_a_turn(own):
-    """The turn of a thread that did not come along is over; one's own goes on."""
+    """The turn of another thread, which the child lacks, is over; one's own goes on."""
     begun, done = threading.Event(), threading.Event()
 
     def work():

@@ -35,7 +35,7 @@ class Interrupts:
 
 
 def interrupted(act, first, then=None):
-    """Whether that many lines ran, and where it was interrupted."""
+    """Where an act was interrupted; empty if it ended before."""
     tracer, before = Interrupts(first, then), sys.gettrace()
     sys.settrace(tracer)
     try:
@@ -150,8 +150,8 @@ def test_a_failed_fit_is_undone_wherever_it_is_interrupted():
     with torch.autocast("cpu", torch.bfloat16):
         n_lines = count_lines(lambda: uninterrupted.fit(X + 1))
     assert n_lines > 2000
-    # Some of the thousands of lines, and the last ones, which put the state back or,
-    # the fit being whole, let it stay.
+    # Some of the thousands of lines, and all of the last ones, which put the state back
+    # or, once the fit is complete, let it stay.
     n_undone = n_whole = 0
     some = [*range(411, n_lines - 60, 411), *range(n_lines - 60, n_lines - 20, 2)]
     for first in [*some, *range(n_lines - 20, n_lines - 2)]:

@@ -1,4 +1,4 @@
-"""Values that cannot be computed with, found in whole arrays and batch by batch."""
+"""Values too large, too small or not finite, in whole arrays and batch by batch."""
 
 import numpy as np
 import pytest
