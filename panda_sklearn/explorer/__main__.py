@@ -12,18 +12,22 @@ from types import FrameType
 
 
 def main() -> None:
-    """Open the page, and leave no file when it ends."""
+    """Serve the page, and delete its files when it ends."""
     parser = argparse.ArgumentParser(
         prog="python -m panda_sklearn.explorer",
-        description="A page to look at the parts of the face generator, and to edit.",
+        description="Serve a page on which to look at the face generator's parts and "
+        "to edit its images.",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument(
-        "--port", type=int, default=None, help="default: the first free from 7860"
+        "--port",
+        type=int,
+        default=None,
+        help="port to listen on; default: the first free one from 7860",
     )
     options = parser.parse_args()
     folder = tempfile.mkdtemp(prefix="panda_explorer_")
-    # Before gradio is imported, which reads them then.
+    # Gradio reads these when it is imported.
     os.environ["GRADIO_TEMP_DIR"] = folder
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 

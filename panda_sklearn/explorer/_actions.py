@@ -1,7 +1,7 @@
 """What a visitor can do: functions from one session to the next.
 
-What cannot be done raises a ValueError whose message the page shows; the session is
-then as it was.
+What cannot be done raises a ValueError or a TypeError, whose message the page shows.
+The session stays as it was.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ __all__ = [
     "with_images",
 ]
 
-N_FOUND, N_LATENTS = 5, 8  # directions, and the images that they are found on
+N_FOUND, N_LATENTS = 5, 8  # directions to find, and images to find them on
 LONGEST_NAME = 60
 
 
 def start(explored: Explored) -> Session:
-    """What a new visitor sees."""
+    """The session of a new visitor."""
     latents = explored.draw(8, 0)
     source = _source(explored, 8, 0, explored.truncation)
     return Session(explored.editor, latents, source, truncation=explored.truncation)
@@ -61,10 +61,12 @@ def draw(
     seed: Any,
     truncation: Any = None,
 ) -> Session:
-    """Draw other images; the edits stay."""
+    """Draw other images and keep the edits."""
     n = check_count("The number of images", n)
     if n > MOST_IMAGES:
-        raise ValueError(f"At most {MOST_IMAGES} images are drawn, got {n}.")
+        raise ValueError(
+            f"The number of images must be at most {MOST_IMAGES}, got {n}."
+        )
     seed = check_count("The seed", seed, at_least=0)
     if seed >= 2**32:
         raise ValueError(f"The seed must be below 2**32, got {seed}.")
@@ -89,7 +91,7 @@ def draw(
 
 
 def pick(session: Session, images: Iterable[int]) -> Session:
-    """Pick the images that are edited."""
+    """Pick the images to edit."""
     picked = tuple(
         sorted(set(check_indices("image", list(images), len(session.latents))))
     )
@@ -97,7 +99,7 @@ def pick(session: Session, images: Iterable[int]) -> Session:
 
 
 def put_parts(session: Session, parts: Sequence[int]) -> Session:
-    """Go to a part, or to several as one."""
+    """Choose a part, or several to edit as one."""
     n = len(session.editor.decomposition.parts_)
     parts = tuple(check_indices("part", list(parts), n))
     part = parts[0] if len(parts) == 1 else parts
@@ -105,9 +107,10 @@ def put_parts(session: Session, parts: Sequence[int]) -> Session:
 
 
 def point_at(session: Session, row: float, column: float) -> Session:
-    """Go to the part that is strongest at a point of the image, from 0 to 1 each way.
+    """Choose the part that is strongest at a point of the image.
 
-    Parts are compared as edits use them, each from 0 to 1.
+    Row and column are from 0 to 1. Parts are compared as edits use them, each scaled to
+    reach from 0 to 1.
     """
     parts = torch.as_tensor(session.editor.decomposition.parts_).flatten(1)
     low, high = parts.amin(dim=1), parts.amax(dim=1)
@@ -120,7 +123,7 @@ def point_at(session: Session, row: float, column: float) -> Session:
 
 
 def paint(explored: Explored, session: Session, mask: Tensor) -> Session:
-    """Go to a region that was painted: values from 0 to 1 at the images' size."""
+    """Choose a painted region, a mask of the images' size with values from 0 to 1."""
     if tuple(mask.shape) != explored.image_size:
         raise ValueError(
             f"The region must be of shape {explored.image_size}, got "
@@ -128,32 +131,32 @@ def paint(explored: Explored, session: Session, mask: Tensor) -> Session:
         )
     if not mask.any():
         raise ValueError("Nothing is painted: paint over the image first.")
-    if session.kind in ("variation", "direction"):  # of which there are none there
+    if session.kind in ("variation", "direction"):  # a painted region has none yet
         session = session.but(kind="appearance", index=0)
     return _elsewhere(session, mask)
 
 
 def _elsewhere(session: Session, part: Any) -> Session:
-    """The session at another part: directions are of the old one."""
+    """The session at another part, without the directions of the old one."""
     kind = "variation" if session.kind == "direction" else session.kind
     index = session.index if kind == session.kind else 0
     return session.but(part=part, directions=None, kind=kind, index=index)
 
 
 def refine(session: Session, on: bool) -> Session:
-    """Refine parts to each image, or not."""
+    """Choose whether parts are refined to each image."""
     return session.but(refine=bool(on))
 
 
 def choose(session: Session, kind: str, index: int = 0) -> Session:
-    """Choose what the next edit adds."""
+    """Choose what the next edit changes."""
     check_choice("kind", kind, KINDS)
     count = n_of(session, kind)
     if count == 0:
         raise ValueError(
-            "No directions are found for this part yet: press Find."
+            "No directions have been found for this part: press Find directions."
             if kind == "direction"
-            else "A painted region has no variations: choose appearances, or find "
+            else "A painted region has no variations: choose an appearance, or find "
             "directions for it."
         )
     (index,) = check_indices(kind, [index], count)
@@ -161,7 +164,7 @@ def choose(session: Session, kind: str, index: int = 0) -> Session:
 
 
 def n_of(session: Session, kind: str) -> int:
-    """How many there are to choose from."""
+    """How many changes of a kind there are to choose from."""
     panda = session.editor.decomposition
     if kind == "direction":
         return 0 if session.directions is None else len(session.directions)
@@ -173,7 +176,7 @@ def n_of(session: Session, kind: str) -> int:
 
 
 def find(explored: Explored, session: Session, verbose: int = 0) -> Session:
-    """Find directions that change the region and little else."""
+    """Find directions that change the chosen region and little else."""
     where = list(session.parts) or session.part
     if isinstance(where, Tensor):
         where = _at_layer(session, where)
@@ -186,10 +189,13 @@ def find(explored: Explored, session: Session, verbose: int = 0) -> Session:
 
 
 def with_directions(session: Session, found: Session) -> Session:
-    """The session with the directions of another, if these are of the same part."""
+    """The session with the directions of another that is at the same part."""
     learnt = bool(found.parts) and found.parts == session.parts
     if found.part is not session.part and not learnt:
-        raise ValueError("The directions that were found are of another part.")
+        raise ValueError(
+            "You have gone to another part while directions were found for the last: "
+            "press Find directions again."
+        )
     return session.but(directions=found.directions, kind="direction", index=0)
 
 
@@ -207,9 +213,9 @@ def _at_layer(session: Session, mask: Tensor) -> Tensor:
 
 
 def edit_of(session: Session, strength: float, name: str | None = None) -> Edit:
-    """What has been chosen, as an edit.
+    """The chosen change as an edit.
 
-    Of a transfer the strength is fifths of the way, so that one slider suits all.
+    The strength of a transfer is in fifths of the way, so that one slider suits all.
     """
     part = list(session.parts) or session.part
     if len(session.parts) == 1:
@@ -234,11 +240,11 @@ def edit_of(session: Session, strength: float, name: str | None = None) -> Edit:
 def keep(
     explored: Explored, session: Session, strength: Any, name: str | None = None
 ) -> Session:
-    """Put the chosen edit on the stack."""
+    """Add the chosen edit to the stack."""
     strength = check_single("The strength", strength)
     if strength == 0:
         raise ValueError(
-            "At a strength of 0 there is nothing to keep: move the slider."
+            "An edit of strength 0 changes nothing: move the slider first."
         )
     name = (name or "").strip()[:LONGEST_NAME] or _described(session)
     with explored.lock:
@@ -247,7 +253,7 @@ def keep(
 
 
 def _described(session: Session) -> str:
-    """A name for an edit that was given none."""
+    """A name for an edit that has none."""
     place = (
         "region" if not session.parts else "part " + ", ".join(map(str, session.parts))
     )
@@ -260,7 +266,7 @@ def _described(session: Session) -> str:
 
 
 def _unused(session: Session, name: str) -> str:
-    """The name, with a number if there is an edit of that name."""
+    """The name, with a number if another edit has it already."""
     names = {kept.edit.name for kept in session.stack}
     found, n = name, 2
     while found in names:
@@ -269,7 +275,7 @@ def _unused(session: Session, name: str) -> str:
 
 
 def switch(session: Session, names: Iterable[str]) -> Session:
-    """Apply the kept edits of these names, and no others."""
+    """Apply the kept edits with these names, and no others."""
     names = set(names)
     stack = tuple(replace(kept, on=kept.edit.name in names) for kept in session.stack)
     if [kept.on for kept in stack] == [kept.on for kept in session.stack]:
@@ -278,19 +284,19 @@ def switch(session: Session, names: Iterable[str]) -> Session:
 
 
 def undo(session: Session) -> Session:
-    """Take back the last change of the stack."""
+    """Undo the last change of the stack."""
     if not session.past:
         raise ValueError("There is nothing to undo.")
     return session.but(stack=session.past[-1], past=session.past[:-1])
 
 
 def reset(session: Session) -> Session:
-    """Take all edits off the stack; this, too, can be undone."""
+    """Remove all edits from the stack. This can be undone, too."""
     return session.with_stack(()) if session.stack else session
 
 
 def add_all(explored: Explored, session: Session, edits: Sequence[Edit]) -> Session:
-    """Put edits from a file on the stack, once they are known to work here."""
+    """Add edits from a file to the stack, after a trial."""
     stack = session.stack
     for edit in edits:
         named = edit.name or "from a file"
@@ -298,22 +304,22 @@ def add_all(explored: Explored, session: Session, edits: Sequence[Edit]) -> Sess
         stack = (*stack, Kept(replace(edit, name=name)))
     two = session.latents[[0, min(1, len(session.latents) - 1)]]
     with explored.lock:
-        for latents in (two[:1], two):  # whatever number is picked later
+        for latents in (two[:1], two):  # so that they work for one image and several
             session.editor.edit(latents, [kept.edit for kept in stack])
     return session.with_stack(stack)
 
 
 def _fits(session: Session, explored: Explored) -> bool:
-    """Whether the session's latents are of the kind that is drawn."""
+    """Whether the session's latents have the shape of those that are drawn."""
     shape = explored.editor.extractor.latent_shape_
     return session.editor.extractor.latent_shape_ == shape
 
 
 def _source(explored: Explored, n: int, seed: int, truncation: float | None) -> str:
-    """Python lines that make an editor and latents."""
+    """The Python lines that make an editor and latents."""
     recipe = explored.recipe.replace("TRUNCATION", repr(truncation))
     if recipe == explored.recipe and truncation != explored.truncation:
-        recipe += f"\n# of which the images shown have another truncation, {truncation}"
+        recipe += f"\n# The images shown have another truncation than it: {truncation}"
     if explored.has_draw:
         return f"{recipe}\nlatents = draw({n}, {seed})"
     return (

@@ -28,28 +28,29 @@ __all__ = ["MOST_IMAGES", "N_SAMPLES", "Explored"]
 
 MOST_IMAGES = 12
 
-MOST_PREPARED = 8  # sets of picked images
+MOST_PREPARED = 8  # sets of picked images of which layers are remembered
 
-# Latents to learn their mean and spread from, for inversion.
+# Latents whose mean and spread inversion starts from.
 N_SAMPLES = 500
 
 
 class Explored:
-    """An editor, and how latents for it are drawn; shared by all visitors.
+    """An editor, and how latents for it are drawn. All visitors share it.
 
     Parameters
     ----------
     editor : LocalEditor
-        Of a generator of images with one or three colours.
+        An editor whose generator makes images with one or three colours.
 
     draw : callable or None
-        ``draw(n, seed)`` gives latents; ``None`` samples them.
+        ``draw(n, seed)`` returns n latents. ``None`` draws them with
+        ``sample_latents``.
 
     value_range : tuple of float
-        Values of black and white.
+        Values of black and white in the images.
 
     recipe : str
-        Python lines that make ``editor``, for visitors who go on without the page.
+        The Python lines that make ``editor``, for visitors who go on without the page.
 
     Attributes
     ----------
@@ -60,13 +61,13 @@ class Explored:
         Height and width of the images.
 
     has_draw : bool
-        Whether latents are drawn by a function that was given.
+        Whether ``draw`` was given.
 
     lock : RLock
-        Held while the network runs: visitors take turns.
+        Held while the network runs, so that visitors take turns.
 
     truncation : float or None
-        Of the editor as it was given; ``None`` if its network knows none.
+        The truncation of the given editor; ``None`` if its network has none.
     """
 
     def __init__(
@@ -82,26 +83,26 @@ class Explored:
         shape = editor.extractor.image_shape_
         if shape is None or len(shape) != 3 or shape[0] not in (1, 3):
             raise ValueError(
-                "The page shows images of shape (1 or 3, height, width), but the "
-                f"editor's generator gives {shape}."
+                "editor must be of a generator of images of shape (1 or 3, height, "
+                f"width), got one of images of shape {shape}."
             )
         self.editor, self.recipe = editor, recipe
         maps = editor.decomposition.map_shape_
         if len(maps) != 3:
             raise ValueError(
-                "The page shows maps of shape (n_channels, height, width), but the "
-                f"editor's decomposition is of {maps}."
+                "editor must have a decomposition of maps of shape (n_channels, "
+                f"height, width), got one of maps of shape {maps}."
             )
         extractor = editor.extractor
         if extractor.calls_as == "samples" and extractor.n_calls_ > 1:
             raise ValueError(
-                "The extractor takes several calls as samples, whose parts lie "
-                "elsewhere in each: take one call, or calls_as='channels'."
+                "The editor's extractor takes several calls as samples, but the page "
+                "shows one map of each part: use one call, or calls_as='channels'."
             )
         if _has_conditions(extractor):
             raise ValueError(
-                "The generator has a condition for each sample, by its number, but "
-                "images are picked here in any order: give it one for all."
+                "The editor's generator has conditions by the number of the sample, "
+                "but images are picked in any order here: use one condition for all."
             )
         self.n_colors, height, width = shape
         self.image_size = (height, width)
@@ -115,7 +116,7 @@ class Explored:
         self._prepared: OrderedDict[tuple, tuple] = OrderedDict()
 
     def draw(self, n: int, seed: int) -> Tensor:
-        """Latents of new images."""
+        """Latents of n new images."""
         if self._draw is not None:
             return torch.as_tensor(self._draw(n, seed))
         extractor = self.editor.extractor
@@ -124,7 +125,7 @@ class Explored:
         )
 
     def editor_for(self, decomposition: Any, truncation: float | None) -> LocalEditor:
-        """An editor at another truncation, or with other factors."""
+        """An editor with this decomposition, at this truncation."""
         with self.lock:
             if truncation not in self._extractors:
                 extractor = self._truncated(truncation)
@@ -132,15 +133,15 @@ class Explored:
             return LocalEditor(self._extractors[truncation], decomposition)
 
     def prepared(self, session: Session) -> PreparedImages:
-        """A session's picked images, of which edits do not compute all anew.
+        """The picked images of a session, prepared for many edits.
 
-        Of the last sessions that were looked at: what is kept takes memory.
+        Those of the last few sessions are kept; each takes memory.
         """
         key = (id(session.editor), id(session.latents), session.picked)
         with self.lock:
             if key not in self._prepared:
                 images = session.editor.prepare(session.chosen)
-                # The editor and the latents are kept for their ids.
+                # The editor and the latents are kept so that their ids stay theirs.
                 self._prepared[key] = (images, session.editor, session.latents)
                 if len(self._prepared) > MOST_PREPARED:
                     self._prepared.popitem(last=False)
@@ -148,13 +149,14 @@ class Explored:
             return self._prepared[key][0]
 
     def for_photographs(self) -> GeneratorFeatureExtractor:
-        """An extractor whose latents match photographs best."""
+        """The extractor whose latents match photographs best."""
         with self.lock:
             if self._for_photographs is None:
                 self._for_photographs = self._with_codes()
             return self._for_photographs
 
     def _truncated(self, truncation: float | None) -> GeneratorFeatureExtractor:
+        """The extractor at another truncation, not fitted."""
         extractor = clone(self.editor.extractor)
         forward = extractor.forward
         if forward is None:
@@ -164,7 +166,7 @@ class Explored:
         )
 
     def _with_codes(self) -> GeneratorFeatureExtractor:
-        """With a code for each layer, where the generator takes such."""
+        """The extractor with a code for each layer, if its generator takes these."""
         extractor = self.editor.extractor
         forward = extractor.forward
         if forward is None and hasattr(extractor.generator, "style_mean"):
@@ -179,7 +181,7 @@ class Explored:
         return clone(extractor).set_params(forward=forward).fit(latents)
 
     def samples_for(self, extractor: GeneratorFeatureExtractor) -> Any:
-        """Latents that inversion starts from; ``None`` draws them."""
+        """Latents that inversion starts from; with ``None`` it draws them."""
         if extractor is self.editor.extractor:
             return None if self._draw is None else self.draw(N_SAMPLES, 0)
         return sample_latents(
@@ -188,7 +190,7 @@ class Explored:
 
 
 def _has_conditions(extractor: GeneratorFeatureExtractor) -> bool:
-    """Whether what a sample is made from depends on its number."""
+    """Whether the image of a latent depends on its number among the samples."""
     generator = extractor.generator
     if extractor.forward is not None:
         return takes_rows(extractor.forward)
@@ -199,7 +201,7 @@ def _has_conditions(extractor: GeneratorFeatureExtractor) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Truncated:
-    """How the face generator is called at a truncation of its own."""
+    """Calls the face generator at another truncation than its own."""
 
     truncation: float | None
 
@@ -208,7 +210,7 @@ class _Truncated:
 
 
 def _truncation(extractor: GeneratorFeatureExtractor) -> float | None:
-    """How far latents are pulled to their mean; ``None`` if that cannot be said."""
+    """How far latents are pulled to their mean; ``None`` if that is not known."""
     forward = extractor.forward
     if forward is None:
         return getattr(extractor.generator, "truncation", None)

@@ -49,21 +49,21 @@ def edits_as_bytes(session: Session) -> bytes:
 
 
 def read_edits(explored: Explored, session: Session, path: Any) -> Session:
-    """Put the edits of a file on the stack."""
+    """Add the edits of a file to the stack."""
     path = _checked(path, "edits")
     edits = _read(path, lambda p: load_edits(p, session.editor.decomposition))
     return add_all(explored, session, edits)
 
 
 def read_factors(explored: Explored, session: Session, path: Any) -> Session:
-    """Go on with the decomposition of a file; the edits of the old one go."""
+    """Go on with the decomposition of a file, without the edits of the old one."""
     path = _checked(path, "factors")
     panda = _read(path, PartsAppearanceDecomposition.load)
     layer, own = getattr(panda, "layer_", None), session.editor.extractor.layer
     if layer is not None and layer != own:
         raise ValueError(
-            f"These factors are of layer {layer!r}, but this page shows {own!r}. Fit "
-            "them on that, or open the page with an editor of theirs."
+            f"These factors are of layer {layer!r}, but this page shows layer {own!r}. "
+            "Fit them on that layer, or open the page with an editor that has them."
         )
     with explored.lock, warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -86,8 +86,11 @@ def read_factors(explored: Explored, session: Session, path: Any) -> Session:
 
 
 def read_photograph(explored: Explored, path: Any) -> Tensor:
-    """A photograph's square middle as one image in the generator's units."""
-    from PIL import Image, ImageOps, UnidentifiedImageError  # which gradio brings
+    """The middle of a photograph as an image (1, n_colors, height, width).
+
+    Its values are in the generator's units.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError  # installed with gradio
 
     path = _checked(path, "photograph")
     try:
@@ -95,14 +98,14 @@ def read_photograph(explored: Explored, path: Any) -> Tensor:
             pixels = image.width * image.height
             if pixels > MOST_PIXELS:
                 raise ValueError(
-                    f"The photograph has {pixels / 1e6:.0f} million pixels, of at most "
-                    f"{MOST_PIXELS / 1e6:.0f}: make it smaller first."
+                    f"The photograph has {pixels / 1e6:.0f} million pixels, but at "
+                    f"most {MOST_PIXELS / 1e6:.0f} are allowed: make it smaller first."
                 )
             image.draft("RGB", (4 * explored.image_size[1], 4 * explored.image_size[0]))
             whole = ImageOps.exif_transpose(image).convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError):
         raise ValueError(
-            "This is no photograph that can be read: give a JPEG, PNG or WebP file."
+            "The file is not a photograph that can be read: use JPEG, PNG or WebP."
         ) from None
     height, width = explored.image_size
     fitted = ImageOps.fit(whole, (width, height), Image.Resampling.LANCZOS)
@@ -117,13 +120,13 @@ def read_photograph(explored: Explored, path: Any) -> Tensor:
 def invert_photograph(
     explored: Explored, session: Session, path: Any, verbose: int = 0
 ) -> tuple[Session, str]:
-    """Go on with a photograph in the place of drawn images, and how far off it is."""
+    """Replace the images by a photograph; also returns a text on how close it is."""
     image = read_photograph(explored, path)
     extractor = explored.for_photographs()
     with explored.lock:
         editor = LocalEditor(extractor, session.editor.decomposition)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # what follows says it
+            warnings.simplefilter("ignore", UserWarning)  # the text says it
             found = invert(
                 extractor,
                 image,
@@ -138,16 +141,16 @@ def invert_photograph(
     text = f"{off:.0%} of the photograph's variance is not matched."
     if off > 0.3:
         text += (
-            " That is much: the face may lie other than the generator's do. Crop it so "
-            "that eyes and mouth are where those of the drawn images are."
+            " That is a lot. Crop the photograph so that eyes and mouth are where they "
+            "are in the drawn images."
         )
     source = f"{session.source}\n{_recipe(explored, extractor)}"
-    # Without a truncation: that of the next images has to be set anew.
+    # Truncation None: the next images that are drawn get an editor of their own.
     return session.with_images(editor, torch.as_tensor(latents), source, None), text
 
 
 def _recipe(explored: Explored, extractor: GeneratorFeatureExtractor) -> str:
-    """Python lines that invert a photograph as the page does."""
+    """The Python lines that invert a photograph as the page does."""
     lines = [
         "photograph = ...  # (1, colours, height, width), in the generator's units",
         "from panda_sklearn.editing import invert",
@@ -179,21 +182,21 @@ def _recipe(explored: Explored, extractor: GeneratorFeatureExtractor) -> str:
 
 
 def _checked(path: Any, what: str) -> Path:
-    """The path of an uploaded file that is not too large."""
+    """The path of an uploaded file; raises ValueError if it is too large."""
     if not path:
         raise ValueError("No file was given.")
     path = Path(os.fspath(path))
     size, most = path.stat().st_size, MOST_BYTES[what]
     if size > most:
         raise ValueError(
-            f"The file has {size / MEGABYTE:.0f} megabytes, of at most "
-            f"{most / MEGABYTE:.0f}."
+            f"The file has {size / MEGABYTE:.0f} megabytes, but at most "
+            f"{most / MEGABYTE:.0f} are allowed."
         )
     return path
 
 
 def _read(path: Path, load: Any) -> Any:
-    """What a file holds; messages name it as the visitor does."""
+    """What a file holds. Messages have its name, not where the server keeps it."""
     try:
         return load(path)
     except (ValueError, TypeError) as error:

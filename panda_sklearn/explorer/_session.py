@@ -11,7 +11,7 @@ from panda_sklearn.editing import Edit, LocalEditor
 
 __all__ = ["KINDS", "Kept", "Session"]
 
-# What can be added at a part.
+# Kinds of change at a part.
 KINDS = ("variation", "appearance", "direction", "transfer")
 
 
@@ -22,7 +22,7 @@ class Kept:
     Attributes
     ----------
     edit : Edit
-        With a name.
+        The edit, with a name.
     on : bool
         Whether it is applied.
     """
@@ -38,30 +38,31 @@ class Session:
     Attributes
     ----------
     editor : LocalEditor
-        At the visitor's truncation, with the visitor's factors.
+        An editor at the visitor's truncation, with the visitor's factors.
     latents : Tensor of shape (n, ...)
-        Of the images that were drawn.
+        Latents of the images to choose from.
     source : str
         The Python lines that make ``editor`` and ``latents``.
     factors : str
-        The lines that give the editor the factors of a file; none of its own.
+        The lines that give the editor the factors of a file; "" for its own.
     truncation : float or None
+        Truncation of the images.
     picked : tuple of int
-        The images that are edited, one at least.
+        Indices of the images that are edited, at least one.
     part : int, tuple of int or Tensor
         Where the next edit is: a part, several, or a painted region (height, width).
     kind : {"variation", "appearance", "direction", "transfer"}
-        What the next edit adds.
+        What the next edit changes.
     index : int
-        Which of these; with "transfer", of the drawn images.
+        Which of that kind; with "transfer", which of the images.
     directions : Tensor of shape (n, n_channels) or None
-        Those found for ``part``.
+        Directions that were found for ``part``.
     refine : bool
         Whether parts are refined to each image.
     stack : tuple of Kept
-        Edits that are kept, in their order.
+        The edits that are kept, in order.
     past : tuple of tuple of Kept
-        Stacks before the last changes, the latest at the end.
+        Earlier stacks, the latest at the end.
     """
 
     editor: LocalEditor
@@ -79,7 +80,7 @@ class Session:
     past: tuple[tuple[Kept, ...], ...] = ()
 
     def but(self, **changes: Any) -> Session:
-        """The session with some choices changed."""
+        """The session with some attributes changed."""
         return replace(self, **changes)
 
     def with_images(
@@ -89,7 +90,7 @@ class Session:
         source: str,
         truncation: float | None,
     ) -> Session:
-        """The session with other images, of which the first is picked."""
+        """The session with other images, the first of them picked."""
         return self.but(
             editor=editor,
             latents=latents,
@@ -100,7 +101,7 @@ class Session:
         )
 
     def with_stack(self, stack: tuple[Kept, ...]) -> Session:
-        """The session with another stack, which can be undone."""
+        """The session with another stack; the change can be undone."""
         return self.but(stack=stack, past=(*self.past, self.stack)[-100:])
 
     @property
@@ -110,7 +111,7 @@ class Session:
 
     @property
     def parts(self) -> tuple[int, ...]:
-        """The learnt parts that the next edit is at; none of a painted region."""
+        """The learnt parts that the next edit is at; empty for a painted region."""
         if isinstance(self.part, Tensor):
             return ()
         return self.part if isinstance(self.part, tuple) else (self.part,)

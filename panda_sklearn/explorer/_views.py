@@ -1,4 +1,4 @@
-"""What there is to see of a session, as pictures and texts.
+"""What a session looks like, as pictures and texts.
 
 Pictures are uint8 arrays (height, width, 3), whatever the generator's units.
 """
@@ -36,17 +36,17 @@ __all__ = [
 SHOWN = ("after", "before", "change", "part", "saliency")
 
 LARGE, SMALL = 384, 96  # pixels
-TILE_STRENGTH = 2.0  # at which tiles show what can be added, in either direction
+TILE_STRENGTH = 2.0  # of the changes that tiles show, in both directions
 MOST_TILES = 12
 STRIP = (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
 
-# Of what is shown over an image.
+# Colours of what is shown over an image.
 HEAT = torch.tensor([1.0, 0.35, 0.0])
 LINE = torch.tensor([1.0, 1.0, 1.0])
 
 
 def faces(explored: Explored, session: Session, edits: list[Edit]) -> Tensor:
-    """Images of the picked latents with edits, values from 0 to 1."""
+    """The picked images with edits, in values from 0 to 1."""
     with explored.lock:
         prepared = explored.prepared(session)
         images = prepared.images
@@ -71,13 +71,13 @@ def scene(
         images = faces(explored, session, [*kept, *_next(explored, session, strength)])
         if shown == "change":
             before = faces(explored, session, [])
-            # Grey is no change; a change of half the range is black or white.
+            # No change is grey; a change by half the range is black or white.
             images = (0.5 + images - before).clamp(0, 1)
     return sheet(images, LARGE)
 
 
 def _next(explored: Explored, session: Session, strength: float) -> list[Edit]:
-    """The chosen edit, if its strength is not 0."""
+    """The chosen edit; none if its strength is 0 or there is nothing to choose."""
     if strength == 0 or n_of(session, session.kind) == 0:
         return []
     with explored.lock:
@@ -85,7 +85,7 @@ def _next(explored: Explored, session: Session, strength: float) -> list[Edit]:
 
 
 def sheet(images: Tensor, side: int) -> np.ndarray:
-    """Images (n, colours, h, w) in a picture of so many pixels a row."""
+    """Images (n, colours, h, w) in one picture, ``side`` pixels wide."""
     rows, columns, size = _arranged(len(images), side, tuple(images.shape[2:]))
     height, width = size
     picture = np.full((rows * height, columns * width, 3), 255, dtype=np.uint8)
@@ -99,7 +99,7 @@ def sheet(images: Tensor, side: int) -> np.ndarray:
 def _arranged(
     n: int, side: int, size: tuple[int, ...]
 ) -> tuple[int, int, tuple[int, int]]:
-    """Rows and columns of n images in a picture so wide, and the size of each."""
+    """Rows and columns of n images in such a picture, and the size of each."""
     columns = math.ceil(math.sqrt(n))
     width = side // columns
     return math.ceil(n / columns), columns, (round(width * size[0] / size[1]), width)
@@ -108,16 +108,16 @@ def _arranged(
 def point_of(
     explored: Explored, session: Session, x: float, y: float
 ) -> tuple[float, float]:
-    """Where in its image a point (x, y) of the large picture is.
+    """Row and column of a point (x, y) of the large picture in the image it is in.
 
-    Answers are (row, column), each from 0 to 1.
+    Each is from 0 to 1.
     """
     _, _, (height, width) = _arranged(len(session.picked), LARGE, explored.image_size)
     return (y % height) / height, (x % width) / width
 
 
 def thumbnails(explored: Explored, session: Session) -> list[np.ndarray]:
-    """All drawn images, small and unedited."""
+    """All images to choose from, small and unedited."""
     with explored.lock:
         images = torch.as_tensor(session.editor.extractor.generate(session.latents))
     return [sheet(image[None], SMALL) for image in _unit(explored, images)]
@@ -126,10 +126,10 @@ def thumbnails(explored: Explored, session: Session) -> list[np.ndarray]:
 def tiles(
     explored: Explored, session: Session, kind: str
 ) -> Iterator[tuple[list[np.ndarray], int]]:
-    """What can be added: one picture each, and how many there will be.
+    """Pictures of the changes of a kind so far, and how many there will be.
 
-    The first picked image at minus and plus two standard deviations; for transfers, at
-    all of the way. One after the other, since they take long for some generators.
+    Each shows the first picked image at strengths of -2 and 2; for a transfer, all of
+    the way. They come one after another, since some generators take long.
     """
     n = min(n_of(session, kind), MOST_TILES)
     one = session.but(picked=session.picked[:1], kind=kind)
@@ -169,7 +169,8 @@ def code(session: Session, strength: float) -> str:
         names = [edit.name for edit in kept]
         lines += [
             "from panda_sklearn.editing import load_edits",
-            'found = load_edits("edits.safetensors", editor.decomposition)  # of Save',
+            "# The file that Save edits gives.",
+            'found = load_edits("edits.safetensors", editor.decomposition)',
             f"edits = [edit for edit in found if edit.name in {names}]",
         ]
     else:
@@ -180,7 +181,7 @@ def code(session: Session, strength: float) -> str:
         edits = [*kept, chosen]
         text = _said(chosen)
         lines.append(
-            "# And what is chosen, once it is kept and saved."
+            "# To have the chosen change too, keep it and save the edits again."
             if text is None
             else f"edits.append({text})"
         )
@@ -195,7 +196,7 @@ def code(session: Session, strength: float) -> str:
 
 
 def _said(edit: Edit) -> str | None:
-    """An edit as it is written; ``None`` if there is more to it than fits a line."""
+    """An edit as Python; ``None`` if that would take more than a line."""
     what = getattr(edit, edit.kind)
     if edit.kind not in ("variation", "appearance") or not isinstance(what, int):
         return None
@@ -211,7 +212,7 @@ def _said(edit: Edit) -> str | None:
 
 
 def _unit(explored: Explored, images: Tensor) -> Tensor:
-    """Images in values from 0 to 1, black to white, as pictures are."""
+    """Images in values from 0, black, to 1, white."""
     low, high = explored.value_range
     return ((images.detach().cpu().float() - low) / (high - low)).clamp(0, 1)
 
@@ -219,14 +220,14 @@ def _unit(explored: Explored, images: Tensor) -> Tensor:
 def _pictures(images: Tensor, size: tuple[int, int]) -> np.ndarray:
     """Images (n, colours, h, w) as (n, *size, 3) of bytes."""
     bytes_ = (images.expand(-1, 3, -1, -1) * 255).round().byte()
-    # Of bytes with channels last torch has a kernel that is several times faster.
+    # For bytes with channels last torch has a kernel that is several times faster.
     bytes_ = bytes_.contiguous(memory_format=torch.channels_last)
     large = F.interpolate(bytes_, size=size, mode="bicubic", antialias=True)
     return large.movedim(1, -1).contiguous().numpy()
 
 
 def _row(images: list[Tensor]) -> np.ndarray:
-    """Images (1, colours, h, w) beside each other, small."""
+    """Images (1, colours, h, w) side by side, small."""
     row = torch.cat(images, dim=3)
     width = round(SMALL * row.shape[3] / row.shape[2])
     return _pictures(row, (SMALL, width))[0]
@@ -268,14 +269,14 @@ def _with_saliency(explored: Explored, session: Session, images: Tensor) -> Tens
 
 
 def _heated(images: Tensor, maps: Tensor) -> Tensor:
-    """Images with maps (1 or n, h, w) of values from 0 to 1 over them."""
+    """Images under maps (1 or n, h, w) with values from 0 to 1."""
     weights = 0.75 * maps.clamp(0, 1)[:, None]
     grey = 0.7 * images.expand(-1, 3, -1, -1)
     return grey * (1 - weights) + HEAT[:, None, None] * weights
 
 
 def names_of(session: Session, kind: str) -> list[str]:
-    """What there is to choose from, as texts."""
+    """Names of the changes of a kind."""
     titles: dict[str, Any] = {"transfer": lambda k: f"image {k + 1}"}
     title = titles.get(kind, lambda k: f"{kind} {k}")
     return [title(k) for k in range(n_of(session, kind))]

@@ -18,7 +18,7 @@ from panda_sklearn.explorer import _views as views
 from panda_sklearn.explorer._explored import Explored
 from tests.networks import TinyGenerator
 
-MOUTH = (0.77, 0.5)  # row and column, as shares of the image
+MOUTH = (0.77, 0.5)  # row and column, as fractions of the image
 
 
 def images_of(explored, session):
@@ -56,7 +56,7 @@ class TestDrawing:
         ("given", "says"),
         [
             ((0, 0, 0.7), "number of images"),
-            ((13, 0, 0.7), "At most 12"),
+            ((13, 0, 0.7), "at most 12"),
             ((3, -1, 0.7), "seed"),
             ((3, 2**32, 0.7), "seed"),
             ((3, 1.5, 0.7), "seed"),
@@ -193,7 +193,7 @@ class TestStack:
         )
 
     def test_nothing_is_no_edit(self, explored, session):
-        with pytest.raises(ValueError, match="strength of 0"):
+        with pytest.raises(ValueError, match="of strength 0"):
             actions.keep(explored, session, 0)
 
     def test_sessions_never_change(self, explored, session):
@@ -260,7 +260,7 @@ class TestOtherEditors:
         )
         panda = PartsAppearanceDecomposition(2, 3, max_iter=2, tol=0, random_state=0)
         editor = LocalEditor(extractor, panda.fit(extractor.fit_transform(z)))
-        with pytest.raises(ValueError, match="condition for each sample"):
+        with pytest.raises(ValueError, match="conditions by the number"):
             Explored(editor, None, (-1, 1), "")
 
     def test_what_makes_no_images(self):

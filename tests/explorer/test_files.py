@@ -59,7 +59,7 @@ def test_wrong_files(explored, session, read, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="No file"):
         read(explored, session, None)
     monkeypatch.setattr(files, "MOST_BYTES", dict.fromkeys(files.MOST_BYTES, 100))
-    with pytest.raises(ValueError, match="megabytes, of at most"):
+    with pytest.raises(ValueError, match="megabytes, but at most"):
         read(explored, session, path)
 
 
@@ -156,14 +156,14 @@ class TestPhotographs:
     def test_what_is_no_photograph(self, explored, session, tmp_path, monkeypatch):
         path = tmp_path / "a.png"
         path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-        with pytest.raises(ValueError, match="no photograph"):
+        with pytest.raises(ValueError, match="not a photograph"):
             files.read_photograph(explored, path)
         path.write_bytes(b"GIF89a no")
-        with pytest.raises(ValueError, match="no photograph"):
+        with pytest.raises(ValueError, match="not a photograph"):
             files.read_photograph(explored, path)
         Image.fromarray(np.zeros((40, 50, 3), dtype=np.uint8)).save(path)
         path.write_bytes(path.read_bytes()[:-30])
-        with pytest.raises(ValueError, match="no photograph"):
+        with pytest.raises(ValueError, match="not a photograph"):
             files.read_photograph(explored, path)
         Image.fromarray(np.zeros((40, 50, 3), dtype=np.uint8)).save(path)
         monkeypatch.setattr(files, "MOST_PIXELS", 1000)

@@ -11,6 +11,8 @@ from tests.networks import TinyGenerator
 
 # In a process of its own: gradio leaves event loops open, which are errors here.
 FACTS = """
+import contextlib
+import io
 import json
 import gradio
 from panda_sklearn.datasets import load_face_edits
@@ -23,7 +25,7 @@ components = [
     if isinstance(block, gradio.components.Component)
     and not isinstance(block, gradio.Markdown | gradio.State)
 ]
-print(json.dumps({
+facts = {
     "is_app": isinstance(app, gradio.Blocks),
     "runs": app.is_running,
     "reports": app.analytics_enabled,
@@ -35,7 +37,12 @@ print(json.dumps({
         if not (getattr(block, "label", None) or getattr(block, "value", None))
     ],
     "n_components": len(components),
-}))
+}
+with contextlib.redirect_stdout(io.StringIO()) as said:
+    app.launch(prevent_thread_lock=True)
+facts |= {"said": said.getvalue(), "address": app.local_url, "shared": app.share}
+app.close(verbose=False)
+print(json.dumps(facts))
 """
 
 
@@ -54,6 +61,11 @@ def facts():
 
 def test_it_is_an_app_that_is_launched_later(facts):
     assert facts["is_app"] and not facts["runs"]
+
+
+def test_it_says_its_address_and_offers_no_public_link(facts):
+    assert facts["said"].split()[-1] == facts["address"].rstrip("/")
+    assert "public" not in facts["said"] and facts["shared"] is False
 
 
 def test_nothing_is_reported_and_nothing_offered_to_programs(facts):
