@@ -17,6 +17,7 @@ import pytest
 import torch
 from sklearn import config_context
 from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from torch import nn
 
@@ -96,6 +97,7 @@ def world():
     panda = PartsAppearanceDecomposition(3, 4, max_iter=5, tol=0, random_state=0).fit(X)
     editor = LocalEditor(extractor, panda)
     edit = Edit(1, 2, 3.0)
+    search = GridSearchCV(panda, {"n_parts": [1, 2]}, cv=3).fit(X)
     return SimpleNamespace(
         z=z,
         X=X,
@@ -105,6 +107,7 @@ def world():
         pipeline=make_pipeline(extractor, panda),
         editor=editor,
         edit=edit,
+        search=search,
         images=extractor.generate(z),
         edited=editor.edit(z, edit),
         parts=panda.parts_,
@@ -904,7 +907,27 @@ def display_rows(w):
             },
         ),
     ):
-        yield Row(name, call, good, valid={"axes": "none", **valid})
+        yield Row(name, call, good, valid={**dict.fromkeys(drawn, "none"), **valid})
+    axes = {"ax": None, "cmap": "magma"}
+    for name, call, good, valid in (
+        (
+            "RanksDisplay.from_search",
+            show.RanksDisplay.from_search,
+            {"search": w.search, "metric": "score"},
+            {"metric": "none"},
+        ),
+        (
+            "RanksDisplay.from_cv_results",
+            show.RanksDisplay.from_cv_results,
+            {
+                "cv_results": w.search.cv_results_,
+                "metric": "score",
+                "best_index": 1,
+            },
+            {"best_index": "none"},
+        ),
+    ):
+        yield Row(name, call, {**good, **axes}, valid={"ax": "none", **valid})
 
 
 def drawing_rows(w):
@@ -985,6 +1008,22 @@ def drawing_rows(w):
                 "masks": FLAG,
             },
         ),
+        (
+            show.RanksDisplay,
+            {
+                "scores": np.ones((2, 3)),
+                "errors": np.zeros((2, 3)),
+                "n_parts": [2, 3, None],
+                "n_appearances": [4, 5],
+                "chosen": (0, 1),
+                "metric": "score",
+            },
+            {
+                **dict.fromkeys(("scores", "errors"), "with-nan tensor-nan all-huge"),
+                "chosen": "none",
+                "metric": "str",
+            },
+        ),
     ):
         name = display.__name__
         yield Row(
@@ -994,12 +1033,12 @@ def drawing_rows(w):
             valid=valid,
         )
         plot = display(**arrays).plot
-        options = {"axes": None, "cmap": "magma"}
+        options = {"axes": None, "ax": None, "cmap": "magma"}
         yield Row(
             f"{name}.plot",
             plot,
             {option: options[option] for option in arguments_of(plot)},
-            valid={"axes": "none"},
+            valid={"axes": "none", "ax": "none"},
         )
 
 

@@ -102,6 +102,7 @@ def test_defaults_are_those_of_the_signature(name):
         "panda_sklearn.generators._layers",
         "panda_sklearn.datasets._faces",
         "panda_sklearn.datasets._synthetic",
+        "panda_sklearn.inspection._ranks",
         "panda_sklearn.memory",
         "panda_sklearn.metrics._factors",
         "panda_sklearn.metrics._images",

@@ -1,28 +1,23 @@
-"""Pictures and maps as arrays that matplotlib draws.
-
-Floor 4: numpy, torch; matplotlib inside functions.
-"""
+"""Pictures and maps as arrays that matplotlib draws."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.pipeline import Pipeline
 from torch import Tensor
 
 from panda_sklearn.decomposition import PartsAppearanceDecomposition
-from panda_sklearn.editing import LocalEditor
-from panda_sklearn.feature_extractor import check_latents
 from panda_sklearn.utils.arrays import ArrayLike
 from panda_sklearn.utils.resizing import resize
 from panda_sklearn.utils.validation import (
     check_is_fitted,
     check_items,
-    check_kind,
     check_number,
-    check_parameters,
     check_value_range,
     check_values,
     shown,
@@ -31,6 +26,14 @@ from panda_sklearn.utils.validation import (
 # Shape of images, and how many colours they may have.
 IMAGES = "(n_samples, 1 or 3, height, width)"
 COLORS = (1, 3)
+
+
+def check_images(images: ArrayLike, name: str = "images") -> np.ndarray:
+    """Images (N, 1 or 3, H, W) as an array; raises if they are something else."""
+    array = as_array(check_values(images, name, IMAGES))
+    if array.ndim != 4 or array.shape[1] not in COLORS:
+        raise ValueError(f"{name} must be of shape {IMAGES}, got {array.shape}.")
+    return array
 
 
 def as_pictures(
@@ -42,70 +45,67 @@ def as_pictures(
     ------
     TypeError, ValueError
         If the images, which the user knows by ``name``, are something else or of
-        another shape, or ``value_range`` is none.
+        another shape, or ``value_range`` does not fit.
     """
-    low, high = check_value_range(value_range)
-    pictures = as_array(check_values(images, name, IMAGES))
-    if pictures.ndim != 4 or pictures.shape[1] not in COLORS:
-        raise ValueError(f"{name} must be of shape {IMAGES}, got {pictures.shape}.")
+    low, high = value_range
+    pictures = check_images(images, name)
     if high <= 1 < pictures.max() / 10:
         raise ValueError(
             f"{name} has values up to {pictures.max():g}, but value_range is "
             f"{(low, high)}. For 8-bit images pass value_range=(0, 255)."
         )
     pictures = np.clip((pictures - low) / (high - low), 0, 1)
-    return np.moveaxis(np.broadcast_to(pictures, _with_three(pictures)), 1, -1)
-
-
-def as_picture_of(images: ArrayLike, value_range: tuple[float, float]) -> np.ndarray:
-    """The picture (H, W, 3) of the one image in images (1, 1 or 3, H, W)."""
-    return as_pictures(images, value_range)[0]
-
-
-def _with_three(pictures: np.ndarray) -> tuple[int, ...]:
     n, _, height, width = pictures.shape
-    return n, 3, height, width
+    return np.moveaxis(np.broadcast_to(pictures, (n, 3, height, width)), 1, -1)
 
 
-def changed_by(target_change: Any, value_range: tuple[float, float]) -> dict[str, Any]:
-    """Arguments of ``LocalEditor.edit`` for that change of what pictures show."""
-    if target_change is None:
-        return {}
-    return {"target_change": target_change, "value_range": value_range}
+def range_of(images: ArrayLike, value_range: Any) -> tuple[float, float]:
+    """Values of black and white: those of the user, or found by the images.
+
+    Warns
+    -----
+    UserWarning
+        If ``value_range`` is ``None`` and all values of the images are in [0, 1].
+    """
+    if value_range is not None:
+        return check_value_range(value_range)
+    values = check_images(images)
+    if values.min() < 0 or values.max() > 1:
+        return -1, 1
+    warnings.warn(
+        "All values of the images are in [0, 1], so they are drawn with "
+        "value_range=(0, 1). Give value_range to say what black and white are.",
+        UserWarning,
+        stacklevel=3,
+    )
+    return 0, 1
 
 
-def check_editor(editor: Any) -> None:
-    """Raise unless it is an editor, of images that can be drawn."""
-    check_kind("editor", editor, LocalEditor)
-    shape = editor.extractor.image_shape_
-    if shape is None or len(shape) != 3 or shape[0] not in COLORS:
+def check_as_many(pictures: np.ndarray, X: Any) -> None:
+    """Raise ValueError unless there is an image for each sample."""
+    if len(pictures) != len(X):
         raise ValueError(
-            f"editor must be of a network that gives images of shape {IMAGES}; one "
-            f"image of this one is of shape {shape}."
+            f"images must be one for each sample of X: expected {len(X)}, got "
+            f"{len(pictures)}."
         )
 
 
-def count_latents(editor: LocalEditor, latents: Any) -> int:
-    """How many latents there are, checked as the editor does."""
-    check_parameters(editor.decomposition)
-    return len(check_latents(editor.extractor, latents)[0])
-
-
-def check_axes(axes: Any, n_rows: int, n_columns: int) -> np.ndarray | None:
+def check_axes(
+    axes: Any, n_rows: int, n_columns: int, name: str = "axes"
+) -> np.ndarray | None:
     """Axes to draw on as an array (n_rows, n_columns), if any are given."""
     axes_class = _matplotlib().axes.Axes
     if axes is None:
         return None
+    wanted = f"{name} must hold {n_rows} x {n_columns} axes of matplotlib, got"
     if isinstance(axes, Tensor):
-        raise TypeError(f"axes must hold axes of matplotlib, got {shown(axes)}.")
+        raise TypeError(f"{wanted} {shown(axes)}.")
     found = np.asarray(axes, dtype=object)
     if found.size != n_rows * n_columns:
-        raise ValueError(
-            f"axes must hold {n_rows} x {n_columns} axes, got {found.size}."
-        )
+        raise ValueError(f"{wanted} {found.size}.")
     for ax in found.flat:
         if not isinstance(ax, axes_class):
-            raise TypeError(f"axes must hold axes of matplotlib, got {shown(ax)}.")
+            raise TypeError(f"{wanted} {shown(ax)}.")
     return found.reshape(n_rows, n_columns)
 
 
@@ -120,18 +120,21 @@ def check_cmap(cmap: Any) -> None:
         )
     if cmap not in matplotlib.colormaps:
         raise ValueError(
-            f"cmap={cmap!r} is no colour map of matplotlib; matplotlib.colormaps lists "
-            "their names."
+            f"cmap={cmap!r} is not a colour map of matplotlib: see "
+            "matplotlib.colormaps for their names."
         )
 
 
 def check_drawn(values: Any, name: str, *axes: int | str, fits: str = "") -> np.ndarray:
-    """An array with these axes: sizes, or names where any size will do.
+    """An array with these axes: sizes, or names of axes of any size.
 
-    ``fits`` names the array that has these sizes.
+    The name "*spatial" stands for one to three axes. ``fits`` is the name of the array
+    that has these sizes.
     """
     shape = f"({', '.join(map(str, axes))})"
     array = as_array(check_values(values, name, shape, n_axes=len(axes)))
+    if axes[-1] == "*spatial":
+        axes = (*axes[:-1], *("",) * min(array.ndim - len(axes) + 1, 3))
     if len(axes) != array.ndim or any(
         isinstance(wanted, int) and wanted != size
         for wanted, size in zip(axes, array.shape, strict=True)
@@ -142,9 +145,7 @@ def check_drawn(values: Any, name: str, *axes: int | str, fits: str = "") -> np.
     return array
 
 
-def check_shares(
-    values: Any, name: str, *axes: int | str, fits: str = ""
-) -> np.ndarray:
+def check_unit(values: Any, name: str, *axes: int | str, fits: str = "") -> np.ndarray:
     """As ``check_drawn``, for pictures and scaled parts: values from 0 to 1."""
     array = check_drawn(values, name, *axes, fits=fits)
     low, high = float(array.min()), float(array.max())
@@ -156,7 +157,7 @@ def check_shares(
 
 
 def check_labels(values: Any, name: str, n: int, *, fits: str) -> list:
-    """Numbers to label the ``n`` entries of the array ``fits`` with."""
+    """Numbers that label the ``n`` entries of the array named ``fits``."""
     items = check_items(name, values, "a sequence of numbers")
     for value in items:
         check_number(f"each of {name}", value)
@@ -169,16 +170,54 @@ def _to_go_with(name: str) -> str:
     return f", to go with {name}" if name else ""
 
 
-def check_spatial(estimator: Any) -> None:
-    """Raise unless a decomposition is fitted, on maps with two spatial axes."""
-    hint = " Of a Pipeline give that step."
-    check_kind("estimator", estimator, PartsAppearanceDecomposition, hint=hint)
-    check_is_fitted(estimator)
-    if len(estimator.map_shape_) != 3:
+def find_decomposition(
+    estimator: Any,
+) -> tuple[list[Any], PartsAppearanceDecomposition]:
+    """The transformers before the fitted decomposition in a Pipeline, and itself.
+
+    For a decomposition there are none.
+    """
+    steps = [estimator]
+    if isinstance(estimator, Pipeline):
+        steps = [
+            step for _, step in estimator.steps if step not in (None, "passthrough")
+        ]
+    for number, step in enumerate(steps):
+        if isinstance(step, PartsAppearanceDecomposition):
+            check_is_fitted(step)
+            return steps[:number], step
+    raise TypeError(
+        "estimator must be a PartsAppearanceDecomposition or a Pipeline with one as a "
+        f"step, got {shown(estimator)}."
+    )
+
+
+def transformed(X: Any, before: list[Any]) -> Any:
+    """What a decomposition is given of X by the steps before it."""
+    for step in before:
+        X = step.transform(X)
+    return X
+
+
+def check_two_axes(panda: PartsAppearanceDecomposition) -> None:
+    """Raise unless a decomposition's maps can be drawn over images."""
+    if len(panda.map_shape_) != 3:
         raise ValueError(
-            "Displays need maps with two spatial axes; the estimator was fitted on "
-            f"maps of shape {estimator.map_shape_} (channels first)."
+            "images need maps with two spatial axes; the estimator was fitted on maps "
+            f"of shape {panda.map_shape_} (channels first)."
         )
+
+
+def pictures_for(
+    panda: PartsAppearanceDecomposition, images: ArrayLike | None, value_range: Any
+) -> np.ndarray | None:
+    """Pictures to draw a decomposition's maps over, if there are images."""
+    if images is not None:
+        check_two_axes(panda)
+        return as_pictures(images, range_of(images, value_range))
+    if value_range is not None:
+        check_value_range(value_range)
+    return None
 
 
 def enlarge(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -195,14 +234,16 @@ def as_array(array: ArrayLike) -> np.ndarray:
     return np.asarray(array, dtype=float)
 
 
-def new_axes(n_rows: int, n_columns: int, axes: Any) -> tuple[Any, np.ndarray]:
-    """A figure with a grid of bare axes; or the given axes, checked."""
+def new_axes(
+    n_rows: int, n_columns: int, axes: Any, cell: tuple[float, float] = (1.1, 1.1)
+) -> tuple[Any, np.ndarray]:
+    """A figure with a grid of bare axes, ``cell`` inches each; or the given axes."""
     axes = check_axes(axes, n_rows, n_columns)
     if axes is None:
         from matplotlib import pyplot as plt
 
-        # Each cell is 1.1 inches wide, with room above for titles.
-        size = 1.1 * n_columns + 0.6, 1.1 * n_rows + 0.5
+        # With room for labels on the left and titles above.
+        size = cell[0] * n_columns + 0.6, cell[1] * n_rows + 0.5
         _, axes = plt.subplots(
             n_rows, n_columns, squeeze=False, figsize=size, layout="constrained"
         )
@@ -214,7 +255,7 @@ def new_axes(n_rows: int, n_columns: int, axes: Any) -> tuple[Any, np.ndarray]:
 
 
 def _matplotlib() -> Any:
-    """Matplotlib, with what the checks need of it."""
+    """Matplotlib, with the modules that the checks need."""
     try:
         import matplotlib.axes
         import matplotlib.colors
@@ -223,6 +264,12 @@ def _matplotlib() -> Any:
             "Displays need matplotlib. Install it with: pip install matplotlib"
         ) from error
     return matplotlib
+
+
+def show(axes: np.ndarray, pictures: Iterable[np.ndarray]) -> None:
+    """Draw pictures (H, W, 3), one on each of the axes."""
+    for ax, picture in zip(axes, pictures, strict=True):
+        ax.imshow(picture)
 
 
 def label_columns(axes: np.ndarray, labels: Iterable[str]) -> None:
@@ -237,8 +284,12 @@ def label_rows(axes: np.ndarray, labels: Iterable[str]) -> None:
         ax.set_ylabel(label, fontsize="small")
 
 
-def unit_scaled(parts: np.ndarray) -> np.ndarray:
-    """Parts (..., h, w), each scaled to reach from 0 to 1; constant ones are 0."""
-    low = parts.min(axis=(-2, -1), keepdims=True)
-    high = parts.max(axis=(-2, -1), keepdims=True)
+def unit_scaled(parts: np.ndarray, n_axes: int) -> np.ndarray:
+    """Parts (..., *spatial), with ``n_axes`` spatial axes, each scaled to [0, 1].
+
+    Constant parts are 0.
+    """
+    spatial = tuple(range(-n_axes, 0))
+    low = parts.min(axis=spatial, keepdims=True)
+    high = parts.max(axis=spatial, keepdims=True)
     return (parts - low) / np.where(high > low, high - low, 1)

@@ -22,6 +22,7 @@ from panda_sklearn.inspection import (
     StrengthsDisplay,
     VariationsDisplay,
 )
+from panda_sklearn.inspection._images import as_array
 from tests.nearness import decided
 from tests.networks import TinyGenerator
 
@@ -111,33 +112,161 @@ def test_given_axes_are_drawn_on(pipeline):
     figure, axes = plt.subplots(1, 3)
     display = PartsDisplay.from_estimator(pipeline[-1], axes=axes)
     assert display.figure_ is figure
-    with pytest.raises(ValueError, match="1 x 3 axes, got 2"):
+    with pytest.raises(ValueError, match="1 x 3 axes of matplotlib, got 2"):
         display.plot(axes=axes[:2])
 
 
 def test_what_cannot_be_drawn(pipeline, z):
     panda = pipeline[-1]
     with pytest.raises(ValueError, match=r"\(n_samples, 1 or 3, height, width\)"):
-        PartsDisplay.from_estimator(panda, torch.zeros(2, 4, 8, 8))
+        PartsDisplay.from_estimator(panda, -torch.ones(2, 4, 8, 8))
     eight_bit = torch.full((2, 3, 8, 8), 200, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"pass value_range=\(0, 255\)"):
         PartsDisplay.from_estimator(panda, eight_bit)
+    with pytest.raises(TypeError, match="or a Pipeline with one"):
+        PartsDisplay.from_estimator(make_pipeline(pipeline[0]))
     PartsDisplay.from_estimator(panda, eight_bit, value_range=(0, 255))
-    one_axis = PartsAppearanceDecomposition(2, 2, max_iter=3, tol=0)
-    one_axis.fit(np.random.default_rng(0).random((5, 3, 7)))
-    with pytest.raises(ValueError, match="two spatial axes"):
-        PartsDisplay.from_estimator(one_axis)
-    three_axes = PartsAppearanceDecomposition(2, 2, max_iter=3, tol=0)
-    three_axes.fit(np.random.default_rng(0).random((5, 3, 4, 4, 4)))
-    with pytest.raises(ValueError, match="two spatial axes"):
-        PartsDisplay.from_estimator(three_axes)
-    with pytest.raises(ValueError, match="two spatial axes"):
-        SaliencyDisplay.from_estimator(one_axis, np.ones((5, 3, 7)))
     X = pipeline[0].transform(z)
     with pytest.raises(ValueError, match="expected 5, got 2"):
-        SaliencyDisplay.from_estimator(panda, X, torch.zeros(2, 3, 8, 8))
+        SaliencyDisplay.from_estimator(panda, X, -torch.ones(2, 3, 8, 8))
     with pytest.raises(ValueError, match="appearances must be from 0 to 3"):
         SaliencyDisplay.from_estimator(panda, X, appearances=[4])
+
+
+class TestValuesOfBlackAndWhite:
+    """``value_range`` is found by the images, if it is not given."""
+
+    images = np.linspace(0, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
+
+    @pytest.fixture
+    def editor(self, pipeline):
+        """An editor whose images are in [0, 1]."""
+        network = TinyGenerator()
+        forward = OfUnitImages()
+        extractor = GeneratorFeatureExtractor(network, "block1", forward=forward)
+        return LocalEditor(extractor.fit(torch.zeros(1, 6)), pipeline[-1])
+
+    def test_from_0_to_1(self, pipeline):
+        with pytest.warns(UserWarning, match="Give value_range"):
+            display = PartsDisplay.from_estimator(pipeline[-1], self.images)
+        np.testing.assert_allclose(display.pictures, np.moveaxis(self.images, 1, -1))
+
+    def test_what_is_given_counts(self, pipeline):
+        display = PartsDisplay.from_estimator(
+            pipeline[-1], self.images, value_range=(-1, 1)
+        )
+        assert display.pictures.min() == 0.5
+
+    def test_others_are_from_minus_1(self, pipeline):
+        for images in (2 * self.images - 1, self.images - 0.01, self.images + 0.01):
+            display = PartsDisplay.from_estimator(pipeline[-1], images)
+            expected = np.moveaxis((images + 1) / 2, 1, -1).clip(0, 1)
+            np.testing.assert_allclose(display.pictures, expected)
+
+    @pytest.mark.parametrize("target_change", [None, 0.05])
+    def test_of_edits_it_is_that_of_the_unedited(self, editor, z, target_change):
+        edit = Edit(1, 2)
+        with pytest.warns(UserWarning, match="Give value_range"):
+            display = EditDisplay.from_editor(
+                editor, z[:2], edit, target_change=target_change
+            )
+        images = editor.extractor.generate(z[:2])
+        how = {"target_change": target_change, "value_range": (0, 1)}
+        edited = editor.edit(z[:2], edit, **(how if target_change else {}))
+        for found, expected in ((display.before, images), (display.after, edited)):
+            np.testing.assert_allclose(
+                found, as_array(expected).clip(0, 1).transpose(0, 2, 3, 1), atol=1e-6
+            )
+        with pytest.warns(UserWarning, match="Give value_range"):
+            strip = StrengthsDisplay.from_editor(editor, z[:2], edit, [0])
+        np.testing.assert_allclose(strip.pictures[:, 0], display.before, atol=1e-6)
+
+
+class OfUnitImages:
+    """Calls a network so that its images are in [0, 1]."""
+
+    def __call__(self, generator, latents):
+        return torch.sigmoid(generator(latents))
+
+
+def fitted(*spatial):
+    """A decomposition of maps of this size, and the maps."""
+    X = np.random.default_rng(0).standard_normal((4, 5, *spatial))
+    panda = PartsAppearanceDecomposition(3, 3, max_iter=5, tol=0, random_state=0)
+    return panda.fit(X), X
+
+
+class TestOtherNumbersOfAxes:
+    def test_curves_of_parts(self):
+        panda, _ = fitted(9)
+        display = PartsDisplay.from_estimator(panda)
+        assert display.axes_.shape == (3, 1) and display.parts.shape == (3, 9)
+        for ax, part in zip(display.axes_[:, 0], display.parts, strict=True):
+            assert part.min() == 0 and part.max() == 1
+            np.testing.assert_array_equal(ax.get_lines()[0].get_ydata(), part)
+
+    def test_sections_of_parts(self):
+        panda, _ = fitted(3, 4, 5)
+        display = PartsDisplay.from_estimator(panda)
+        assert display.axes_.shape == (3, 3)
+        part = display.parts[1]
+        i, j, k = np.unravel_index(part.argmax(), part.shape)
+        for ax, expected, at in zip(
+            display.axes_[:, 1],
+            (part[i], part[:, j], part[..., k]),
+            (i, j, k),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(drawn(ax), expected)
+            assert ax.get_xlabel() == f"at {at}"
+
+    def test_curves_of_saliency(self):
+        panda, X = fitted(9)
+        display = SaliencyDisplay.from_estimator(panda, X, appearances=[2, 0])
+        assert display.axes_.shape == (2, 4)
+        curve, mean = (line.get_ydata() for line in display.axes_[1, 3].get_lines())
+        np.testing.assert_allclose(curve, panda.saliency(X)[3, 0])
+        np.testing.assert_allclose(mean, panda.saliency_mean_[0])
+        limits = {ax.get_ylim() for ax in display.axes_[0]}
+        assert len(limits) == 1  # of one appearance all are comparable
+
+    def test_sections_of_saliency(self):
+        panda, X = fitted(3, 4, 5)
+        display = SaliencyDisplay.from_estimator(panda, X, appearances=[2, 0])
+        assert display.axes_.shape == (6, 4)
+        volume = panda.saliency(X)[3, 0]
+        i, j, _ = np.unravel_index(volume.argmax(), volume.shape)
+        np.testing.assert_allclose(drawn(display.axes_[3, 3]), volume[i])
+        np.testing.assert_allclose(drawn(display.axes_[4, 3]), volume[:, j])
+
+    @pytest.mark.parametrize("spatial", [(9,), (3, 4, 5)])
+    def test_images_need_two(self, spatial):
+        panda, X = fitted(*spatial)
+        images = -np.ones((4, 3, 8, 8))
+        for call in (
+            lambda: PartsDisplay.from_estimator(panda, images),
+            lambda: SaliencyDisplay.from_estimator(panda, X, images),
+            lambda: RefinementDisplay.from_estimator(panda, X, images),
+        ):
+            with pytest.raises(ValueError, match="two spatial axes"):
+                call()
+
+
+@pytest.mark.usefixtures("refining_briefly")
+def test_pipelines_are_given_what_they_take(pipeline, z):
+    extractor, panda = pipeline
+    X, images = extractor.transform(z), extractor.generate(z)
+    parts = [PartsDisplay.from_estimator(each, images) for each in (pipeline, panda)]
+    np.testing.assert_array_equal(parts[0].parts, parts[1].parts)
+    for display in (SaliencyDisplay, RefinementDisplay):
+        ours = display.from_estimator(pipeline, z, images)
+        theirs = display.from_estimator(panda, X, images)
+        for name, array in vars(theirs).items():
+            if isinstance(array, np.ndarray) and array.dtype != object:
+                np.testing.assert_allclose(getattr(ours, name), array, atol=1e-6)
+    without = make_pipeline("passthrough", panda)
+    display = SaliencyDisplay.from_estimator(without, X)
+    np.testing.assert_allclose(display.saliency, panda.saliency(X)[:, :4], atol=1e-6)
 
 
 def picture_of(images, n=0):
@@ -287,7 +416,7 @@ def test_edits_made_elsewhere_and_options(pipeline, z):
     np.testing.assert_allclose(
         drawn(display.axes_[1, 2]), picture_of(removed, 2), atol=1e-6
     )
-    with pytest.raises(ValueError, match="of one shape"):
+    with pytest.raises(ValueError, match="the same shape"):
         EditDisplay.from_images(images, removed[:2])
     edit = Edit(1, 2)
     display = EditDisplay.from_editor(editor, z, edit, refine=True, target_change=0.1)
