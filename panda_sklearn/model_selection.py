@@ -21,11 +21,11 @@ RANKS = ("n_parts", "n_appearances")
 class OneStandardError:
     """Choose the smallest ranks that score within a standard error of the best.
 
-    For the ``refit`` of ``GridSearchCV`` and ``RandomizedSearchCV``; scikit-learn's
-    halving searches do not ask a callable. The standard error is that of the mean over
-    the folds of the best candidate; the rule is that of
-    Breiman et al. [1]_. Ranks are compared by n_parts * n_appearances, the number of
-    coefficients of a sample; among equals the better score counts.
+    For the parameter ``refit`` of ``GridSearchCV`` and ``RandomizedSearchCV``;
+    scikit-learn's halving searches take no callable. The standard error is that of the
+    best candidate's mean score over the folds (Breiman et al. [1]_). Candidates are
+    ordered by n_parts * n_appearances, the number of coefficients of a sample; among
+    equals, the better score wins.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class OneStandardError:
     {'n_parts': 3}
     """
 
-    def __init__(self, metric="score"):
+    def __init__(self, metric: str = "score") -> None:
         self.metric = metric
 
     def __repr__(self) -> str:

@@ -66,22 +66,30 @@ def reconstruction(estimator: Any, X: Any, y: Any = None) -> float:
 
 @own_arithmetic
 def heldout_reconstruction(
-    estimator, X, y=None, *, held_out="positions", n_folds=5, random_state=0
-):
-    r"""Score the reconstruction of positions, or channels, that were left out.
+    estimator: Any,
+    X: Any,
+    y: Any = None,
+    *,
+    held_out: str = "positions",
+    n_folds: int = 5,
+    random_state: int | np.random.RandomState | None = 0,
+) -> float:
+    r"""Score the prediction of positions, or channels, that were held out.
 
-    The positions are split into random folds. Of each fold in turn the values of a
-    sample are predicted from the others, whose coefficients are estimated by least
-    squares: with the fold h and the other positions o,
+    The positions are split into random folds. A sample's values in each fold h are
+    predicted from its values at the other positions o, which give its coefficients by
+    least squares:
 
     .. math::
 
         \hat Z_{\cdot h} = A A^+ Z_{\cdot o} (P_{o\cdot}^+)^\top P_{h\cdot}^\top.
 
-    Parts and appearances that fit noise predict worse than none, so that the score
-    has its maximum at ranks of the signal's where the noise of different positions is
-    independent. After the bi-cross-validation of Owen and Perry [1]_, whose left-out
-    blocks are those of ``held_out="both"``.
+    Parts and appearances that fit noise make the prediction worse. Where the noise of
+    different positions is independent, the score therefore peaks at the ranks of the
+    signal. Fit with ``nonnegative=False`` to choose ranks: where non-negative parts
+    overlap, P P' is not the projection onto their span, and further parts that come
+    closer to it raise the score. The method follows the bi-cross-validation of Owen
+    and Perry [1]_, whose blocks are those of ``held_out="both"``.
 
     Parameters
     ----------
@@ -99,12 +107,12 @@ def heldout_reconstruction(
         from the entries that share no channel and no position with it.
 
     n_folds : int, default=5
-        Number of folds. With more, more is known of each sample, and further parts and
-        appearances cost less.
+        Number of folds. With more folds, more is known of each sample, and further
+        parts and appearances cost less.
 
     random_state : int, RandomState instance or None, default=0
-        Draws the folds. The same for all candidates of a search, so that they are
-        compared on the same ones.
+        Draws the folds. With an int, all candidates of a search are compared on the
+        same folds.
 
     Returns
     -------
@@ -115,8 +123,8 @@ def heldout_reconstruction(
     Raises
     ------
     ValueError
-        If outside a fold there are fewer positions than parts or, with "both", fewer
-        channels than appearances: then the coefficients cannot be told.
+        If there are fewer positions outside a fold than parts or, with "both", fewer
+        channels than appearances: the coefficients are then not determined.
 
     References
     ----------
@@ -173,7 +181,7 @@ def stability(estimator: Any, X: Any, y: Any = None, *, of: str = "parts") -> fl
     """Score how well a fit to other samples finds the same parts.
 
     A clone with the same parameters is fitted to ``X``, samples that the estimator has
-    not seen. The factors of both are matched as well as they agree.
+    not seen. The factors of both are matched so that they agree best.
 
     Parameters
     ----------

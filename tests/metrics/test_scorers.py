@@ -215,37 +215,6 @@ def test_halving_and_cross_validation(X, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("n_parts", "grid"),
-    [(2, [1, 2, 3, 4]), (4, [2, 3, 4, 5, 6, 8]), (8, [4, 6, 7, 8, 9, 10, 12])],
-)
-def test_the_recommended_rule_finds_planted_ranks(n_parts, grid):
-    """Nine of ten seeds at least, with signal and noise at 10 dB."""
-    found = []
-    for seed in range(10):
-        X = make_parts_appearances(
-            90,
-            n_parts,
-            4,
-            n_channels=8,
-            spatial_shape=(8, 8),
-            snr_db=10,
-            random_state=seed,
-        )[0]
-        search = GridSearchCV(
-            PartsAppearanceDecomposition(n_appearances=4, random_state=0),
-            {"n_parts": grid},
-            scoring=heldout_reconstruction,
-            refit=OneStandardError(),
-            cv=3,
-            n_jobs=2,
-            error_score="raise",
-        )
-        found.append(search.fit(X).best_params_["n_parts"])
-    assert found.count(n_parts) >= 9, found
-
-
-@pytest.mark.slow
 def test_reconstruction_alone_would_not_find_them():
     X = planted()
     search = GridSearchCV(
