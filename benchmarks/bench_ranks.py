@@ -108,14 +108,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--nonnegative", action="store_true", help="non-negative parts")
+    parser.add_argument("--family", choices=FAMILIES, action="append")
     parser.add_argument("--planted", type=int, nargs=2, action="append", metavar="RANK")
     parser.add_argument("--json", help="file to write the choices to")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)
     rows, start = [], time.perf_counter()
     wanted = [tuple(ranks) for ranks in arguments.planted or PLANTED]
+    families = arguments.family or list(FAMILIES)
     for ranks, family, snr_db, seed in itertools.product(
-        wanted, FAMILIES, NOISE, range(arguments.seeds)
+        wanted, families, NOISE, range(arguments.seeds)
     ):
         X = planted(family, *ranks, snr_db, seed)
         chosen = search(X, *ranks, arguments.nonnegative)
@@ -125,13 +127,13 @@ def main():
                 json.dump(rows, file)
     kind = "non-negative parts" if arguments.nonnegative else "parts of any sign"
     print(f"{kind}, {time.perf_counter() - start:.0f} s")
-    for rule, family in itertools.product(("best", "one standard error"), FAMILIES):
+    for rule, family in itertools.product(("best", "one standard error"), families):
         off = collections.Counter(
             tuple(np.subtract(its, ranks).tolist())
             for its_rule, its_family, _, ranks, its in rows
             if (its_rule, its_family) == (rule, family)
         )
-        right, total = off.pop((0, 0), 0), len(rows) // 2 // len(FAMILIES)
+        right, total = off.pop((0, 0), 0), len(rows) // 2 // len(families)
         print(f"{rule:20}{family:10}{right:4} of {total}   off by {dict(off) or '-'}")
 
 
