@@ -82,7 +82,7 @@ def fit_together(
     ranks: Ranks,
     X: Any,
     check: Callable[[], tuple[Samples, MapLayout, Origin]],
-    fit: Callable[[Samples, MapLayout], Any],
+    fit: Callable[[Samples, MapLayout, Origin], Any],
     *,
     state: tuple | None = None,
 ) -> tuple[Any, MapLayout, Origin]:
@@ -104,7 +104,8 @@ def fit_together(
         What the fit goes on from, which must be the same.
 
     fit : callable
-        Given all samples and the layout, of the first process, what is found.
+        Given all samples, their layout and where results are to be, of the first
+        process, what is found.
 
     Returns
     -------
@@ -163,7 +164,7 @@ def fit_together(
         batch_size=estimator.batch_size,
     )
     if ranks.rank == 0:
-        found = lead(ranks, spread, lambda samples: fit(samples, layout))
+        found = lead(ranks, spread, lambda samples: fit(samples, layout, origin))
     else:
         found = serve(ranks, shard, spread)
     return found, layout, origin

@@ -103,7 +103,12 @@ OTHERS_PRIVATE = {
         "_global_forward_hooks_always_called",
         "_version",
     },
-    "sklearn": {"_metadata_request", "_parameter_constraints", "_validate_params"},
+    "sklearn": {
+        "_init_callback_context",
+        "_metadata_request",
+        "_parameter_constraints",
+        "_validate_params",
+    },
     "sys": {"_getframe"},
     "panda_sklearn.memory": {"_memory"},
 }

@@ -9,7 +9,12 @@ that says what it needs and can do.
 
 from panda_sklearn.solvers.adam import fit_adam
 from panda_sklearn.solvers.alternation import Past
-from panda_sklearn.solvers.base import Callback, DivergenceError, SolverResult
+from panda_sklearn.solvers.base import (
+    STOPPED,
+    DivergenceError,
+    SolverResult,
+    Watcher,
+)
 from panda_sklearn.solvers.pgd import fit_pgd
 from panda_sklearn.solvers.refinement import refine_parts
 from panda_sklearn.solvers.spg import fit_spg
@@ -18,11 +23,12 @@ from panda_sklearn.solvers.streaming import learn
 
 __all__ = [
     "SOLVERS",
-    "Callback",
+    "STOPPED",
     "DivergenceError",
     "Past",
     "Solver",
     "SolverResult",
+    "Watcher",
     "best_fit",
     "fit_adam",
     "fit_pgd",

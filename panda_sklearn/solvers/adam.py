@@ -15,14 +15,16 @@ from panda_sklearn.core.objective import objective_of
 from panda_sklearn.solvers.base import (
     EPS,
     Batch,
-    Callback,
+    Course,
     Iteration,
     SolverResult,
     StoppingRule,
+    Watcher,
     check_not_diverged,
     divergence_limit,
     draw_batches,
     iterate,
+    mean_objective,
 )
 
 # The default learning rate, for a column of one entry. Adam moves every entry by about
@@ -42,7 +44,7 @@ def fit_adam(
     batch_size: int | None,
     constraint: Constraint,
     generator: torch.Generator,
-    callback: Callback | None = None,
+    watcher: Watcher | None = None,
 ) -> SolverResult:
     """Minimise the objective with Adam on both factors at once, projecting P.
 
@@ -97,10 +99,17 @@ def fit_adam(
             check_not_diverged(f, batch, P.detach(), n_iter, rate, limit)
             return batch.iteration(f if whole else before)
 
+        def result(course: Course) -> SolverResult:
+            now_A, now_P = A.detach().clone(), P.detach().clone()  # changed in place
+            if batch_size is not None:
+                course.objective_history[-1] = mean_objective(Z, now_A, now_P)
+            return SolverResult(now_A, now_P, *course)
+
         course = iterate(
             advance,
             rule=StoppingRule.of_passes(tol, len(Z), batch_size),
             max_iter=max_iter,
-            callback=callback,
+            watcher=watcher,
+            result=result,
         )
-    return SolverResult(A.detach(), P.detach(), *course)
+        return result(course)

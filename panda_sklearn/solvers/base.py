@@ -11,17 +11,16 @@ import torch
 from torch import Tensor
 
 from panda_sklearn.core.channels import ChannelMoments
-from panda_sklearn.core.objective import sample_energies
-
-#: Called after each iteration with its number (from 1) and the mean objective of the
-#: samples it used; a true answer ends the fit.
-Callback = Callable[[int, float], object]
+from panda_sklearn.core.objective import sample_energies, total_objective
 
 # Stands for the sum of squares of data that are all zero.
 EPS = torch.finfo(torch.float32).tiny
 
 # The reason of a fit that ends where no step leads down.
 STUCK = "no step lowers the objective any further"
+
+# Why it ends where a watcher asks for that.
+STOPPED = "a callback asked to stop"
 
 
 class DivergenceError(ValueError):
@@ -37,11 +36,12 @@ class SolverResult:
     A : Tensor of shape (C, R_C)
     P : Tensor of shape (S, R_S)
     objective_history : list of float
-        Mean over samples of the objective (3), after each iteration; with batches,
-        that of the batch before its step.
+        Mean over samples of the objective (3), after each iteration. Where it draws
+        batches: over the batch and before its step, but for the last value, which is
+        over all samples at the end.
     converged : bool
-        Whether the stopping rule, rather than ``max_iter`` or the callback, ended
-        the fit.
+        Whether the stopping rule, rather than ``max_iter`` or a watcher, ended the
+        fit.
     reason : str
         Why the fit ended, as a clause.
     channels : ChannelMoments or None
@@ -59,6 +59,36 @@ class SolverResult:
     def n_iter(self) -> int:
         """Number of iterations."""
         return len(self.objective_history)
+
+
+class Watcher:
+    """Is told when starts and iterations begin and end; this one ignores it."""
+
+    def begin_start(self, number: int, n_starts: int) -> None:
+        """The next start begins; ``number`` counts from 1."""
+
+    def end_start(self, best: SolverResult) -> bool:
+        """It has ended, and this is the best result so far; whether to stop here."""
+        return False
+
+    def begin_iteration(self) -> None:
+        """The next iteration begins."""
+
+    def end_iteration(
+        self, objective: float, result: Callable[[], SolverResult]
+    ) -> bool:
+        """It has ended; whether to stop here.
+
+        Parameters
+        ----------
+        objective : float
+            Mean objective of the samples that it used.
+
+        result : callable
+            Returns what the solver would if it stopped here. It changes nothing, but
+            may go through the samples.
+        """
+        return False
 
 
 @dataclass(frozen=True)
@@ -195,7 +225,8 @@ def iterate(
     *,
     rule: StoppingRule,
     max_iter: int,
-    callback: Callback | None = None,
+    watcher: Watcher | None = None,
+    result: Callable[[Course], SolverResult] | None = None,
     on_plateau: Callable[[], bool] | None = None,
 ) -> Course:
     """Run the loop of all solvers.
@@ -209,18 +240,28 @@ def iterate(
 
     max_iter : int
 
-    callback : callable, default=None
-        As :data:`Callback`.
+    watcher : Watcher, default=None
+        Told of each iteration.
+
+    result : callable, default=None
+        Makes a result of the course so far, for the watcher.
 
     on_plateau : callable, default=None
         Called before the rule ends the fit. Returns whether it changed something that
         may help; then the rule starts anew.
     """
     history: list[float] = []
+
+    def result_so_far() -> SolverResult:
+        assert result is not None
+        return result(Course(list(history), False, STOPPED))
+
     for n_iter in range(1, max_iter + 1):
+        if watcher is not None:
+            watcher.begin_iteration()
         iteration = step(n_iter)
         history.append(max(iteration.f, 0.0) / iteration.n_samples)
-        stop = callback is not None and callback(n_iter, history[-1])
+        stop = watcher is not None and watcher.end_iteration(history[-1], result_so_far)
         if iteration.end:
             return Course(history, True, iteration.end)
         if not iteration.failed and rule.met(iteration):
@@ -229,8 +270,13 @@ def iterate(
             elif rule.tol > 0:
                 return Course(history, True, rule.reason)
         if stop:
-            return Course(history, False, "the callback asked to stop")
+            return Course(history, False, STOPPED)
     return Course(history, False, "max_iter was reached")
+
+
+def mean_objective(Z: Tensor, A: Tensor, P: Tensor) -> float:
+    """The objective, as a mean over all samples."""
+    return max(float(total_objective(Z, A, P)), 0.0) / len(Z)
 
 
 def divergence_limit(f: float, batch: Batch) -> float:

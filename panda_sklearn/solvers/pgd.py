@@ -17,14 +17,16 @@ from panda_sklearn.core.objective import (
 from panda_sklearn.solvers.base import (
     STUCK,
     Batch,
-    Callback,
+    Course,
     Iteration,
     SolverResult,
     StoppingRule,
+    Watcher,
     check_not_diverged,
     divergence_limit,
     draw_batches,
     iterate,
+    mean_objective,
 )
 
 # The automatic step, as a multiple of 1 / (sum of squares of the batch): the first, its
@@ -51,7 +53,7 @@ def fit_pgd(
     batch_size: int | None,
     constraint: Constraint,
     generator: torch.Generator,
-    callback: Callback | None = None,
+    watcher: Watcher | None = None,
 ) -> SolverResult:
     """Minimise the objective by Algorithm 1.
 
@@ -96,14 +98,20 @@ def fit_pgd(
         end = STUCK if whole and automatic.stuck else ""
         return batch.iteration(f if whole else before, end)
 
+    def result(course: Course) -> SolverResult:
+        if batch_size is not None:
+            course.objective_history[-1] = mean_objective(Z, A, P)
+        return SolverResult(A, P, *course)
+
     course = iterate(
         advance,
         rule=StoppingRule.of_passes(tol, len(Z), batch_size),
         max_iter=max_iter,
-        callback=callback,
+        watcher=watcher,
+        result=result,
         on_plateau=None if whole or learning_rate is not None else automatic.anneal,
     )
-    return SolverResult(A, P, *course)
+    return result(course)
 
 
 class AutomaticStep:

@@ -9,6 +9,8 @@ Notation as in :mod:`panda_sklearn.core.objective`.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,13 @@ from panda_sklearn.core.samples import InMemory, Samples
 from panda_sklearn.core.starts import revived
 from panda_sklearn.core.threads import ThreadsFor
 from panda_sklearn.solvers.alternation import Alternation, canonical_pair
-from panda_sklearn.solvers.base import Callback, SolverResult, StoppingRule, iterate
+from panda_sklearn.solvers.base import (
+    Course,
+    SolverResult,
+    StoppingRule,
+    Watcher,
+    iterate,
+)
 from panda_sklearn.solvers.choosing import (
     N_STARTS,
     draw_starts,
@@ -52,7 +60,7 @@ def fit_spg(
     tol: float,
     constraint: Constraint,
     generator: torch.Generator,
-    callback: Callback | None = None,
+    watcher: Watcher | None = None,
 ) -> SolverResult:
     """Minimise the objective, in few passes over the samples.
 
@@ -70,7 +78,7 @@ def fit_spg(
         Number of starts. Each is descended from, and the one with the lowest objective
         is the best. ``None`` is ten.
 
-    max_iter, tol, constraint, generator, callback
+    max_iter, tol, constraint, generator, watcher
         As for every solver.
     """
     C, S = samples.n_channels, samples.n_positions
@@ -127,15 +135,25 @@ def fit_spg(
         else:
             fit = best.continued(samples, known.energy, tol)
     threads = lightly if fit is best else ThreadsFor(float("inf"))
+
+    def result(course: Course) -> SolverResult:
+        ended = copy.copy(fit)  # whose appearances may become better
+        A, P, _ = canonical_pair(ended)
+        A, P = A.to(samples.dtype), P.to(samples.dtype)
+        if cancels(ended.f, 1.0, samples):  # then rounding of A and P counts
+            error = float(total_objective(samples, A, P))
+            course.objective_history[-1] = max(error, 0.0) / known.n_samples
+        return SolverResult(A, P, *course, known.channels)
+
     course = threads(
-        iterate, fit.step, rule=StoppingRule(tol), max_iter=max_iter, callback=callback
+        iterate,
+        fit.step,
+        rule=StoppingRule(tol),
+        max_iter=max_iter,
+        watcher=watcher,
+        result=result,
     )
-    A, P, _ = canonical_pair(fit)
-    A, P = A.to(samples.dtype), P.to(samples.dtype)
-    if cancels(fit.f, 1.0, samples):  # then rounding of A and P counts
-        error = float(total_objective(samples, A, P))
-        course.objective_history[-1] = max(error, 0.0) / known.n_samples
-    return SolverResult(A, P, *course, known.channels)
+    return result(course)
 
 
 def _n_kept(n_samples: int, C: int, S: int, R_C: int) -> int:

@@ -6,18 +6,16 @@ Notation as in :mod:`panda_sklearn.core.objective`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from panda_sklearn.core.objective import total_objective
 from panda_sklearn.core.samples import InMemory, Samples
 from panda_sklearn.core.starts import hosvd, random_appearances, random_parts
 from panda_sklearn.solvers.adam import fit_adam
-from panda_sklearn.solvers.base import Callback, SolverResult
+from panda_sklearn.solvers.base import SolverResult, Watcher
 from panda_sklearn.solvers.pgd import fit_pgd
 from panda_sklearn.solvers.spg import fit_spg
 
@@ -75,7 +73,7 @@ def best_fit(
     init: str | tuple[Tensor, Tensor],
     n_init: int | None,
     generator: torch.Generator,
-    watched: Callable[[str], AbstractContextManager[Callback]],
+    watcher: Watcher,
     **options: Any,
 ) -> SolverResult:
     """Fit from each start, and return the best result.
@@ -100,9 +98,9 @@ def best_fit(
     generator : torch.Generator
         Draws the starts, and the order of batches.
 
-    watched : callable
-        ``watched(note)`` returns a context that yields the solver's callback; the note
-        says which start it is.
+    watcher : Watcher
+        Told of the starts and their iterations. A solver that chooses among its starts
+        counts as one.
 
     **options
         Options of the solver.
@@ -111,11 +109,12 @@ def best_fit(
     -------
     result : SolverResult
     """
-    options |= {"generator": generator}
+    options |= {"generator": generator, "watcher": watcher}
     if solver.chooses_starts:
-        options |= {"init": init, "n_init": n_init}
-        with watched("") as callback:
-            return solver.run(samples, R_C, R_S, callback=callback, **options)
+        watcher.begin_start(1, 1)
+        result = solver.run(samples, R_C, R_S, init=init, n_init=n_init, **options)
+        watcher.end_start(result)
+        return result
     assert isinstance(samples, InMemory)
     Z = samples.Z
     leading = hosvd(Z, R_C) if init == "hosvd" else None
@@ -132,13 +131,11 @@ def best_fit(
     n_init = n_init or 1
     for number in range(1, n_init + 1):
         A, P = draw()
-        note = f", start {number} of {n_init}" if n_init > 1 else ""
-        with watched(note) as callback:
-            result = solver.run(Z, A.to(Z), P.to(Z), callback=callback, **options)
-        if options.get("batch_size") is not None:  # the last is of a batch alone
-            whole = float(total_objective(Z, result.A, result.P)) / len(Z)
-            result.objective_history[-1] = max(whole, 0.0)
+        watcher.begin_start(number, n_init)
+        result = solver.run(Z, A.to(Z), P.to(Z), **options)
         if best is None or result.objective_history[-1] < best.objective_history[-1]:
             best = result
+        if watcher.end_start(best):
+            break
     assert best is not None  # n_init is at least 1
     return best

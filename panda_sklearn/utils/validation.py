@@ -144,6 +144,8 @@ def fit_method(fit: Callable) -> Callable:
 
     After an exception of any kind the estimator has the attributes that it had before.
     """
+    # Innermost, since it also ends what callbacks have begun.
+    checked = _fit_context(prefer_skip_nested_validation=True)(fit)
 
     @functools.wraps(fit)
     def keep_state(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -156,18 +158,17 @@ def fit_method(fit: Callable) -> Callable:
 
         with Undo() as undo, undo:
             undo.note(put_back)
-            result = fit(self, *args, **kwargs)
+            result = checked(self, *args, **kwargs)
             undo.forget()
         return result
 
-    checked = _fit_context(prefer_skip_nested_validation=True)(keep_state)
     if fit.__name__ != "partial_fit":
-        return checked
+        return keep_state
 
     @functools.wraps(fit)
     def check_again(self: Any, *args: Any, **kwargs: Any) -> Any:
         check_parameters(self)  # scikit-learn does so for the first batch only
-        return checked(self, *args, **kwargs)
+        return keep_state(self, *args, **kwargs)
 
     return check_again
 

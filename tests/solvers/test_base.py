@@ -3,6 +3,7 @@
 import pytest
 
 from panda_sklearn.solvers.base import Iteration, StoppingRule, iterate
+from tests.solvers.watchers import Listener
 
 
 def steps(*values, energy=1.0, n_samples=1, ends=None):
@@ -57,18 +58,13 @@ def test_the_end_that_a_step_knows():
     assert run(steps(1.0, ends=1), tol=0.0).converged
 
 
-def test_a_callback_is_told_each_objective_and_may_end_it():
-    told = []
-
-    def callback(n_iter, objective):
-        told.append((n_iter, objective))
-        return n_iter == 2
-
-    course = run(steps(1.0, 0.5, 0.2), callback=callback)
-    assert told == [(1, 1.0), (2, 0.5)]
-    assert course == ([1.0, 0.5], False, "the callback asked to stop")
+def test_a_watcher_is_told_each_objective_and_may_end_it():
+    listener = Listener(stop_at=2)
+    course = run(steps(1.0, 0.5, 0.2), watcher=listener)
+    assert listener.objectives == [1.0, 0.5] and listener.n_begun == 2
+    assert course == ([1.0, 0.5], False, "a callback asked to stop")
     # Convergence in the same iteration is convergence.
-    assert run(steps(1.0, 0.99), callback=lambda n, f: n == 2).converged
+    assert run(steps(1.0, 0.99), watcher=Listener(stop_at=2)).converged
 
 
 def test_objectives_below_zero_are_rounding():

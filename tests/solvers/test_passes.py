@@ -13,6 +13,7 @@ from panda_sklearn.core.samples import InMemory, Samples
 from panda_sklearn.core.starts import hosvd, random_parts
 from panda_sklearn.datasets import make_parts_appearances
 from panda_sklearn.solvers import alternation, fit_spg, spg
+from tests.solvers.watchers import Listener
 
 N = 300
 
@@ -379,15 +380,10 @@ def test_tol_zero_goes_on_until_nothing_helps(keep):
     assert share(Z, result) <= share(Z, tight) + 1e-12
 
 
-def test_the_callback_sees_passes_and_may_stop_them(keep):
+def test_a_watcher_sees_passes_and_may_stop_them(keep):
     Z = planted()
-    told = []
-
-    def callback(n_iter, f):
-        told.append((n_iter, f))
-        return n_iter == 2
-
-    result = solve(Z, 5, 3, tol=0, callback=callback)
-    assert [n for n, _ in told] == [1, 2]
-    assert [f for _, f in told] == result.objective_history
+    listener = Listener(stop_at=2)
+    result = solve(Z, 5, 3, tol=0, watcher=listener)
+    assert len(listener.objectives) == 2
+    assert listener.objectives == result.objective_history
     assert not result.converged and "callback" in result.reason

@@ -16,6 +16,7 @@ from panda_sklearn.core.samples import InMemory
 from panda_sklearn.datasets import make_parts_appearances
 from panda_sklearn.solvers import SOLVERS, DivergenceError, refine_parts
 from panda_sklearn.solvers.base import draw_batches
+from tests.solvers.watchers import Listener
 
 DEFAULTS = {"max_iter": 100, "tol": 0, "constraint": NONNEGATIVE}
 
@@ -221,19 +222,32 @@ def test_stopping_rule(problem, name):
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_callback_can_stop(problem, name):
-    calls = []
-
-    def callback(n_iter, objective):
-        calls.append((n_iter, objective))
-        return n_iter == stop
-
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_watcher_can_stop(problem, name, batch_size):
     stop = 1 if name == "spg" else 4
-    result = solve(name, *problem, callback=callback)
+    listener = Listener(stop_at=stop)
+    options = {"batch_size": batch_size}
+    result = solve(name, *problem, watcher=listener, **options)
     assert result.n_iter == stop and not result.converged
     assert "callback" in result.reason
-    assert [n for n, _ in calls] == list(range(1, stop + 1))
-    assert [f for _, f in calls] == result.objective_history
+    assert listener.n_begun == len(listener.objectives) == stop
+    if batch_size is None:
+        assert listener.objectives == result.objective_history
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_watcher_gets_what_a_shorter_fit_would_return(problem, name, batch_size):
+    """And asking for it changes nothing."""
+    options = {"batch_size": batch_size, "tol": 0}
+    listener = Listener(keep=True)
+    watched = solve(name, *problem, max_iter=4, watcher=listener, **options)
+    for n_iter, found in enumerate(listener.results, start=1):
+        alone = solve(name, *problem, max_iter=n_iter, **options)
+        assert torch.equal(found.A, alone.A) and torch.equal(found.P, alone.P)
+        assert found.objective_history == alone.objective_history
+    assert n_iter == watched.n_iter
+    assert torch.equal(watched.A, alone.A) and torch.equal(watched.P, alone.P)
 
 
 @pytest.mark.parametrize("name", SOLVERS)

@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from panda_sklearn import GeneratorFeatureExtractor, PartsAppearanceDecomposition
+from panda_sklearn._watching import FitWatcher
 from panda_sklearn.datasets import (
     load_face_generator,
     make_parts_appearances,
@@ -299,9 +301,9 @@ def interrupt_the_first(rank):
             raise KeyboardInterrupt
 
     panda = PartsAppearanceDecomposition(**RANKS, verbose=int(rank == 0))
-    panda._watched = lambda note: Interrupted()
     try:
-        panda.fit(data(300))
+        with mock.patch("panda_sklearn._learning.FitWatcher", Interrupted):
+            panda.fit(data(300))
     except BaseException as error:
         said.append(type(error).__name__ + str(error))
     start = time.monotonic()
@@ -314,17 +316,11 @@ def interrupt_the_first(rank):
     return said, time.monotonic() - start
 
 
-class Interrupted:
-    """A context whose callback is interrupted."""
+class Interrupted(FitWatcher):
+    """Is interrupted at the end of the first iteration."""
 
-    def __enter__(self):
-        def callback(n_iter, objective):
-            raise KeyboardInterrupt
-
-        return callback
-
-    def __exit__(self, *raised):
-        return False
+    def end_iteration(self, objective, result):
+        raise KeyboardInterrupt
 
 
 def test_interrupts_of_the_first(tmp_path):
