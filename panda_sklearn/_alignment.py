@@ -1,6 +1,6 @@
-"""The fitted attributes of a decomposition, in the order of another one's factors.
+"""The fitted attributes of a decomposition, reordered to match those of another.
 
-Beside the estimator, :mod:`panda_sklearn.decomposition`.
+Part of the estimator in :mod:`panda_sklearn.decomposition`.
 
 Floor 3: numpy and torch, and :mod:`panda_sklearn.utils.matching`.
 """
@@ -20,24 +20,24 @@ __all__ = ["aligned"]
 
 
 def aligned(panda: Any, other: Any) -> dict[str, Any]:
-    """Those attributes of a fitted decomposition that change, as they become.
+    """Return the attributes of ``panda`` that change, in the order of ``other``.
 
     Raises
     ------
     ValueError
-        If the factors of the two are of different shapes.
+        If the factors of the two have different shapes.
     """
     for name in ("parts_", "appearances_"):
         own, its = (tuple(getattr(of, name).shape) for of in (panda, other))
         if own != its:
             raise ValueError(
-                f"other must have {name} of shape {own}, as this estimator, got {its}."
+                f"other must have {name} of shape {own} like this estimator, got {its}."
             )
     order, signs = _order(panda.appearances_, other.appearances_)
     of_parts, _ = _order(panda.parts_, other.parts_)
 
     def turned(array: Tensor, *axes: int) -> Tensor:
-        """With appearances along the given axes in their order, and signed."""
+        """Reorder appearances along the given axes, and apply their signs."""
         for axis in axes:
             shape = [-1 if n == axis else 1 for n in range(array.ndim)]
             array = array.index_select(axis, order.to(array.device))
@@ -45,6 +45,7 @@ def aligned(panda: Any, other: Any) -> dict[str, Any]:
         return array
 
     def part(array: Tensor, axis: int = 0) -> Tensor:
+        """Reorder parts along an axis."""
         return array.index_select(axis, of_parts.to(array.device))
 
     changes = {
@@ -73,7 +74,7 @@ def aligned(panda: Any, other: Any) -> dict[str, Any]:
 
 
 def _order(own: Any, its: Any) -> tuple[Tensor, Tensor]:
-    """Which of one's rows each of the other's is matched with, up to sign, and that."""
+    """For each row of the other, the index of its match up to sign, and the sign."""
     one, two = (
         as_tensor(factors).flatten(1).cpu().double().numpy() for factors in (own, its)
     )

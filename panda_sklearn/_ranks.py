@@ -1,7 +1,7 @@
 """A fit by all processes of a ``torch.distributed`` group together.
 
-Beside the estimator, :mod:`panda_sklearn.decomposition`: what has to be agreed on
-before the first sum is asked for.
+Part of the estimator in :mod:`panda_sklearn.decomposition`: what the processes agree on
+before the first sum.
 
 Floor 3: torch, and :mod:`panda_sklearn.sources.ranks`.
 """
@@ -26,17 +26,17 @@ from panda_sklearn.utils.validation import check_device, shown
 
 __all__ = ["ProcessGroup", "fit_together", "ranks_of", "without_group"]
 
-# Where torch was built without torch.distributed nothing is one.
+# Where torch was built without torch.distributed, no object is a group.
 ProcessGroup: type = getattr(dist, "ProcessGroup", type(None))
 
-# Parameters that may differ between processes: where and how fast, not what; and the
-# random numbers are those of the first.
+# Parameters that may differ between processes: they say where and how fast, not what.
+# The random numbers are those of the first process.
 OWN = ("batch_size", "device", "distributed", "random_state", "verbose")
 
 
 @dataclass(frozen=True)
 class _Facts:
-    """What one process says of its samples and its estimator."""
+    """What one process tells about its samples and its estimator."""
 
     params: dict[str, tuple[str, str]]
     n_samples: int | None = 0
@@ -45,19 +45,19 @@ class _Facts:
 
 
 def without_group(params: dict[str, Any]) -> dict[str, Any]:
-    """Parameters to be kept: a process group lives no longer than its processes."""
+    """Parameters to keep: a process group lives no longer than its processes."""
     if isinstance(params.get("distributed"), ProcessGroup):
         return {**params, "distributed": "auto"}
     return params
 
 
 def ranks_of(distributed: Any) -> Ranks | None:
-    """The processes that a fit is made by; ``None`` if by this one alone.
+    """The processes that fit together; ``None`` if this one fits alone.
 
     Raises
     ------
     ValueError
-        If a group is asked for and there is none, or this process is not in it.
+        If a group is required and there is none, or this process is not in it.
     """
     if isinstance(distributed, bool | np.bool_) and not distributed:
         return None
@@ -95,33 +95,33 @@ def fit_together(
     ranks : Ranks
 
     X : object
-        This process's shard; ``None``, or an array of no samples, is none.
+        The shard of this process; ``None`` or an array without samples if it has none.
 
     check : callable
-        Gives the shard as samples, their layout and where they came from.
-
-    state : tuple, default=None
-        What the fit goes on from, which must be the same.
+        Returns the shard as samples, with their layout and origin.
 
     fit : callable
-        Given all samples, their layout and where results are to be, of the first
-        process, what is found.
+        Fits to all samples, given these, their layout and the origin of the shard. Only
+        the first process calls it.
+
+    state : tuple, default=None
+        The state from which the fit continues, which all processes must share.
 
     Returns
     -------
     found : object
-        The same on all processes.
+        What ``fit`` returned, on all processes.
 
     layout : MapLayout
 
     origin : Origin
-        Where results of this process are to be.
+        Kind and device of the results in this process.
 
     Raises
     ------
     TypeError, ValueError
-        What ``check`` raises, here or elsewhere; or if the processes' samples or
-        parameters differ, or none has samples.
+        What ``check`` raises in any process. Also if the layouts of the samples or the
+        parameters differ between processes, or no process has samples.
     RuntimeError
         If another process fails, ends or does not answer.
     """
@@ -137,8 +137,9 @@ def fit_together(
             shard, layout, origin = check()
             if shard.spread:
                 raise ValueError(
-                    "X is a dask array, whose blocks are on workers already. Fit it in "
-                    "one process, with distributed=False, or give each its own array."
+                    "X is a dask array, which is spread over workers already. Fit it "
+                    "in one process, with distributed=False, or give each process its "
+                    "own array."
                 )
             facts = _Facts(facts.params, shard.n_samples, layout, shard.dtype)
         elif isinstance(X, np.ndarray | Tensor):
@@ -171,7 +172,7 @@ def fit_together(
 
 
 def _is_empty(X: Any) -> bool:
-    """Whether a shard has no samples, as far as can be seen without reading it."""
+    """Whether a shard has no samples, as far as is known without reading it."""
     if X is None:
         return True
     shape = getattr(X, "shape", None)
@@ -179,19 +180,19 @@ def _is_empty(X: Any) -> bool:
 
 
 def _agreed(every: list[_Facts]) -> tuple[MapLayout, torch.dtype]:
-    """Layout and type of the samples of all.
+    """The common layout and type of all samples.
 
     Raises
     ------
     ValueError
-        If there are none, or they or the parameters differ.
+        If there are no samples, or these or the parameters differ between processes.
     """
     first = every[0]
     for rank, facts in enumerate(every):
         for name, (digest, text) in facts.params.items():
             if digest != first.params[name][0]:
                 raise ValueError(
-                    f"All processes must begin alike, but {name} is "
+                    f"All processes must start from the same values, but {name} is "
                     f"{first.params[name][1]} in process 0 and {text} in process "
                     f"{rank}."
                 )
@@ -214,7 +215,7 @@ def _agreed(every: list[_Facts]) -> tuple[MapLayout, torch.dtype]:
 
 
 def _said(value: Any) -> str:
-    """A layout or a type in a few words."""
+    """A layout or a type in words."""
     if not isinstance(value, MapLayout):
         return str(value).removeprefix("torch.")
     kind = "flattened " if value.flattened else ""
@@ -222,7 +223,7 @@ def _said(value: Any) -> str:
 
 
 def _digests(estimator: Any) -> dict[str, tuple[str, str]]:
-    """Parameters that must be the same, each as a digest of its value and in words."""
+    """A digest and a description of each parameter that must be the same."""
     return {
         name: (hashlib.sha256(_plain(value)).hexdigest(), shown(value))
         for name, value in sorted(estimator.get_params(deep=False).items())
@@ -231,7 +232,7 @@ def _digests(estimator: Any) -> dict[str, tuple[str, str]]:
 
 
 def _digest_of_state(state: tuple | None) -> dict[str, tuple[str, str]]:
-    """What a stream goes on from, in the manner of a parameter."""
+    """The same of the state from which a stream continues."""
     if state is None:
         return {}
     n_samples = state[0]
@@ -240,7 +241,7 @@ def _digest_of_state(state: tuple | None) -> dict[str, tuple[str, str]]:
 
 
 def _plain(value: Any) -> bytes:
-    """The value of a parameter, the same whether it holds arrays or tensors."""
+    """The value of a parameter as bytes, the same for arrays and tensors."""
     if isinstance(value, list | tuple):
         return b"(" + b",".join(map(_plain, value)) + b")"
     if isinstance(value, Tensor):

@@ -1,8 +1,8 @@
-"""What a fitted decomposition has, what it may have, and how its files have changed.
+"""The attributes of a fitted decomposition, and how its file format has changed.
 
-Beside the estimator, :mod:`panda_sklearn.decomposition`: an attribute that it sets is
-listed here, and a new one raises ``FORMAT_VERSION`` and adds a migration, which gives
-it to what files of the version before hold.
+Part of the estimator in :mod:`panda_sklearn.decomposition`. Every attribute that it
+sets is listed here. A new one needs a new ``FORMAT_VERSION`` and a migration, which
+adds it to the attributes from files of the previous version.
 
 Floor 3: numpy and torch, and the records of the floors below.
 """
@@ -48,15 +48,16 @@ __all__ = [
     "write_file",
 ]
 
-# Version of what the file holds; files of a later one are refused.
-# 2: n_passes_; and network_, where it is known.
-# 3: mean and covariances of coefficients, in new fits.
+# Version of the file format; files of a later version are refused.
+# 2: n_passes_, and network_ where it is known.
+# 3: mean and covariances of the coefficients, in new fits.
 FORMAT_VERSION = 3
 
-# What a file says that it holds.
+# The name of the format, by which a file is recognised.
 KIND = "PartsAppearanceDecomposition"
 
-# What a fitted decomposition has, and of which type if it is no array or tuple.
+# Attributes of every fitted decomposition, with their types except for arrays and
+# tuples.
 ATTRIBUTES: dict[str, type | None] = {
     "_flattened": bool,
     "appearances_": None,
@@ -71,14 +72,15 @@ ATTRIBUTES: dict[str, type | None] = {
     "saliency_mean_": None,
 }
 
-# What it may have besides: of a stream, all of it or nothing; of the file; of X.
+# Optional attributes: those of a stream, of which all or none are present; those that
+# come from a file; those of X.
 OF_STREAM: dict[str, type | None] = {
     "_channels": ChannelMoments,
     "_past": Past,
     "n_samples_seen_": int,
 }
 OF_FILE: dict[str, type | None] = {"layer_": str, "network_": str}
-# All of it or nothing, as in files of before version 3; and the sums of a stream.
+# Those added by version 3: all or none are present, and the sums of a stream.
 OF_COEFFICIENTS: dict[str, type | None] = {
     "coefficient_covariance_": None,
     "coefficient_cross_covariance_": None,
@@ -91,23 +93,23 @@ EVERY = (
     ATTRIBUTES | OF_STREAM | OF_FILE | OF_COLUMNS | OF_COEFFICIENTS | OF_LATER_STREAM
 )
 
-# Dataclasses that these are or hold.
+# Dataclasses among the attributes and in them.
 RECORDS = {
     record.__name__: record
     for record in (ChannelMoments, CoefficientMoments, Moments, Past)
 }
 
-# Magnitude of the factors, and of their products, at most: the fourth power of it,
-# which an error's square has, is then far within float32. Fitted ones are near 1.
+# Largest magnitude of the factors and of their products. Squared errors have its fourth
+# power, which is then far within the range of float32. Fitted factors are near 1.
 LARGEST_FACTOR = 1e8
 
 
 def _count_passes(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Version 1 did not count how often the samples were read."""
+    """Add what version 1 did not have: how often the samples were read."""
     return {"n_passes_": 0, **attributes}
 
 
-# What makes attributes of the next version of those of a version.
+# For each version, a function from its attributes to those of the next.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: _count_passes,
     2: dict,
@@ -120,15 +122,14 @@ def write_file(path: str | os.PathLike, params: dict, attributes: dict) -> None:
     Raises
     ------
     TypeError
-        If one is of a type that has no place in such a file, or has a name of its own.
+        If one has a type that the file cannot hold, or an unknown name.
     ValueError
-        If :func:`read_file` would refuse what they are.
+        If :func:`read_file` would refuse them.
     """
     for name in set(attributes) - set(EVERY):
         raise TypeError(
-            f"{name} is of type {type(attributes[name]).__name__} and no attribute "
-            "that such a file holds. Delete it, or keep the estimator with joblib.dump "
-            "instead."
+            f"{name} is of type {type(attributes[name]).__name__} and not an attribute "
+            "that such a file can hold. Delete it, or use joblib.dump instead."
         )
     _check(attributes)
     parts = {"params": params, "attributes": attributes}
@@ -138,17 +139,17 @@ def write_file(path: str | os.PathLike, params: dict, attributes: dict) -> None:
 def read_file(
     path: str | os.PathLike, known: Collection[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters, of the ``known`` names, and attributes, as the present version's.
+    """Read parameters with ``known`` names, and attributes of the current version.
 
-    The values of parameters are the estimator's to check, but for the device, which
-    is None where it is missing here.
+    The estimator has to check the values of the parameters. A device that this machine
+    lacks becomes None.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If the file does not exist.
     ValueError
-        If it is no whole file of that kind and of a known version, or its attributes
+        If it is not a complete file of that kind and a known version, or its attributes
         do not make a fitted decomposition.
     """
     names = {"params": known, "attributes": EVERY}
@@ -172,13 +173,13 @@ def read_file(
 
 
 def _check(attributes: dict) -> None:
-    """Raise ValueError unless a decomposition works with these attributes."""
+    """Raise ValueError unless a decomposition with these attributes works."""
     if problem := _misfit(attributes) or _bad_values(attributes):
         raise ValueError(problem)
 
 
 def _misfit(attributes: dict) -> str:
-    """What is wrong with names, types and shapes of fitted attributes, or nothing."""
+    """What is wrong with the attributes' names, types and shapes; empty if nothing."""
     missing = set(ATTRIBUTES) - set(attributes)
     if OF_STREAM.keys() & attributes.keys():
         missing |= set(OF_STREAM) - set(attributes)
@@ -206,7 +207,7 @@ def _misfit(attributes: dict) -> str:
     R_C = np.shape(attributes["appearances_"])[:1]
     R_S = np.shape(attributes["parts_"])[:1]
     own = Tensor if isinstance(attributes["parts_"], Tensor) else np.ndarray
-    # Of each array what to call it, its kind and its shape.
+    # The name, value, kind and expected shape of each array.
     arrays: list[tuple[str, Any, Any, tuple]] = [
         (name, attributes[name], kind, wanted)
         for name, kind, wanted in (
@@ -257,7 +258,7 @@ def _misfit(attributes: dict) -> str:
 
 
 def _bad_values(attributes: dict) -> str:
-    """What is wrong with the values of attributes of the right shapes, or nothing."""
+    """What is wrong with the attributes' values; empty if nothing."""
     names = attributes.get("feature_names_in_")
     if names is not None and not (
         attributes["_flattened"] and len(set(names)) == len(names)
@@ -288,8 +289,8 @@ def _bad_values(attributes: dict) -> str:
                 return f"eps {name} is {reprlib.repr(moments.eps)}"
             energy = float(moments.energy)
             one, two = (float(M.trace()) for M in (moments.M1, moments.M2))
-            # By Cauchy and Schwarz, whatever the scale of the factor that was held;
-            # and that is no more than a factor's.
+            # The inequality of Cauchy and Schwarz, whatever the scale of the factor
+            # that was held fixed; and that scale is at most a factor's.
             if not (
                 0 <= energy <= LARGEST_SUM
                 and 0

@@ -1,6 +1,6 @@
-"""The variations of a fitted decomposition at a part.
+"""How what a part shows varies over the training samples.
 
-Beside the estimator, :mod:`panda_sklearn.decomposition`, for it and for edits.
+Part of the estimator in :mod:`panda_sklearn.decomposition`; edits use it too.
 
 Floor 3: torch, and :mod:`panda_sklearn.core.coefficients`.
 """
@@ -21,16 +21,16 @@ from panda_sklearn.core.coefficients import (
 from panda_sklearn.utils.arrays import as_tensor
 from panda_sklearn.utils.parts import indices_of, is_mask
 
-__all__ = ["check_known", "part_distances", "part_weights", "variations_of"]
+__all__ = ["part_distances", "part_weights", "variations_of"]
 
 
 def part_weights(panda: Any, part: Any) -> Tensor:
-    """How much each part (R_S,) has of what :func:`as_part` returned, on the CPU.
+    """Weights (R_S,) of the parts in what :func:`as_part` returned, on the CPU.
 
     Raises
     ------
     TypeError, ValueError
-        If an index is out of range, or a mask of another shape or nowhere on a part.
+        If an index is out of range, or a mask has another shape or overlaps no part.
     """
     P = as_tensor(panda.parts_).flatten(1).cpu().double()  # (R_S, S)
     if not is_mask(part):
@@ -41,29 +41,31 @@ def part_weights(panda: Any, part: Any) -> Tensor:
     mask = as_tensor(part).cpu().double()
     if mask.shape != panda.map_shape_[1:]:
         raise ValueError(
-            f"A mask given as part must be of the layer's spatial shape, "
+            "A mask given as part must have the layer's spatial shape, "
             f"{panda.map_shape_[1:]}, got one of shape {tuple(mask.shape)}."
         )
     sizes = P.square().sum(dim=1)
     alike = (P @ mask.flatten()).square() / torch.where(sizes > 0, sizes, 1.0)
     if not alike.any():
-        raise ValueError("part is a mask where no part is: nothing is known to vary.")
+        raise ValueError(
+            "part is a mask that overlaps no part, so nothing is known to vary there."
+        )
     return alike / alike.sum()
 
 
 def variations_of(
     panda: Any, weights: Tensor, given: str | None
 ) -> tuple[Tensor, Tensor]:
-    """Variations (n, C) and their deviations (n,) of parts with weights (R_S,).
+    """Variations (n, C) and their standard deviations (n,) for weights (R_S,) of parts.
 
     In double precision, on the CPU.
 
     Raises
     ------
     ValueError
-        If the covariances were not kept.
+        If the covariances are not known.
     """
-    check_known(panda)
+    _check_known(panda)
     A = as_tensor(panda.appearances_).cpu().double().T
     chosen = weights > 0
     own, cross = (
@@ -82,16 +84,16 @@ def variations_of(
 
 
 def part_distances(panda: Any, k: int) -> Callable[[Tensor], Tensor]:
-    """A function that gives distances (...) of coefficients (..., R_C) of part k.
+    """Return a function from coefficients (..., R_C) of part k to distances (...).
 
-    In double precision, on the CPU; see ``Distances`` of the core.
+    In double precision, on the CPU; see ``Distances`` in the core.
 
     Raises
     ------
     ValueError
-        If the covariances were not kept.
+        If the covariances are not known.
     """
-    check_known(panda)
+    _check_known(panda)
     mean, covariances = (
         as_tensor(array).cpu().double()
         for array in (panda.coefficient_mean_, panda.coefficient_covariance_)
@@ -100,10 +102,10 @@ def part_distances(panda: Any, k: int) -> Callable[[Tensor], Tensor]:
     return lambda L: distances.of(L.cpu().double())
 
 
-def check_known(panda: Any) -> None:
-    """Raise ValueError unless it is known how the coefficients vary."""
+def _check_known(panda: Any) -> None:
+    """Raise ValueError unless the covariances of the coefficients are known."""
     if not hasattr(panda, "coefficient_covariance_"):
         raise ValueError(
-            "How coefficients vary is not known: the estimator is from a file written "
-            "before that was kept. Fit it again."
+            "The covariances of the coefficients are not known: the estimator is from "
+            "a file that does not store them yet. Fit it again."
         )

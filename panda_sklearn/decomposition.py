@@ -46,7 +46,6 @@ from panda_sklearn._state import (
     write_file,
 )
 from panda_sklearn._variations import (
-    check_known,
     part_distances,
     part_weights,
     variations_of,
@@ -108,6 +107,14 @@ OF_EARLIER_FITS = {
     *OF_LATER_STREAM,
     *OF_FILE,
     "feature_names_in_",
+    "n_bytes_sent_",
+}
+
+# Attributes that are not saved: they belong to the process or to the user's code.
+NOT_IN_FILES = {
+    *OF_CALLBACKS,
+    "_metadata_request",
+    "_sklearn_output_config",
     "n_bytes_sent_",
 }
 
@@ -643,7 +650,7 @@ class PartsAppearanceDecomposition(
             layout, check=check, batch_size=None if in_memory else batch_size
         )
         if in_memory:
-            samples.accumulate(_ignore)  # the pass checks the values
+            samples.accumulate(lambda Z: None)  # the pass checks the values
         return samples, layout, data.origin, start
 
     # Encoding
@@ -948,7 +955,6 @@ class PartsAppearanceDecomposition(
         LocalEditor.rank_edits : Reports this distance for the edits that it tries.
         """
         check_is_fitted(self)
-        check_known(self)
         of_parts = [part_distances(self, k) for k in range(len(self.parts_))]
 
         def measure(factors: Factors, Z: Tensor) -> Tensor:
@@ -1182,7 +1188,6 @@ class PartsAppearanceDecomposition(
             the file could not be loaded.
         """
         check_is_fitted(self)
-        check_parameters(self)
         if layer is not None and not isinstance(layer, str):
             raise TypeError(
                 f"layer must be the name of a layer or None, got {layer!r} of type "
@@ -1192,10 +1197,9 @@ class PartsAppearanceDecomposition(
             network = fingerprint(network)
         of_file = {"layer_": layer, "network_": network}
         state = vars(self) | {k: v for k, v in of_file.items() if v is not None}
-        state.pop("n_bytes_sent_", None)  # of the processes that made the fit
         names = self.get_params(deep=False)
         params = without_group({name: state.pop(name) for name in names})
-        for name in OF_CALLBACKS | {"_sklearn_output_config", "_metadata_request"}:
+        for name in NOT_IN_FILES:
             state.pop(name, None)
         # Refuse here what load would refuse, while it can still be fixed.
         self._check_kept()
@@ -1358,7 +1362,3 @@ def _joined(results: Iterator[Tensor], n_samples: int | None) -> Tensor:
         whole[done : done + len(some)] = some
         done += len(some)
     return whole
-
-
-def _ignore(Z: Tensor) -> None:
-    pass

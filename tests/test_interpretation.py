@@ -164,7 +164,7 @@ def test_errors_are_those_of_the_reconstruction(panda, maps):
     np.testing.assert_allclose(errors, expected, rtol=1e-5)
     with pytest.raises(ValueError, match=r"as from refine, got \(30, 3, 20\)"):
         panda.reconstruction_errors(maps, parts)
-    with pytest.raises(ValueError, match="the 30 samples of X, got those of 2"):
+    with pytest.raises(ValueError, match="the 30 samples of X, got 2"):
         panda.reconstruction_errors(maps, panda.refine(maps[:2]))
 
 

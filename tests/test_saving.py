@@ -306,7 +306,7 @@ def test_files_written_before(version, kind, tmp_path):
         assert_near(panda.transform(expected["X"]), expected["transformed"])
     if version == 1:
         assert panda.n_passes_ == 0
-    with pytest.raises(ValueError, match="file written before that was kept"):
+    with pytest.raises(ValueError, match="file that does not store them yet"):
         panda.variations(0)
     arrays = load_file(path)
     np.testing.assert_array_equal(panda.parts_, arrays["parts_"])

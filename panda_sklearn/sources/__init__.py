@@ -1,10 +1,10 @@
-"""Data that are read in batches, again and again, rather than loaded.
+"""Data that are read in batches, once per pass, rather than loaded.
 
-Floor 2. :func:`is_source` tells them from arrays, :func:`open_source` makes one of
-them: arrays on disk (:mod:`panda_sklearn.sources.stored`), loaders, datasets and
-batches of a user's own (:mod:`panda_sklearn.sources.batches`), and activations made
-anew in each pass (:mod:`panda_sklearn.sources.extracted`). Results go into arrays by
-:mod:`panda_sklearn.sources.writing`.
+Floor 2. :func:`is_source` recognises them and :func:`open_source` opens them: arrays on
+disk (:mod:`panda_sklearn.sources.stored`), loaders, datasets and the user's own batches
+(:mod:`panda_sklearn.sources.batches`), and activations that are computed in each pass
+(:mod:`panda_sklearn.sources.extracted`). :mod:`panda_sklearn.sources.writing` writes
+results into arrays.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from panda_sklearn.sources.mapped import mapping_of
 from panda_sklearn.sources.stored import StoredArray
 from panda_sklearn.sources.writing import Writer
 from panda_sklearn.utils.validation import (
-    check_axes,
     check_columns,
     check_numeric_array,
     shown,
@@ -46,7 +45,7 @@ __all__ = [
     "open_source",
 ]
 
-# What is in memory, or no data: never a source.
+# Types that are never a source: their data are in memory, or they are not data.
 IN_MEMORY = (
     *(torch.Tensor, np.generic, list, tuple, range, deque, array.array, memoryview),
     *(str, bytes, bytearray, Mapping, Set, type),
@@ -56,9 +55,9 @@ IN_MEMORY = (
 def is_source(X: Any) -> bool:
     """Whether something is to be read in batches, rather than loaded.
 
-    True for memory maps, for what has ``shape``, ``dtype`` and slices and is no array
-    in memory, for a torch ``Dataset`` or ``DataLoader``, and for what can be iterated
-    over. Lists and tuples are arrays in memory. Nothing is read.
+    True for memory maps; for objects with ``shape``, ``dtype`` and slices that are not
+    arrays in memory; for a torch ``Dataset`` or ``DataLoader``; and for other
+    iterables. Lists and tuples count as arrays in memory. Nothing is read.
     """
     if isinstance(X, np.ndarray):
         return mapping_of(X) is not None
@@ -72,18 +71,18 @@ def is_source(X: Any) -> bool:
 def open_source(
     X: Any, name: str = "X", device: str | torch.device | None = None
 ) -> Source:
-    """Make something readable in batches.
+    """Open data that are read in batches.
 
     Parameters
     ----------
     X : object
-        What :func:`is_source` says to be one.
+        Data for which :func:`is_source` is true.
 
     name : str, default="X"
-        What the user calls it.
+        The user's name for the data, for messages.
 
     device : str or torch.device, default=None
-        Where to bring what is read; tensors stay where they are.
+        Device to move batches to; tensors stay where they are.
 
     Returns
     -------
@@ -92,8 +91,8 @@ def open_source(
     Raises
     ------
     TypeError, ValueError
-        If it is no source, can be iterated over but once, has nothing in it, or holds
-        something else than real numbers.
+        If X is not a source, can be iterated over only once, is empty, or does not hold
+        real numbers.
     """
     if not is_source(X):
         raise TypeError(
@@ -110,8 +109,8 @@ def open_source(
         raise TypeError(
             f"{name} is a {type(X).__name__}, which can be iterated over only once, but"
             " samples are read several times. Give its batches to partial_fit one by "
-            "one, or make it re-iterable: a DataLoader, or an object whose __iter__ "
-            "begins anew each time."
+            "one, or pass a DataLoader or an object whose __iter__ begins anew each "
+            "time."
         )
     return BatchSource(X, name, device)
 
@@ -119,54 +118,46 @@ def open_source(
 def open_data(
     estimator: Any, X: Any, *, reset: bool, in_memory: bool = False
 ) -> Source | LoadedArray | BlockedArray:
-    """What an estimator is given, whatever it is; its values are not looked at yet.
+    """Open the data given to an estimator, of any kind, without looking at the values.
 
     Parameters
     ----------
     estimator : estimator
-        Learns the number of columns and their names, or compares them with X's. Its
-        ``device`` is where the work is to be done.
+        Has the number of columns and their names, and the ``device`` for the work.
 
     X : object
-        An array, or what :func:`is_source` says to be read in batches.
+        An array, or data for which :func:`is_source` is true.
 
     reset : bool
-        Whether to learn.
+        Whether to set the number and names of the columns on the estimator; otherwise
+        those of X are compared with them.
 
     in_memory : bool, default=False
-        Whether it must be in memory.
+        Whether the data must be in memory.
 
     Raises
     ------
     TypeError, ValueError
-        If it is neither, or has no samples, or is not in memory but must be.
+        If X is neither, has no samples, or is not in memory but must be.
     """
+    data: Source | BlockedArray
     if is_blocked(X):
-        if in_memory:
-            raise ValueError(
-                f"solver={estimator.solver!r} draws samples at random and needs them in"
-                " memory, but X is a dask array. Compute it, or use solver='spg'."
-            )
-        check_axes(X)
-        data = BlockedArray(X)
-        if data.ndim == 2:
-            check_columns(estimator, data, reset=reset)
-        return data
-    if is_source(X) and not (in_memory and isinstance(X, np.ndarray)):
-        source = open_source(X, device=estimator.device)
-        if in_memory:
-            raise ValueError(
-                f"solver={estimator.solver!r} draws samples at random and needs them in"
-                f" memory, but X is a {type(X).__name__}. Load it, or use solver='spg'."
-            )
-        check_axes(source)
-        if source.ndim == 2:
-            check_columns(estimator, source, reset=reset)
-        return source
-    X = check_numeric_array(estimator, X, reset=reset, finite=False)
-    return LoadedArray(X, estimator.device)
+        data, kind = BlockedArray(X), "dask array"
+    elif is_source(X) and not (in_memory and isinstance(X, np.ndarray)):
+        data, kind = open_source(X, device=estimator.device), type(X).__name__
+    else:
+        X = check_numeric_array(estimator, X, reset=reset, finite=False)
+        return LoadedArray(X, estimator.device)
+    if in_memory:
+        raise ValueError(
+            f"solver={estimator.solver!r} draws samples at random and needs them in "
+            f"memory, but X is a {kind}. Load it, or use solver='spg'."
+        )
+    if data.ndim == 2:
+        check_columns(estimator, data, reset=reset)
+    return data
 
 
 def _is_stored(X: Any) -> bool:
-    """Whether something has a shape, a type and slices."""
+    """Whether an object has a shape, a type and slices."""
     return all(hasattr(X, name) for name in ("shape", "dtype", "__getitem__"))

@@ -1,7 +1,7 @@
-"""What all sources have in common, and their samples.
+"""The base class of sources, and their samples.
 
-Floor 2: torch. A source knows how to read the user's data in batches, in the user's
-layout; its samples bring these to maps (n, C, S) and are what a fit sees.
+Floor 2: torch. A source reads the user's data in batches, in the user's layout. Its
+samples turn these into maps (n, C, S), and are what a fit sees.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from panda_sklearn.utils.arrays import MapLayout, Origin
 
 __all__ = ["RUN_BYTES", "Source"]
 
-# What is read or made at a time, where that is ours to choose.
+# Bytes to read or compute at a time, where we can choose.
 RUN_BYTES = 2**25
 
 
 class Source(ABC):
-    """Data of a user that are read in batches, rather than loaded.
+    """The user's data, read in batches rather than loaded.
 
     Attributes
     ----------
     name : str
-        What the user calls them.
+        The user's name for the data, for messages.
 
     sample_shape : tuple of int
         Shape of one sample in the user's layout.
 
     n_samples : int or None
-        ``None`` until a pass has told it.
+        Number of samples; ``None`` if it is not known before the first pass.
 
     dtype : torch.dtype
         Type of the batches: float32 or float64.
 
     origin : Origin
-        Whether they are tensors, and where: what is made of them goes back there.
+        Kind and device of the data, which results share.
 
     device : torch.device
-        Where batches are brought to.
+        Device of the batches.
 
     ordered : bool
-        Whether samples come in one order in each pass.
+        Whether samples come in the same order in every pass.
     """
 
     ordered = True
@@ -71,19 +71,19 @@ class Source(ABC):
 
     @property
     def shape(self) -> tuple[int | None, ...]:
-        """(n_samples, ...), with ``None`` for a number that is not known yet."""
+        """(n_samples, ...), where ``None`` is a number that is not known yet."""
         return (self.n_samples, *self.sample_shape)
 
     @property
     def ndim(self) -> int:
-        """Number of axes, that of the samples included."""
+        """Number of axes, including that of the samples."""
         return 1 + len(self.sample_shape)
 
     @abstractmethod
     def read(self) -> Generator[Tensor, None, None]:
-        """All samples in order, as tensors (n, *sample_shape) with any n of 1 or more.
+        """Yield all samples in order, as tensors (n, *sample_shape) with any n >= 1.
 
-        Of the source's ``dtype``, on its device. They may share memory with the user's.
+        They have the source's ``dtype`` and device, and may share the user's memory.
         """
 
     def samples(
@@ -98,13 +98,13 @@ class Source(ABC):
         Parameters
         ----------
         layout : MapLayout
-            How maps lie in the user's samples.
+            Layout of the maps in the user's samples.
 
         batch_size : int, default=None
-            Number of samples in a batch, where none is asked for.
+            Number of samples in a batch, where a pass does not ask for another.
 
         check : Check, default=None
-            What is to be asked of the values in the first pass.
+            Check of the values in the first pass.
 
         Returns
         -------
@@ -113,12 +113,12 @@ class Source(ABC):
         return _Read(self, layout, batch_size=batch_size, check=check)
 
     def check_count(self, n_samples: int) -> None:
-        """Take the number of samples of a pass.
+        """Set the number of samples, after a pass.
 
         Raises
         ------
         ValueError
-            If there are none, or not as many as before.
+            If there are none, or another number than before.
         """
         if self.n_samples not in (None, n_samples):
             raise ValueError(
@@ -160,7 +160,7 @@ class _Read(Samples):
     def map(
         self, function: Callable[[Tensor], Tensor], *, size: int | None = None
     ) -> Iterator[Tensor]:
-        """What a function makes of each batch, in the order of the samples.
+        """Yield the results of a function of each batch, in the order of the samples.
 
         Raises
         ------
@@ -169,8 +169,9 @@ class _Read(Samples):
         """
         if not self.ordered:
             raise ValueError(
-                f"{self.source.name} is shuffled in each pass, so that nobody could say"
-                " which result is whose. Make its DataLoader with shuffle=False."
+                f"{self.source.name} is shuffled in each pass, so it would be unknown "
+                "which result is of which sample. Make its DataLoader with "
+                "shuffle=False."
             )
         return super().map(function, size=size)
 

@@ -1,4 +1,4 @@
-"""Batches that can be iterated over again and again: loaders, datasets, users' own.
+"""Batches that can be iterated over repeatedly: loaders, datasets, users' own.
 
 Floor 2: torch.
 """
@@ -30,32 +30,33 @@ from panda_sklearn.utils.validation import as_numeric, check_axes
 
 __all__ = ["BatchSource", "ItemsInBatches"]
 
+# Descriptions for messages.
 BATCH = "an array of shape (n_samples, ...), or a tuple whose first item is one"
 ITEM = "an array, or a tuple whose first item is one"
 
 
 class BatchSource(Source):
-    """Batches of an object that begins anew each time that it is iterated over.
+    """Batches of an object that begins anew each time it is iterated over.
 
-    Its first pass goes on with the batch by which it was looked at, so that there is
-    one iteration a pass.
+    The constructor reads the first batch, and the first pass continues from there, so
+    that there is one iteration per pass.
 
     Parameters
     ----------
     batches : iterable
-        Its items are arrays (n_samples, ...), or tuples or lists whose first item is.
+        Gives arrays (n_samples, ...), or tuples or lists whose first item is one.
 
     name : str
-        What the user calls it.
+        The user's name for it, for messages.
 
     device : str or torch.device, default=None
-        Where to bring batches, unless they are tensors.
+        Device to move batches to, unless they are tensors.
 
     Raises
     ------
     TypeError, ValueError
-        If it has no batch, the first is none, or a loader draws other samples in each
-        pass.
+        If there are no batches, the first is not a batch, or a loader draws other
+        samples in each pass.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class BatchSource(Source):
         check_axes(self)
 
     def read(self) -> Generator[Tensor, None, None]:
-        """All samples in order, in the batches in which they come."""
+        """Yield all samples in order, in the batches in which they come."""
         first, arrays = self._begun or (None, self._arrays())
         self._begun = None
         with contextlib.closing(arrays):
@@ -105,7 +106,7 @@ class BatchSource(Source):
                 yield self._converted(array)
 
     def _arrays(self) -> Generator[ArrayLike, None, None]:
-        """Arrays of numbers, one of each batch that is not empty."""
+        """Yield the array of numbers of each batch that is not empty."""
         start = 0
         iterator = iter(self._batches)
         with contextlib.ExitStack() as stack:
@@ -122,19 +123,19 @@ class BatchSource(Source):
 
     def _check(self, array: ArrayLike, k: int, start: int) -> None:
         """Raise ValueError unless a batch is like the first."""
-        if not hasattr(self, "sample_shape"):  # which it is itself
+        if not hasattr(self, "sample_shape"):  # this is the first
             return
         where = f"Batch {k} of {self.name}, from sample {start},"
         if tuple(array.shape[1:]) != self.sample_shape:
             raise ValueError(
                 f"{where} has samples of shape {tuple(array.shape[1:])}, but those "
-                f"before are of shape {self.sample_shape}: give all one shape, the same"
-                " in each pass."
+                f"before are of shape {self.sample_shape}: give all samples one shape, "
+                "the same in each pass."
             )
         if self.dtype == torch.float32 and _type_of(array) == torch.float64:
             raise ValueError(
-                f"{where} is of double precision, and the first batch was not: give all"
-                " one type."
+                f"{where} is of double precision, but the first batch was not: give all"
+                " batches one type."
             )
 
     def _converted(self, array: ArrayLike) -> Tensor:
@@ -142,15 +143,15 @@ class BatchSource(Source):
 
 
 class ItemsInBatches:
-    """A torch Dataset, whose items are samples, as batches.
+    """Batches of a torch Dataset, whose items are single samples.
 
     Parameters
     ----------
     dataset : torch.utils.data.Dataset
-        Read by index, in order; one without an index is iterated over.
+        Read by index, in order; an IterableDataset is iterated over.
 
     name : str
-        What the user calls it.
+        The user's name for it, for messages.
     """
 
     def __init__(self, dataset: Dataset, name: str) -> None:
@@ -188,12 +189,12 @@ class ItemsInBatches:
 
 
 def _first(batch: Any) -> Any:
-    """The samples in a batch, which may have others beside, as labels."""
+    """The samples of a batch, which may also hold labels or the like."""
     return batch[0] if isinstance(batch, tuple | list) and batch else batch
 
 
 def _type_of(array: ArrayLike) -> torch.dtype:
-    """Single or double precision, as an array's values ask for."""
+    """Single or double precision, whichever an array's values need."""
     return promoted(as_tensor(array[:0])).dtype
 
 
@@ -209,7 +210,7 @@ def _is_shuffled(loader: DataLoader, name: str) -> bool:
     Raises
     ------
     ValueError
-        If it gives other samples.
+        If it does not give each sample once in each pass.
     """
     sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
     if isinstance(sampler, WeightedRandomSampler) or (
@@ -218,16 +219,16 @@ def _is_shuffled(loader: DataLoader, name: str) -> bool:
     ):
         raise ValueError(
             f"{name} is a DataLoader that draws other samples in each pass, with a "
-            f"{type(sampler).__name__}: take one that gives all samples in each."
+            f"{type(sampler).__name__}. Use a sampler that gives each sample once."
         )
     if isinstance(sampler, DistributedSampler):
         n = len(cast(Sized, loader.dataset))
         if not sampler.drop_last and sampler.total_size != n:
             raise ValueError(
                 f"{name} is a DataLoader with a DistributedSampler that repeats some "
-                f"of the {n} samples, to give {sampler.num_replicas} processes as many "
-                "each: sums over them would be wrong. Pass drop_last=True to the "
-                "sampler, or shard with torch.utils.data.Subset."
+                f"of the {n} samples, so that each of {sampler.num_replicas} processes "
+                "gets the same number: sums over them would be wrong. Pass "
+                "drop_last=True to the sampler, or shard with torch.utils.data.Subset."
             )
         return sampler.shuffle
     return isinstance(sampler, RandomSampler | SubsetRandomSampler)

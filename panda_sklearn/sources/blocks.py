@@ -1,9 +1,9 @@
 """Samples that are the blocks of a dask array.
 
-Sums run where the blocks are, on the client that is current or on dask's own threads,
-and are added up in a tree. What is lost with a worker dask makes again.
+Sums are computed where the blocks are, by the current client or dask's own threads, and
+added up in a tree. If a worker is lost, dask computes its blocks again.
 
-Floor 2: torch; dask, the extra "dask", is what made the array.
+Floor 2: torch. Dask, from the extra "dask", is only used for arrays that it made.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from panda_sklearn.core.drawing import Picked, drawn_places
 from panda_sklearn.core.samples import Check, InMemory, Samples, Sums
 from panda_sklearn.utils.arrays import MapLayout, Origin, as_tensor
 from panda_sklearn.utils.batches import users_level
+from panda_sklearn.utils.validation import check_axes
 
 __all__ = ["BlockedArray", "SpreadOverBlocks", "is_blocked"]
 
-# How many partial sums are added at a time.
+# Number of partial sums that are added at a time.
 FAN_IN = 8
 
 
@@ -43,15 +44,16 @@ class BlockedArray:
     Parameters
     ----------
     X : dask.array.Array
-        Of any number of samples, also if dask does not know it.
+        It may have a number of samples that dask does not know.
 
     Warns
     -----
     UserWarning
-        If blocks hold pieces of samples: they are joined, which moves the data.
+        If blocks hold parts of samples: joining them moves the data.
     """
 
     def __init__(self, X: Any) -> None:
+        check_axes(X)
         if X.dtype.kind not in "fiub":
             raise TypeError(f"X must be real numbers, got a dask array of {X.dtype}.")
         if any(math.isnan(size) for size in X.shape[1:]):
@@ -64,9 +66,9 @@ class BlockedArray:
             size = X.nbytes
             amount = "" if math.isnan(size) else f", {size / 1e6:.3g} MB,"
             warnings.warn(
-                f"X has blocks that cut samples: they are joined, for which all of it"
-                f"{amount} may go between workers in each pass. Rechunk it to whole "
-                "samples, X.rechunk({0: 'auto', 1: -1, ...}), and persist that.",
+                "X has blocks that cut samples. Joining them may move all of it"
+                f"{amount} between workers in each pass. Rechunk it to whole samples, "
+                "X.rechunk({0: 'auto', 1: -1, ...}), and persist that.",
                 UserWarning,
                 stacklevel=users_level(),
             )
@@ -90,7 +92,7 @@ class BlockedArray:
 
 
 class SpreadOverBlocks(Samples):
-    """Samples in blocks, wherever these are."""
+    """Samples in blocks, wherever the blocks are."""
 
     ordered = False
     spread = True
@@ -122,12 +124,12 @@ class SpreadOverBlocks(Samples):
     def accumulate(
         self, add: Callable[..., Any], *totals: Tensor, size: int = 1
     ) -> tuple[Tensor, ...]:
-        """As of all samples; ``add`` is sent to where they are."""
+        """As in the base class; ``add`` is sent to the blocks."""
         found, _ = self._sum(add, totals, size)
         return found
 
     def begin(self, *sums: Sums) -> None:
-        """Have sums begun by the first block that has samples."""
+        """Begin sums with the first block that has samples."""
         counts = self._count()
         k = next(k for k, n in enumerate(counts) if n > 0)
         (begun,) = _computed(
@@ -145,7 +147,7 @@ class SpreadOverBlocks(Samples):
         n_some: Callable[[int], int],
         generator: torch.Generator,
     ) -> tuple[tuple[Tensor, ...], InMemory]:
-        """As of all samples; those kept are brought here."""
+        """As in the base class; the samples that are kept are moved here."""
         n = sum(self._count())
         places = drawn_places(n, n_some(n), generator)
         found, rows = self._sum(add, totals, 1, places)
@@ -157,7 +159,7 @@ class SpreadOverBlocks(Samples):
         factors: Any,
         check: Check,
     ) -> Any:
-        """What a function makes of factors and maps (n, C, S), as a dask array."""
+        """The results of a function of factors and maps (n, C, S), as a dask array."""
         shape = 1, self.n_channels, self.n_positions
         like = torch.zeros(shape, dtype=self.dtype, device="cpu")
         one = function(factors, like).numpy()
@@ -178,23 +180,17 @@ class SpreadOverBlocks(Samples):
     def map(
         self, function: Callable[[Tensor], Tensor], *, size: int | None = None
     ) -> Iterator[Tensor]:
-        """Not of samples that are spread.
-
-        Raises
-        ------
-        ValueError
-            Always.
-        """
+        """Raise ValueError: there are no batches in this process."""
         raise ValueError(
-            "This makes something of each sample here, but X is a dask array. Compute "
-            "it, or use its map_blocks."
+            "This computes results of each sample in this process, but X is a dask "
+            "array. Compute it, or use its map_blocks."
         )
 
     def _read(self) -> Generator[Tensor, None, None]:
         raise NotImplementedError
 
     def _count(self) -> list[int]:
-        """The number of samples of each block; computed, if dask does not know."""
+        """The number of samples of each block, computed if dask does not know it."""
         if self.counts is None:
             self.n_passes += 1
             self.counts = list(_computed(*(_delayed(len)(b) for b in self.blocks)))
@@ -209,7 +205,7 @@ class SpreadOverBlocks(Samples):
         size: int,
         places: Tensor | None = None,
     ) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-        """Sums over all blocks, and the samples at some places."""
+        """Sums over all blocks, and the samples at the given places."""
         counts = self._count()
         self.n_passes += 1
         specs = [(T.shape, T.dtype) for T in totals]
@@ -249,7 +245,7 @@ def _made(
     kind: torch.dtype,
     block_info: Any = None,
 ) -> Any:
-    """What a function makes of a block."""
+    """The results of a function of a block."""
     if len(block) == 0:
         block = np.zeros((1, *block.shape[1:]), dtype=block.dtype)
         with _plainly():
@@ -267,12 +263,12 @@ def _maps(block: Any, layout: MapLayout, kind: torch.dtype) -> Tensor:
 
 
 def _plainly() -> Any:
-    """Without autocast, whatever the thread that computes is in."""
+    """A context without autocast, whatever the computing thread has set."""
     return torch.autocast("cpu", enabled=False)
 
 
 class _Work:
-    """What is done with each block; sent once, not with every one."""
+    """What to do with each block; sent once rather than with every block."""
 
     def __init__(
         self,
@@ -287,7 +283,7 @@ class _Work:
         self.size, self.check, self.kind = size, check, kind
 
 
-# Totals, samples that were picked, and checks that are still to be finished.
+# Totals, the samples that were picked, and checks that are not finished yet.
 Part = tuple[list[Tensor], list[Tensor], list[Check]]
 
 
@@ -300,7 +296,7 @@ def _summed(block: Any, work: _Work, start: int, places: Tensor) -> Part:
     if len(block) == 0:
         return totals, [], []
     Z = _maps(block, work.layout, work.kind)
-    check = copy.copy(work.check)  # of its own: threads share what they are sent
+    check = copy.copy(work.check)  # since threads share what they are sent
     if check is not None:
         check.see(Z, start)
 
@@ -314,7 +310,7 @@ def _summed(block: Any, work: _Work, start: int, places: Tensor) -> Part:
 
 
 def _joined(parts: list[Part]) -> Part:
-    """Partial sums added up, and what was picked in its order."""
+    """Add up partial sums, and join the picked samples in order."""
     totals = [
         sum(each[1:], each[0]) for each in zip(*(p[0] for p in parts), strict=True)
     ]
@@ -325,7 +321,7 @@ def _joined(parts: list[Part]) -> Part:
 def _begun(
     block: Any, layout: MapLayout, sums: list[Sums], size: int, kind: torch.dtype
 ) -> list[Sums]:
-    """Sums begun with the first samples of a block."""
+    """Begin sums with the first samples of a block."""
     few = _maps(block[:size], layout, kind)
     with _plainly():
         for some in sums:
@@ -334,10 +330,10 @@ def _begun(
 
 
 def _delayed(value: Any) -> Any:
-    """A function to be called where its arguments are, or a value to be sent once."""
+    """A function to call where its arguments are, or a value to send once."""
     return importlib.import_module("dask").delayed(value, traverse=False)
 
 
 def _computed(*values: Any) -> tuple[Any, ...]:
-    """Values of the client that is current, or of dask's threads."""
+    """Compute values with the current client, or with dask's threads."""
     return importlib.import_module("dask").compute(*values)

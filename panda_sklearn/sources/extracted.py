@@ -1,6 +1,7 @@
-"""Activations that are made anew in each pass, and stored nowhere.
+"""Activations that are computed in each pass and stored nowhere.
 
-Floor 2: torch. What makes them is given: this module knows no network.
+Floor 2: torch. The function that computes them is given, so this module does not
+depend on networks.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ __all__ = ["ExtractedBatches"]
 
 
 class ExtractedBatches:
-    """Batches of activations, made from latents in each pass.
+    """Batches of activations, computed from latents in each pass.
 
-    Iterate over it as often as you like: each time a network runs on all latents, batch
-    by batch, and nothing is kept. Made by ``GeneratorFeatureExtractor.batches``.
+    Iterate over it as often as you like: each time the network runs on all latents,
+    batch by batch, and nothing is kept. Made by ``GeneratorFeatureExtractor.batches``.
 
     Attributes
     ----------
     n_samples : int
-        Number of samples: that of the latents, times that of the calls if each is one.
+        Number of samples: that of the latents, times the number of calls if each call
+        is a sample.
 
     sample_shape : tuple of int
         Shape of one sample's activations.
@@ -32,8 +34,7 @@ class ExtractedBatches:
         Type of the activations.
 
     batch_size : int
-        Number of samples in a batch; less if an accelerator's memory does not hold so
-        many.
+        Number of samples in a batch; fewer if an accelerator's memory is too small.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class ExtractedBatches:
 
     @property
     def origin(self) -> Origin:
-        """Whether batches are tensors, and where: as the latents."""
+        """Kind and device of the batches: those of the latents."""
         return Origin.of(self._latents)
 
     def __len__(self) -> int:

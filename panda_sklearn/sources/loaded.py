@@ -1,4 +1,4 @@
-"""Arrays in memory, with what a fit asks of all sources.
+"""Arrays in memory, with the interface of sources.
 
 Floor 2: torch.
 """
@@ -29,6 +29,6 @@ class LoadedArray:
         batch_size: int | None = None,
         check: Check | None = None,
     ) -> InMemory:
-        """The data as maps (C, S), in memory that they share where that can be."""
+        """The data as maps (C, S), sharing memory where possible."""
         Z = layout.to_maps(as_tensor(self.X, self._device))
         return InMemory(Z, batch_size=batch_size, check=check)

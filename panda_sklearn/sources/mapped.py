@@ -14,9 +14,9 @@ __all__ = ["mapping_of", "release"]
 
 
 def mapping_of(X: Any) -> mmap.mmap | None:
-    """The mapping that a memmap, or a view of one, looks into.
+    """The mapping behind a memmap or a view of one.
 
-    ``None`` for copies, which may be of the type memmap all the same.
+    ``None`` for copies, which may still be of the type memmap.
     """
     if not isinstance(X, np.memmap):
         return None
@@ -26,9 +26,9 @@ def mapping_of(X: Any) -> mmap.mmap | None:
 
 
 def release(X: Any) -> None:
-    """Let go of a memmap's pages in memory; what was written to them is kept.
+    """Free a memmap's pages in memory; what was written to them is kept.
 
-    Of private mappings, of mode "c", changes would be lost: they are left alone.
+    Private mappings, of mode "c", are left alone, since they would lose changes.
     """
     mapping = mapping_of(X)
     advice = getattr(mmap, "MADV_DONTNEED", None)

@@ -1,10 +1,10 @@
 """Samples that are spread over the processes of a ``torch.distributed`` group.
 
-Each process, a rank, holds a shard of them. The first leads: it alone runs the fit, and
-asks the others for sums over their samples, which come back summed over all. So every
-decision is made once, and the others leave when the first tells them what was found.
-What is sent depends on shapes and ranks, never on the number of samples, but for those
-that are kept.
+Each process, a rank, holds a shard of the samples. The first rank leads: it alone runs
+the fit, and asks all ranks for sums over their samples, which are then added up. So
+every decision is made once. The other ranks finish when the first sends them the
+result. The amount of data sent depends on the shapes and on the numbers of parts and
+appearances, and not on the number of samples, except for the samples that are kept.
 
 Floor 2: torch alone.
 """
@@ -30,20 +30,20 @@ __all__ = ["Later", "Ranks", "SpreadOverRanks", "lead", "serve"]
 
 
 class Ranks:
-    """The processes of a group, seen from one of them.
+    """The processes of a group, as seen by one of them.
 
     Parameters
     ----------
     group : ProcessGroup or None
-        ``None`` is the default group.
+        ``None`` means the default group.
 
     Attributes
     ----------
     rank, n_ranks : int
-        Within the group.
+        The rank of this process and the number of ranks in the group.
 
     n_bytes : int
-        How many bytes this process has given to the group so far.
+        Number of bytes that this process has sent to the group.
     """
 
     def __init__(self, group: Any = None) -> None:
@@ -51,16 +51,15 @@ class Ranks:
         self.rank, self.n_ranks = dist.get_rank(group), dist.get_world_size(group)
         self.n_bytes = 0
         self.checked = False
-        self.together = True  # whether the others wait to be told what comes next
-        # Where what is sent must be.
-        self.device = torch.device("cpu")
-        self.check: Check | None = None  # of this process's values, to be finished
+        self.together = True  # whether the others wait for the next request
+        self.device = torch.device("cpu")  # that the backend sends from
+        self.check: Check | None = None  # of this process's values, not finished yet
         backend = dist.get_backend(group)
         if "nccl" in backend and "gloo" not in backend:
             self.device = torch.device("cuda", torch.cuda.current_device())
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, in their order."""
+        """Return the values of all ranks, in order."""
         sent = _dumped(value)
         found: list[Any] = [None] * self.n_ranks
         with self._answering(), self._here():
@@ -69,7 +68,7 @@ class Ranks:
         return [_loaded(each, self.device) for each in found]
 
     def tell(self, value: Any, device: torch.device, source: int = 0) -> Any:
-        """The value of one rank, its tensors on a device; others' do not count."""
+        """Return the value of one rank, with its tensors on a device, on all ranks."""
         own = self.rank == source
         sent = [_dumped(value) if own else None]
         with self._answering(), self._here():
@@ -89,14 +88,14 @@ class Ranks:
                 dist.all_reduce(sent, group=self.group)
                 if sent is not tensor:
                     tensor.copy_(sent)
-                if self.device.type == "cuda":  # which says only then what failed
+                if self.device.type == "cuda":  # which reports errors only then
                     torch.cuda.synchronize(self.device)
             self.n_bytes += sent.nbytes
 
     def agree(self, error: BaseException | None, *counts: int) -> list[int]:
-        """Raise everywhere if a rank has an error; else sums of counts.
+        """Raise on all ranks if one has an error; otherwise return sums of counts.
 
-        The rank raises its own, the others one that says whose it is.
+        That rank raises its own error, the others an error that names the rank.
         """
         numbers = [int(error is not None), *counts]
         said = torch.tensor(numbers, dtype=torch.int64, device="cpu")
@@ -114,7 +113,7 @@ class Ranks:
         raise _error_elsewhere(rank, kind, text)
 
     def finish_check(self) -> None:
-        """Finish the checks of all ranks' values together, once all were looked at."""
+        """Finish the checks of all ranks together, after the first pass."""
         if self.checked:
             return
         self.checked = True
@@ -132,7 +131,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def _here(self) -> Iterator[None]:
-        """Objects go by way of tensors on the current device."""
+        """Make the device current: torch sends objects as tensors on it."""
         with contextlib.ExitStack() as stack:
             if self.device.type == "cuda":
                 stack.enter_context(torch.cuda.device(self.device))
@@ -140,7 +139,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
-        """Say what it means if the group does not answer."""
+        """Explain the error if the group does not answer."""
         try:
             yield
         except BaseException as error:
@@ -154,12 +153,12 @@ class Ranks:
             ) from error
 
 
-# What the first rank asks of all, itself included.
+# Requests of the first rank to all ranks, including itself.
 
 
 @dataclass(frozen=True)
 class _Add:
-    """Sums over all samples; ``totals`` are their shapes and types."""
+    """Sums over all samples; ``totals`` are shapes and types."""
 
     add: Callable[..., Any]
     totals: tuple[tuple[torch.Size, torch.dtype], ...]
@@ -181,9 +180,9 @@ class _Begin:
 
 @dataclass(frozen=True)
 class _Look:
-    """Sums, and the samples at some places among all.
+    """Sums, and the samples at some places among all samples.
 
-    ``counts`` are how many samples each rank has.
+    ``counts`` are the numbers of samples of the ranks.
     """
 
     sums: _Add
@@ -193,44 +192,44 @@ class _Look:
 
 @dataclass(frozen=True)
 class _End:
-    """What was found; or, with ``failure``, why nothing was."""
+    """The result of the fit, or the ``failure`` that it ended with."""
 
     found: Any = None
     failure: tuple[str, str] | None = None
 
 
 class Later:
-    """A check of a shard's values, to be finished with those of the others."""
+    """A check of a shard's values that is finished later, together with the others."""
 
     def __init__(self, check: Check) -> None:
         self.check = check
 
     def see(self, batch: Tensor, start: int) -> None:
-        """As of the check itself."""
+        """Pass the batch to the check."""
         self.check.see(batch, start)
 
     def join(self, other: Any) -> None:
-        """Nothing is joined here."""
+        """Do nothing: see ``Ranks.finish_check``."""
 
     def finish(self) -> None:
-        """Nothing yet: see ``Ranks.finish_check``."""
+        """Do nothing: see ``Ranks.finish_check``."""
 
 
 class SpreadOverRanks(Samples):
-    """Samples of all ranks, as the first one sees them.
+    """Samples of all ranks, as the first rank sees them.
 
     Parameters
     ----------
     ranks : Ranks
 
     shard : Samples or None
-        Those of this rank, if it has any.
+        The samples of this rank, if it has any.
 
     counts : sequence of int or None
-        How many each rank has, as far as is known.
+        Number of samples of each rank, where it is known.
 
     n_channels, n_positions, dtype, device, batch_size
-        As of all samples; the device is this rank's.
+        As in the base class; the device is this rank's.
     """
 
     ordered = False
@@ -261,13 +260,13 @@ class SpreadOverRanks(Samples):
     def accumulate(
         self, add: Callable[..., Any], *totals: Tensor, size: int = 1
     ) -> tuple[Tensor, ...]:
-        """As of all samples; ``add`` is sent to where they are."""
+        """As in the base class; ``add`` is sent to all ranks."""
         self.n_passes += 1
         found, self.n_samples = self._ask(_adding(add, totals, size))
         return found
 
     def begin(self, *sums: Sums) -> None:
-        """Have sums begun by the first rank that has samples."""
+        """Begin sums with the first rank that has samples."""
         counts = self._count()
         source = next(rank for rank, n in enumerate(counts) if n > 0)
         begun = self._ask(_Begin(sums, source))
@@ -281,7 +280,7 @@ class SpreadOverRanks(Samples):
         n_some: Callable[[int], int],
         generator: torch.Generator,
     ) -> tuple[tuple[Tensor, ...], InMemory]:
-        """As of all samples; those kept come to all ranks, of which one uses them."""
+        """As in the base class; the samples that are kept are sent to all ranks."""
         counts = self._count()
         n = sum(counts)
         self.n_passes += 1
@@ -294,22 +293,22 @@ class SpreadOverRanks(Samples):
     def map(
         self, function: Callable[[Tensor], Tensor], *, size: int | None = None
     ) -> Iterator[Tensor]:
-        """Not of samples that are spread: each rank has its own."""
+        """Not implemented: each rank has its own samples."""
         raise NotImplementedError
 
     def _read(self) -> Generator[Tensor, None, None]:
         raise NotImplementedError
 
     def _count(self) -> list[int]:
-        """The number of samples of each rank; by a pass, where one does not know."""
+        """The number of samples of each rank, by a pass if a rank does not know it."""
         if None in self.counts:
             self.n_passes += 1
             self.counts = self._ask(_Count())
         return [n for n in self.counts if n is not None]
 
     def _ask(self, request: Any) -> Any:
-        """What all ranks together answer."""
-        # Interrupted in the middle, it would be told nothing but what it waits for.
+        """The answer of all ranks together."""
+        # Interrupted in the middle, the others cannot be told: they wait for the rest.
         self.ranks.together = False
         self.ranks.tell(request, self.device)
         answer = _answer(request, self.ranks, self.shard, self)
@@ -318,10 +317,7 @@ class SpreadOverRanks(Samples):
 
 
 def lead(ranks: Ranks, samples: SpreadOverRanks, run: Callable[[Samples], Any]) -> Any:
-    """What ``run`` finds, which the other ranks are told: of the first rank.
-
-    They are told, too, if it fails.
-    """
+    """Run the fit on the first rank, and send the result, or the failure, to others."""
     try:
         found = run(samples)
         ranks.tell(_End(found), samples.device)
@@ -335,7 +331,7 @@ def lead(ranks: Ranks, samples: SpreadOverRanks, run: Callable[[Samples], Any]) 
 
 
 def serve(ranks: Ranks, shard: Samples | None, like: SpreadOverRanks) -> Any:
-    """Answer what the first rank asks until it tells what was found: of the others."""
+    """Answer the requests of the first rank, and return the result that it sends."""
     while True:
         request = ranks.tell(None, like.device)
         if isinstance(request, _End):
@@ -346,7 +342,7 @@ def serve(ranks: Ranks, shard: Samples | None, like: SpreadOverRanks) -> Any:
 
 
 def _answer(request: Any, ranks: Ranks, shard: Samples | None, like: Samples) -> Any:
-    """Do what was asked with this rank's samples; what comes of all ranks' answers."""
+    """Answer a request with this rank's samples; return the answer of all ranks."""
     if isinstance(request, _Count):
         error = _error_of(lambda: _counted(shard))
         ranks.agree(error)
@@ -373,7 +369,7 @@ def _answer(request: Any, ranks: Ranks, shard: Samples | None, like: Samples) ->
 def _begun(
     request: _Begin, ranks: Ranks, shard: Samples | None, like: Samples
 ) -> tuple[Sums, ...]:
-    """Sums begun with the first batch of one rank."""
+    """Begin sums with the first batch of one rank."""
 
     def work() -> None:
         if ranks.rank == request.rank:
@@ -389,7 +385,7 @@ def _begun(
 def _looked(
     request: _Look, ranks: Ranks, shard: Samples | None, like: Samples
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Totals, and the samples to be kept of all ranks, in their order."""
+    """Totals, and the samples of all ranks that are kept, in order."""
     totals: list[Tensor] = []
     kept = torch.empty(0, device="cpu")
     start = sum(request.counts[: ranks.rank])
@@ -423,7 +419,7 @@ def _looked(
 
 
 def _error_elsewhere(rank: int, kind: str, text: str) -> Exception:
-    """What another rank's error is here."""
+    """The error to raise here for an error of another rank."""
     if kind in ("ValueError", "TypeError"):
         raises = {"ValueError": ValueError, "TypeError": TypeError}[kind]
         return raises(f"Process {rank} of the group: {text}")
@@ -431,13 +427,9 @@ def _error_elsewhere(rank: int, kind: str, text: str) -> Exception:
 
 
 def _counted(shard: Samples | None) -> None:
-    """Count samples, by a pass, if they are not counted yet."""
+    """Count samples by a pass, unless their number is known."""
     if shard is not None and shard.n_samples is None:
-        shard.accumulate(_nothing)
-
-
-def _nothing(batch: Tensor) -> None:
-    """Add nothing."""
+        shard.accumulate(lambda batch: None)
 
 
 def _adding(add: Callable[..., Any], totals: Sequence[Tensor], size: int) -> _Add:
@@ -445,7 +437,7 @@ def _adding(add: Callable[..., Any], totals: Sequence[Tensor], size: int) -> _Ad
 
 
 def _zeros(request: _Add, device: torch.device) -> list[Tensor]:
-    """Totals to be added to."""
+    """Totals to add to."""
     return [
         torch.zeros(shape, dtype=dtype, device=device)
         for shape, dtype in request.totals
@@ -453,7 +445,7 @@ def _zeros(request: _Add, device: torch.device) -> list[Tensor]:
 
 
 def _error_of(work: Callable[[], Any]) -> BaseException | None:
-    """What some work raises, if it does; interrupts too, of which others must know."""
+    """The error that some work raises, if any; interrupts too, for the other ranks."""
     try:
         work()
     except BaseException as error:
@@ -461,13 +453,13 @@ def _error_of(work: Callable[[], Any]) -> BaseException | None:
     return None
 
 
-# Objects between processes: with tensors that come to the receiver's device.
+# Sending objects between processes, with tensors moved to the receiver's device.
 
 _arriving = threading.local()
 
 
 class _Pickler(pickle.Pickler):
-    """Sends tensors as arrays, and devices as the receiver's."""
+    """Pickles tensors as arrays, and devices as the receiver's device."""
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, Tensor):

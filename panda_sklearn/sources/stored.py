@@ -1,8 +1,8 @@
-"""Arrays on disk: memory maps, HDF5, Zarr, whatever has a shape and gives slices.
+"""Arrays on disk: memory maps, HDF5, Zarr, or anything with a shape and slices.
 
-Floor 2: torch and numpy; no library of storage is imported. They are read in runs of
-samples that end where chunks end, so that each chunk is read once, and the next run is
-read by a thread while one is worked on.
+Floor 2: torch and numpy; no storage library is imported. Arrays are read in runs of
+samples that end at the ends of chunks, so each chunk is read once. A thread reads the
+next run while one is processed.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from panda_sklearn.utils.validation import check_array_like, check_axes, shown
 
 __all__ = ["StoredArray"]
 
-# Chunks of more samples than fit in so many bytes are read in pieces, and so more than
-# once: three runs are in memory at a time.
+# Largest run. A chunk with more bytes is read in pieces, and so more than once; up to
+# three runs are in memory at a time.
 LARGEST_RUN_BYTES = 2**27
 
-# Types of numbers that numpy knows by name alone, once ml_dtypes is imported.
+# Types that numpy knows only by name, once ml_dtypes is imported.
 SMALL_FLOATS = ("bfloat16", "float8_", "float6_", "float4_")  # but not float64
 
 
@@ -38,19 +38,19 @@ class StoredArray(Source):
     Parameters
     ----------
     array : object
-        With ``shape``, ``dtype`` and slices along the first axis, which are arrays or
+        Has ``shape``, ``dtype`` and slices along the first axis, which are arrays or
         tensors.
 
     name : str
-        What the user calls it.
+        The user's name for it, for messages.
 
     device : str or torch.device, default=None
-        Where to bring what is read, unless it is tensors.
+        Device to move runs to, unless they are tensors.
 
     Raises
     ------
     TypeError, ValueError
-        If it holds no real numbers, or has less than two axes or nothing in it.
+        If it does not hold real numbers, has fewer than two axes, or is empty.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class StoredArray(Source):
         self._run_length = _run_length(array, dtype.itemsize)
 
     def read(self) -> Generator[Tensor, None, None]:
-        """All samples in order, in runs, of which one is read ahead."""
+        """Yield all samples in order, in runs; the next run is read ahead."""
         try:
             shape = tuple(self._array.shape)
         except Exception as error:  # as of a file that is closed
@@ -84,7 +84,7 @@ class StoredArray(Source):
         if shape != self.shape:
             raise ValueError(
                 f"{self.name} is of shape {shape}, but was of shape {self.shape} when "
-                "it was first looked at: leave it alone while it is read."
+                "it was opened: do not change it while it is read."
             )
         first, *others = (
             slice(start, min(start + self._run_length, shape[0]))
@@ -94,8 +94,8 @@ class StoredArray(Source):
             thread = ThreadPoolExecutor(1, thread_name_prefix="panda_sklearn read")
             undo.note(lambda: thread.shutdown(cancel_futures=True))
             ahead: Future = thread.submit(self._run, first)
-            # To be interrupted while it waits for a thread is what Python's join does
-            # not bear, so that it has nothing to wait for.
+            # Python's join fails if it is interrupted while it waits for a thread, so
+            # leave it nothing to wait for.
             undo.note(lambda: ahead.cancel() or wait([ahead]))
             for rows in others:
                 run = ahead.result()
@@ -104,7 +104,7 @@ class StoredArray(Source):
             yield self._converted(ahead.result())
 
     def _run(self, rows: slice) -> ArrayLike:
-        """Samples of a run, in memory."""
+        """Read the samples of a run into memory."""
         try:
             run = self._array[rows]
             if mapping_of(run) is not None:
@@ -137,7 +137,7 @@ def _numeric_type(array: Any, name: str) -> np.dtype:
     Raises
     ------
     TypeError
-        If they are none.
+        If it does not hold real numbers.
     """
     try:
         dtype = np.dtype(array.dtype)
@@ -152,7 +152,7 @@ def _numeric_type(array: Any, name: str) -> np.dtype:
 
 
 def _precision(dtype: torch.dtype | np.dtype) -> torch.dtype:
-    """Single or double, as a type asks for."""
+    """Single or double precision, whichever a type needs."""
     if isinstance(dtype, torch.dtype):
         return dtype
     double = dtype.kind == "f" and dtype.itemsize >= 8
@@ -160,14 +160,14 @@ def _precision(dtype: torch.dtype | np.dtype) -> torch.dtype:
 
 
 def _origin(array: Any) -> Origin:
-    """Where slices are: tensors if the array's type is one of torch."""
+    """Kind and device of the slices: tensors if the array's type is one of torch."""
     tensors = isinstance(array.dtype, torch.dtype)
     where = getattr(array, "device", "cpu") if tensors else "cpu"
     return Origin(tensors, torch.device(where))
 
 
 def _run_length(array: Any, itemsize: int) -> int:
-    """Number of samples to read at a time: of whole chunks, if memory holds them."""
+    """Number of samples to read at a time: whole chunks if they are not too large."""
     sample = max(1, math.prod(array.shape[1:])) * max(4, itemsize)
     chunk = 1
     for chunks in (getattr(array, "shards", None), getattr(array, "chunks", None)):

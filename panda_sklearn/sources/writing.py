@@ -1,4 +1,4 @@
-"""Results that go, batch by batch, into an array that the user gives.
+"""Writing results, batch by batch, into an array that the user gives.
 
 Floor 2: torch and numpy.
 """
@@ -21,17 +21,17 @@ __all__ = ["Writer"]
 
 
 class Writer:
-    """Writes results of samples, in their order, into an array by slices.
+    """Writes results of samples, in their order, into slices of an array.
 
-    To be entered with ``with``: an exception that ends the block says, in a note, how
-    far the array was written, since it is not complete then. It is checked before
-    anything is written.
+    Use it as a context manager, which adds a note to an exception that ends the block:
+    how much of the array was written. The array is checked before anything is
+    written.
 
     Parameters
     ----------
     out : object
         An array or tensor, a memory map, an HDF5 dataset, a Zarr array, or anything
-        else with ``shape`` and ``dtype`` that can be assigned to by slices.
+        else with ``shape`` and ``dtype`` that supports assignment to slices.
 
     shape : tuple of int or None
         Shape of all results; ``None`` for a number of samples that is not known yet.
@@ -40,15 +40,15 @@ class Writer:
         Type of the results.
 
     name : str, default="out"
-        What the user calls it.
+        The user's name for it, for messages.
 
     Raises
     ------
     TypeError, ValueError
-        If it cannot be assigned to, or is of another shape or of a type without
-        fractions.
+        If it does not support assignment, has another shape, or does not hold
+        floating-point numbers.
     OSError
-        If it maps a file for which there is no room on the disk.
+        If it maps a file for which there is not enough space on the disk.
     """
 
     def __init__(
@@ -90,9 +90,10 @@ class Writer:
         Raises
         ------
         OSError
-            If that cannot be done.
+            If the array cannot be written to.
         ValueError
-            If there are more than ``out`` has room for, or they do not fit its type.
+            If there are more results than ``out`` has room for, or they do not fit its
+            type.
         """
         start, stop = self.n_written, self.n_written + len(values)
         if stop > self.out.shape[0]:
@@ -135,7 +136,7 @@ class Writer:
             error.add_note(self._state())
 
     def _finish(self) -> None:
-        """Raise unless all was written, down to the file."""
+        """Raise unless all results were written, and flush them to the file."""
         if self.n_written != self.out.shape[0]:
             raise ValueError(
                 f"{self.name} has room for {self.out.shape[0]} samples, but there are "
@@ -157,7 +158,7 @@ class Writer:
 
 
 def _floating_type(out: Any) -> torch.dtype | None:
-    """Torch's type for an array of floating-point numbers; ``None`` for others."""
+    """Torch's type for an array of floating-point numbers; ``None`` for other types."""
     if isinstance(out.dtype, torch.dtype):
         return out.dtype if out.dtype.is_floating_point else None
     dtype = np.dtype(out.dtype)
@@ -181,9 +182,9 @@ def _is_read_only(out: Any) -> bool:
 
 
 def _allocate(out: np.memmap, name: str) -> None:
-    """Take room on the disk for a memory map, whose values stay.
+    """Allocate space on the disk for a memory map, keeping its values.
 
-    To write where there is none would end the process.
+    Writing where there is no space would kill the process.
     """
     if out.filename is None or out.mode == "c" or not hasattr(os, "posix_fallocate"):
         return
@@ -192,7 +193,7 @@ def _allocate(out: np.memmap, name: str) -> None:
             os.posix_fallocate(file.fileno(), 0, os.path.getsize(out.filename))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            return  # a file system that does not know of this, or a file that is gone
+            return  # the file system does not support it, or the file is gone
         raise OSError(
             error.errno, f"There is no room on the disk for {name}: {error}."
         ) from error

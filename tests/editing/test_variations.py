@@ -172,7 +172,7 @@ def test_a_mask_where_no_part_is():
     panda.parts_[:, 0, 0] = 0
     mask = np.zeros((4, 5))
     mask[0, 0] = 1
-    with pytest.raises(ValueError, match="mask where no part is"):
+    with pytest.raises(ValueError, match="mask that overlaps no part"):
         panda.variations(mask)
 
 
