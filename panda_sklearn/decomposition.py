@@ -537,7 +537,7 @@ class PartsAppearanceDecomposition(
 
         return fit_together(self, ranks, X, check, fit)
 
-    @available_if(_learns_from_streams)
+    @available_if(_learns_from_streams)  # type: ignore[untyped-decorator]
     @fit_method
     @own_arithmetic
     def partial_fit(self, X: Any, y: Any = None) -> Self:

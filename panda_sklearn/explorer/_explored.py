@@ -158,7 +158,7 @@ class Explored:
     def _truncated(self, truncation: float | None) -> GeneratorFeatureExtractor:
         """The extractor at another truncation, not fitted."""
         extractor = clone(self.editor.extractor)
-        forward = extractor.forward
+        forward: Any = extractor.forward
         if forward is None:
             return extractor.set_params(forward=_Truncated(truncation))
         return extractor.set_params(
@@ -168,7 +168,7 @@ class Explored:
     def _with_codes(self) -> GeneratorFeatureExtractor:
         """The extractor with a code for each layer, if its generator takes these."""
         extractor = self.editor.extractor
-        forward = extractor.forward
+        forward: Any = extractor.forward
         if forward is None and hasattr(extractor.generator, "style_mean"):
             forward = StyleGAN2(latent_space="w+")
         elif getattr(forward, "latent_space", None) == "z":

@@ -138,7 +138,7 @@ class VariationsDisplay:
             for n in variations
             for sign in (-1, 1)
         ]
-        terms: list[Any] = of.check(edits).terms
+        terms: Any = of.check(edits).terms
         # The variations are looked up once, and edits made with the vectors found.
         found = [
             Edit(term.vector, edit.part, float(term.strength) * term.scale, "alpha")
