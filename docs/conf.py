@@ -16,6 +16,7 @@ copyright = f"2026, {author}"
 version = release = panda_sklearn.__version__
 
 extensions = [
+    "myst_parser",  # CHANGES.md
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",

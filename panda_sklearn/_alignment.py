@@ -2,7 +2,7 @@
 
 Part of the estimator in :mod:`panda_sklearn.decomposition`.
 
-Floor 3: numpy and torch, and :mod:`panda_sklearn.utils.matching`.
+Imports numpy and torch, and :mod:`panda_sklearn.utils.matching`.
 """
 
 from __future__ import annotations

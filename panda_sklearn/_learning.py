@@ -2,7 +2,7 @@
 
 Beside the estimator, :mod:`panda_sklearn.decomposition`, which checks and converts.
 
-Floor 3: numpy and torch, and the solvers.
+Imports numpy and torch, and the solvers.
 """
 
 from __future__ import annotations

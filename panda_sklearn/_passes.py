@@ -1,8 +1,8 @@
 """Forward passes of a network over latents, batch by batch.
 
-Floor 3: joins :mod:`panda_sklearn.utils.hooks` and :mod:`panda_sklearn.utils.batches`.
-Trusts its inputs, and knows nothing of scikit-learn:
-:mod:`panda_sklearn.feature_extractor` checks and converts.
+Joins :mod:`panda_sklearn.utils.hooks` and :mod:`panda_sklearn.utils.batches`. Trusts
+its inputs, and knows nothing of scikit-learn: :mod:`panda_sklearn.feature_extractor`
+checks and converts.
 """
 
 from __future__ import annotations

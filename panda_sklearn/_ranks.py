@@ -3,7 +3,7 @@
 Part of the estimator in :mod:`panda_sklearn.decomposition`: what the processes agree on
 before the first sum.
 
-Floor 3: torch, and :mod:`panda_sklearn.sources.ranks`.
+Imports torch, and :mod:`panda_sklearn.sources.ranks`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Part of the estimator in :mod:`panda_sklearn.decomposition`. Every attribute tha
 sets is listed here. A new one needs a new ``FORMAT_VERSION`` and a migration, which
 adds it to the attributes from files of the previous version.
 
-Floor 3: numpy and torch, and the records of the floors below.
+Imports numpy and torch, and the records of the floors below.
 """
 
 from __future__ import annotations

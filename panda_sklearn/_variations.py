@@ -2,7 +2,7 @@
 
 Part of the estimator in :mod:`panda_sklearn.decomposition`; edits use it too.
 
-Floor 3: torch, and :mod:`panda_sklearn.core.coefficients`.
+Imports torch, and :mod:`panda_sklearn.core.coefficients`.
 """
 
 from __future__ import annotations

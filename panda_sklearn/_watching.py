@@ -2,7 +2,7 @@
 
 Beside the estimator, :mod:`panda_sklearn.decomposition`.
 
-Floor 3: tqdm, and :mod:`panda_sklearn.utils.callbacks`.
+Imports tqdm, and :mod:`panda_sklearn.utils.callbacks`.
 """
 
 from __future__ import annotations

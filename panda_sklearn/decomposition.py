@@ -1,7 +1,7 @@
 """The estimator of parts and appearances.
 
-Floor 3. It checks its input, turns it into tensors of shape (N, C, S) once, and leaves
-the mathematics to :mod:`panda_sklearn.core` and :mod:`panda_sklearn.solvers`. It knows
+It checks its input, turns it into tensors of shape (N, C, S) once, and leaves the
+mathematics to :mod:`panda_sklearn.core` and :mod:`panda_sklearn.solvers`. It knows
 nothing of networks.
 """
 

@@ -1,7 +1,7 @@
 """The transformer that takes activations out of a network.
 
-Floor 3: checks parameters and latents, and converts arrays;
-:mod:`panda_sklearn._passes` runs the network. Knows nothing of the decomposition.
+Checks parameters and latents, and converts arrays; :mod:`panda_sklearn._passes` runs
+the network. Knows nothing of the decomposition.
 """
 
 from __future__ import annotations

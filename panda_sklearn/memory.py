@@ -8,7 +8,7 @@ Results are files in folders that joblib would make, so that joblib can keep the
 within limits. Anything may delete or damage them at any time: a result that cannot be
 read is computed again, and one that cannot be kept is returned all the same.
 
-Floor 2: joblib, torch and numpy.
+Imports joblib, torch and numpy.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Choosing among the candidates of a search.
-
-Floor 4: numpy, on what scikit-learn's searches report.
-"""
+"""Choosing among the candidates of scikit-learn's searches."""
 
 from __future__ import annotations
 

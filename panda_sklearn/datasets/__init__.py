@@ -1,9 +1,8 @@
 """Data to try the package on.
 
-Floor 4 of the package. ``load_face_generator`` returns a small pretrained generator,
-``load_face_edits`` an editor for it with named edits, ``load_face_diffusion`` a small
-diffusion model of faces, and ``make_parts_appearances`` activations whose factors are
-known.
+``load_face_generator`` returns a small pretrained generator, ``load_face_edits`` an
+editor for it with named edits, ``load_face_diffusion`` a small diffusion model of
+faces, and ``make_parts_appearances`` activations whose factors are known.
 """
 
 from panda_sklearn.datasets._face_diffusion import load_face_diffusion

@@ -1,6 +1,6 @@
 """The pretrained face diffusion model.
 
-Floor 2: torch, safetensors and :mod:`panda_sklearn.generators`; diffusers, the extra of
+Imports torch, safetensors and :mod:`panda_sklearn.generators`; diffusers, the extra of
 that name, is imported only when the model is loaded.
 """
 

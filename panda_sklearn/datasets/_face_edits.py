@@ -1,6 +1,6 @@
 """The named edits of the face generator.
 
-Floor 4: joins the generator and a fitted decomposition in an editor.
+Joins the generator and a fitted decomposition in an editor.
 """
 
 from __future__ import annotations

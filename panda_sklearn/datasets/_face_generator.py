@@ -6,7 +6,7 @@ one deliberate simplification: it has no noise inputs, so that the same latents
 always give the same image. Its weights are made by
 ``examples/train_face_generator.py``.
 
-Floor 2 of the package: depends on torch alone.
+Depends on torch alone.
 
 Notation: N samples, ``z`` (N, 64) latents, ``w`` (N, 128) styles.
 """

@@ -1,6 +1,6 @@
 """The pretrained face generator.
 
-Floor 2: torch, safetensors and :mod:`panda_sklearn.utils`.
+Imports torch, safetensors and :mod:`panda_sklearn.utils`.
 """
 
 from __future__ import annotations

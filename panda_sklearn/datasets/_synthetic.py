@@ -1,6 +1,6 @@
 """Activations with planted parts and appearances.
 
-Floor 2: numpy and scikit-learn's check of random states.
+Imports numpy and scikit-learn's check of random states.
 """
 
 from __future__ import annotations

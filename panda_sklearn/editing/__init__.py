@@ -1,7 +1,6 @@
 """Local edits of images, and functions on parts.
 
-Floor 3: joins a fitted extractor and a fitted decomposition, which do not know each
-other.
+Joins a fitted extractor and a fitted decomposition, which do not know each other.
 
 - ``_edit``: ``Edit``, what to change.
 - ``_parts``: functions on parts, whose results can be given to ``Edit``.

@@ -1,7 +1,5 @@
 """Edits as changes of activations (sections 3.3 and 3.5 of the paper).
 
-Floor 3: see :mod:`panda_sklearn.editing`.
-
 Notation as in :mod:`panda_sklearn.editing._terms`.
 """
 

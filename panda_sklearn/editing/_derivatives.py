@@ -1,7 +1,6 @@
 """Derivatives of images with respect to a vector that is added to activations.
 
-Floor 3: see :mod:`panda_sklearn.editing`. Notation as in
-:mod:`panda_sklearn.editing._directions`.
+Notation as in :mod:`panda_sklearn.editing._directions`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 r"""Vectors of channels that change one region of the image and little else.
 
-Floor 3: see :mod:`panda_sklearn.editing`.
-
 Notation: v (C,) a direction; m (S,) the part, scaled to the range 0 to 1; J (pixels and
 colours x C) the derivative of an image with respect to t, where t m' is added to the
 activations; M the region, a value from 0 to 1 for each pixel; W (C x C) with W'W the

@@ -1,7 +1,4 @@
-"""Parts of images transferred to others.
-
-Floor 3: see :mod:`panda_sklearn.editing`.
-"""
+"""Parts of images transferred to others."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What to change in an image.
 
-Floor 3: see :mod:`panda_sklearn.editing`. Checks what can be checked without an editor.
+Checks what can be checked without an editor.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """``LocalEditor``: edits of a generator's images.
 
-Floor 3: see :mod:`panda_sklearn.editing`. Its methods check, convert and call; what
-they do is in a file for each kind of change.
+Its methods check, convert and call; what they do is in a file for each kind of change.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Photographs of faces, cropped like the face generator's images.
-
-Floor 3: see :mod:`panda_sklearn.editing`.
-"""
+"""Photographs of faces, cropped like the face generator's images."""
 
 from __future__ import annotations
 

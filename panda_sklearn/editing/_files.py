@@ -2,8 +2,6 @@
 
 Beside the edit itself, a file keeps its mask and the vector that it adds, if it adds
 one: an index means something else after another fit.
-
-Floor 3: see :mod:`panda_sklearn.editing`.
 """
 
 from __future__ import annotations

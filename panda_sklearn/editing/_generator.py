@@ -1,7 +1,4 @@
-"""A generator with edits built in.
-
-Floor 3: see :mod:`panda_sklearn.editing`.
-"""
+"""A generator with edits built in."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Latents whose images match given ones.
 
-Floor 3: see :mod:`panda_sklearn.editing`. Checks the input, chooses where to start, and
-reports the result; the search itself is in :mod:`panda_sklearn.editing._search`.
+Checks the input, chooses where to start, and reports the result; the search itself is
+in :mod:`panda_sklearn.editing._search`.
 """
 
 from __future__ import annotations

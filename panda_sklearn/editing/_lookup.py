@@ -1,7 +1,4 @@
-"""Edits looked up in a decomposition.
-
-Floor 3: see :mod:`panda_sklearn.editing`.
-"""
+"""Edits looked up in a decomposition."""
 
 from __future__ import annotations
 

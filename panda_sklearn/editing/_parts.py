@@ -1,7 +1,4 @@
-"""Functions on parts, whose results can be given to ``Edit`` as its part.
-
-Floor 3: see :mod:`panda_sklearn.editing`.
-"""
+"""Functions on parts, whose results can be given to ``Edit`` as its part."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The same images edited many times.
-
-Floor 3: see :mod:`panda_sklearn.editing`.
-"""
+"""The same images edited many times."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The table of edits that were tried.
-
-Floor 3: see :mod:`panda_sklearn.editing`.
-"""
+"""The table of edits that were tried."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Where in images an appearance is, and removing what is there (section 4.1).
-
-Floor 3: see :mod:`panda_sklearn.editing`.
-"""
+"""Where in images an appearance is, and removing what is there (section 4.1)."""
 
 from __future__ import annotations
 

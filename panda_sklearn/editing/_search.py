@@ -1,7 +1,5 @@
 """The search for latents whose images match given ones.
 
-Floor 3: see :mod:`panda_sklearn.editing`.
-
 The search uses coordinates u in which the generator's latents have mean 0 and
 covariance 1, for each row of their last axis. Steps are then alike in all directions,
 and ||u||^2 says how unusual a latent is.

@@ -1,7 +1,7 @@
 """The strength at which an edit changes images by a given amount.
 
-Floor 3: see :mod:`panda_sklearn.editing`. Knows nothing about edits: the change of a
-sample is a function of a factor, 0 at 0 and roughly proportional to small factors.
+Knows nothing about edits: the change of a sample is a function of a factor, 0 at 0 and
+roughly proportional to small factors.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Edits that change images by a given amount.
 
-Floor 3: see :mod:`panda_sklearn.editing`. Joins changes of activations and the search
-for factors of :mod:`panda_sklearn.editing._strengths`.
+Joins changes of activations and the search for factors of
+:mod:`panda_sklearn.editing._strengths`.
 """
 
 from __future__ import annotations

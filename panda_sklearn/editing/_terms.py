@@ -1,7 +1,5 @@
 """What an edit does to activations, by its kind (sections 3.3 and 3.5 of the paper).
 
-Floor 3: see :mod:`panda_sklearn.editing`.
-
 Notation: n samples of a batch, of N; C channels, S positions; Z (n, C, S) activations,
 alpha () or (n,) strengths, m (S,) or (n, S) parts scaled to the range 0 to 1, or masks.
 """

@@ -1,7 +1,4 @@
-"""Edits that are tried, and what they do to images.
-
-Floor 3: see :mod:`panda_sklearn.editing`.
-"""
+"""Edits that are tried, and what they do to images."""
 
 from __future__ import annotations
 

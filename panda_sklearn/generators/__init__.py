@@ -1,6 +1,6 @@
 """How generators are called, what they take, and which layers they have.
 
-Floor 2: torch, numpy, scipy and :mod:`panda_sklearn.utils`. Which file to open:
+Imports torch, numpy, scipy and :mod:`panda_sklearn.utils`. Which file to open:
 
 - ``_families``, ``_styles``: ``ProGAN``, ``BigGAN``, ``StyleGAN``, ``StyleGAN2`` and
   ``StyleGAN3``, the settings of a call; each is a ``forward`` of

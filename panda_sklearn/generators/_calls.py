@@ -1,7 +1,4 @@
-"""What a call of any generator needs, whatever its family.
-
-Floor 2: see :mod:`panda_sklearn.generators`.
-"""
+"""What a call of any generator needs, whatever its family."""
 
 from __future__ import annotations
 

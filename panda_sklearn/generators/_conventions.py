@@ -1,8 +1,8 @@
 """How implementations of generators are recognised and called.
 
-Floor 2: see :mod:`panda_sklearn.generators`. A convention stands for one way of writing
-a generator: it knows how to recognise it, how large its inputs are and how to run it.
-The user's settings of a call are in :mod:`panda_sklearn.generators._families`.
+A convention stands for one way of writing a generator: it knows how to recognise it,
+how large its inputs are and how to run it. The user's settings of a call are in
+:mod:`panda_sklearn.generators._families`.
 """
 
 from __future__ import annotations

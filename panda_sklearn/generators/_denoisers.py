@@ -1,7 +1,7 @@
 """Denoising networks: what each pipeline of diffusers calls them with.
 
-Floor 2: see :mod:`panda_sklearn.generators`. :func:`denoiser_of` finds the one of a
-pipeline; :class:`~panda_sklearn.generators.Diffusion` runs its steps.
+:func:`denoiser_of` finds the one of a pipeline;
+:class:`~panda_sklearn.generators.Diffusion` runs its steps.
 """
 
 from __future__ import annotations

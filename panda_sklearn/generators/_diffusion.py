@@ -1,7 +1,6 @@
 """Diffusion models as functions of their initial noise.
 
-Floor 2: see :mod:`panda_sklearn.generators`. diffusers, the extra of that name, is
-imported only when needed.
+diffusers, the extra of that name, is imported only when needed.
 """
 
 from __future__ import annotations

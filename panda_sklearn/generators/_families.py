@@ -1,7 +1,4 @@
-"""ProGAN and BigGAN: how a generator is called, as a picklable object.
-
-Floor 2: see :mod:`panda_sklearn.generators`.
-"""
+"""ProGAN and BigGAN: how a generator is called, as a picklable object."""
 
 from __future__ import annotations
 

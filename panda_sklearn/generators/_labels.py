@@ -1,7 +1,4 @@
-"""Classes: in columns beside the latents, or the same for all images.
-
-Floor 2: see :mod:`panda_sklearn.generators`.
-"""
+"""Classes: in columns beside the latents, or the same for all images."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Latents from the distribution that a generator was trained on.
-
-Floor 2: see :mod:`panda_sklearn.generators`.
-"""
+"""Latents from the distribution that a generator was trained on."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What layers a network has, and which are worth decomposing.
-
-Floor 2: see :mod:`panda_sklearn.generators`.
-"""
+"""What layers a network has, and which are worth decomposing."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The three StyleGANs: how a generator is called, as a picklable object.
-
-Floor 2: see :mod:`panda_sklearn.generators`.
-"""
+"""The three StyleGANs: how a generator is called, as a picklable object."""
 
 from __future__ import annotations
 

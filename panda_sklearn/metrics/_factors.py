@@ -1,6 +1,6 @@
 """Measures of parts and appearances alone.
 
-Floor 4: numpy. Factors may be arrays or tensors; the few numbers are copied to the CPU.
+Factors may be arrays or tensors; the few numbers are copied to the CPU.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Measures of images: how local an edit is, and how far two sets of images are apart.
 
-Floor 4: numpy and torch; POT and torchmetrics, the extra "metrics", are imported only
+Imports numpy and torch; POT and torchmetrics, the extra "metrics", are imported only
 when used.
 """
 

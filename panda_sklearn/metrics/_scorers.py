@@ -1,7 +1,7 @@
 """Scorers of a fitted decomposition, or of a Pipeline that holds one.
 
-Floor 4: reads the decomposition by its public attributes, and activations by the
-functions of its module.
+Reads the decomposition by its public attributes, and activations by the functions of
+its module.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Data that are read in batches, once per pass, rather than loaded.
 
-Floor 2. :func:`is_source` recognises them and :func:`open_source` opens them: arrays on
-disk (:mod:`panda_sklearn.sources.stored`), loaders, datasets and the user's own batches
+:func:`is_source` recognises them and :func:`open_source` opens them: arrays on disk
+(:mod:`panda_sklearn.sources.stored`), loaders, datasets and the user's own batches
 (:mod:`panda_sklearn.sources.batches`), and activations that are computed in each pass
 (:mod:`panda_sklearn.sources.extracted`). :mod:`panda_sklearn.sources.writing` writes
 results into arrays.

@@ -1,7 +1,7 @@
 """The base class of sources, and their samples.
 
-Floor 2: torch. A source reads the user's data in batches, in the user's layout. Its
-samples turn these into maps (n, C, S), and are what a fit sees.
+A source reads the user's data in batches, in the user's layout. Its samples turn these
+into maps (n, C, S), and are what a fit sees.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Batches that can be iterated over repeatedly: loaders, datasets, users' own.
-
-Floor 2: torch.
-"""
+"""Batches that can be iterated over repeatedly: loaders, datasets, users' own."""
 
 from __future__ import annotations
 

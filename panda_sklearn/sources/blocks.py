@@ -3,7 +3,7 @@
 Sums are computed where the blocks are, by the current client or dask's own threads, and
 added up in a tree. If a worker is lost, dask computes its blocks again.
 
-Floor 2: torch. Dask, from the extra "dask", is only used for arrays that it made.
+Dask, from the extra "dask", is only used for arrays that it made.
 """
 
 from __future__ import annotations

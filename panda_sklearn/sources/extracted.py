@@ -1,7 +1,6 @@
 """Activations that are computed in each pass and stored nowhere.
 
-Floor 2: torch. The function that computes them is given, so this module does not
-depend on networks.
+The function that computes them is given, so this module does not depend on networks.
 """
 
 from __future__ import annotations

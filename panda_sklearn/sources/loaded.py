@@ -1,7 +1,4 @@
-"""Arrays in memory, with the interface of sources.
-
-Floor 2: torch.
-"""
+"""Arrays in memory, with the interface of sources."""
 
 from __future__ import annotations
 

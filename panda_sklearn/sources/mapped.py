@@ -1,7 +1,4 @@
-"""Arrays that map a file into memory.
-
-Floor 2: numpy.
-"""
+"""Arrays that map a file into memory."""
 
 from __future__ import annotations
 

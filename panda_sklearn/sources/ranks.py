@@ -6,7 +6,7 @@ every decision is made once. The other ranks finish when the first sends them th
 result. The amount of data sent depends on the shapes and on the numbers of parts and
 appearances, and not on the number of samples, except for the samples that are kept.
 
-Floor 2: torch alone.
+Imports torch alone.
 """
 
 from __future__ import annotations

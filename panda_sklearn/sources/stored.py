@@ -1,6 +1,6 @@
 """Arrays on disk: memory maps, HDF5, Zarr, or anything with a shape and slices.
 
-Floor 2: torch and numpy; no storage library is imported. Arrays are read in runs of
+Imports torch and numpy; no storage library is imported. Arrays are read in runs of
 samples that end at the ends of chunks, so each chunk is read once. A thread reads the
 next run while one is processed.
 """

@@ -1,7 +1,4 @@
-"""Writing results, batch by batch, into an array that the user gives.
-
-Floor 2: torch and numpy.
-"""
+"""Writing results, batch by batch, into an array that the user gives."""
 
 from __future__ import annotations
 

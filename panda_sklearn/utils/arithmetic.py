@@ -1,6 +1,6 @@
 """Our own arithmetic, whatever the process's settings are.
 
-Floor 2: torch alone. Under ``torch.autocast`` matrix products are computed in half
+Imports torch alone. Under ``torch.autocast`` matrix products are computed in half
 precision, which suits networks but not factors.
 """
 

@@ -1,6 +1,6 @@
 """Checks of arrays that users pass: dense, real, finite, of some shape.
 
-Floor 2: numpy, scipy and torch. :mod:`panda_sklearn.utils.validation` re-exports them.
+Imports numpy, scipy and torch. :mod:`panda_sklearn.utils.validation` re-exports them.
 """
 
 from __future__ import annotations

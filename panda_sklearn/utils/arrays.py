@@ -1,7 +1,7 @@
 """From users' arrays to tensors (N, C, S) and back.
 
-Floor 2: numpy and torch. Settles kind, dtype, device and layout;
-:mod:`panda_sklearn.utils.validation` checks the values.
+Settles kind, dtype, device and layout; :mod:`panda_sklearn.utils.validation` checks the
+values.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Batches that become smaller when the accelerator's memory runs out.
 
-Floor 2: torch alone.
+Imports torch alone.
 """
 
 from __future__ import annotations

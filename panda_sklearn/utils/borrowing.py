@@ -1,6 +1,6 @@
 """Running somebody else's network, and leaving it and the process as they were.
 
-Floor 2: torch alone. :func:`borrow` puts a network into the state in which it may be
+Imports torch alone. :func:`borrow` puts a network into the state in which it may be
 run; :func:`preserve_random_state` keeps torch's global random numbers, which
 :func:`seed_noise` sets before a pass. They note in an
 :class:`~panda_sklearn.utils.undo.Undo` how to put back what they change, and take a

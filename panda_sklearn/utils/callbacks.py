@@ -1,8 +1,8 @@
 """The callbacks of scikit-learn, in versions that have them (1.9 and later).
 
-Floor 2. The interface is experimental: only this module and the estimator's base class
-depend on it. With an older scikit-learn there is no ``set_callbacks``, so no estimator
-has callbacks.
+The interface is experimental: only this module and the estimator's base class depend on
+it. With an older scikit-learn there is no ``set_callbacks``, so no estimator has
+callbacks.
 """
 
 from __future__ import annotations

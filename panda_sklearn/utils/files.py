@@ -1,6 +1,6 @@
 """Files that appear whole or not at all, whoever else writes them.
 
-Floor 2: the standard library alone.
+Imports the standard library alone.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 joblib's own hash of a tensor depends on where the tensor is in memory. Here tensors,
 networks and functions count by their content.
 
-Floor 2: joblib, torch, numpy and scikit-learn, for its version.
+Imports joblib, torch, numpy and scikit-learn, for its version.
 """
 
 from __future__ import annotations

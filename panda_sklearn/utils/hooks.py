@@ -1,6 +1,6 @@
 """Capturing and replacing a tensor of a network while it runs.
 
-Floor 2: torch alone. A :class:`~panda_sklearn.utils.taps.Tap` says which tensor is
+Imports torch alone. A :class:`~panda_sklearn.utils.taps.Tap` says which tensor is
 meant, and how maps lie in it. :func:`capture` and :func:`replace` attach to it for one
 forward pass. They take a turn (:mod:`panda_sklearn.utils.turns`), and see the calling
 thread's calls only.

@@ -1,6 +1,6 @@
 """From a layer's tensor to maps (n_samples, n_channels, *spatial) and back.
 
-Floor 2: torch alone.
+Imports torch alone.
 """
 
 from __future__ import annotations

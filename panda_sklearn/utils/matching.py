@@ -1,6 +1,6 @@
 """Which of two sets of vectors belong together.
 
-Floor 2: numpy and scipy.
+Imports numpy and scipy.
 """
 
 from __future__ import annotations

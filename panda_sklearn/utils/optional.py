@@ -1,6 +1,6 @@
 """Packages that only some users need.
 
-Floor 2: nothing but Python.
+Imports nothing but Python.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What users may pass as a part, and as the variations that they mean.
-
-Floor 2: numpy and torch.
-"""
+"""What users may pass as a part, and as the variations that they mean."""
 
 from __future__ import annotations
 

@@ -4,8 +4,6 @@ Plain values are numbers, strings, numpy arrays and containers of these: pickle,
 and skops take them anywhere, with or without the device that the state was on.
 :mod:`panda_sklearn.utils.statefile` writes them to a file; a module beside the
 estimator says what a fitted one has.
-
-Floor 2: numpy and torch.
 """
 
 from __future__ import annotations

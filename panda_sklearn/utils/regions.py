@@ -1,6 +1,6 @@
 """How much images change inside a region and outside (equation (7) of the paper).
 
-Floor 2: torch alone.
+Imports torch alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Forward passes of the same inputs that do not compute again what is known.
 
-Floor 2: torch alone. Up to the first tapped call, every pass of the same inputs does
-the same. A :class:`Replay` keeps what the layers returned until then, and returns it in
+Imports torch alone. Up to the first tapped call, every pass of the same inputs does the
+same. A :class:`Replay` keeps what the layers returned until then, and returns it in
 their place.
 """
 

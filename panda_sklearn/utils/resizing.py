@@ -1,6 +1,6 @@
 """Maps at other sizes: a layer's at the size of images, and drawn masks at a layer's.
 
-Floor 2: torch alone.
+Imports torch alone.
 """
 
 from __future__ import annotations

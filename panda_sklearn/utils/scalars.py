@@ -1,6 +1,6 @@
 """Checks of single values: numbers, flags, choices, objects.
 
-Floor 2. Each error names the argument, what was expected and what came.
+Each error names the argument, what was expected and what came.
 :mod:`panda_sklearn.utils.validation` re-exports them.
 """
 

@@ -1,6 +1,6 @@
 """How similar images remain outside a region.
 
-Floor 2: torch; torchmetrics, the extra "metrics", is imported only where it is used.
+Imports torch; torchmetrics, the extra "metrics", is imported only where it is used.
 """
 
 from __future__ import annotations

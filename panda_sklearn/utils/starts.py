@@ -1,6 +1,6 @@
 """Checks of ranks and of a start given by a user against the shape of the data.
 
-Floor 2: numpy and torch, and :mod:`panda_sklearn.core`.
+Imports numpy and torch, and :mod:`panda_sklearn.core`.
 """
 
 from __future__ import annotations

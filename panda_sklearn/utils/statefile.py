@@ -4,7 +4,7 @@ Reading a file runs no code from it and trusts none of its content. The header i
 first, and its size is bounded. Each array is named after its place among the values, so
 that it is read once, and arrays without a known place are never read.
 
-Floor 2: numpy and safetensors, and torch for its version.
+Imports numpy and safetensors, and torch for its version.
 """
 
 from __future__ import annotations

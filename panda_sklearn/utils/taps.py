@@ -1,6 +1,6 @@
 """Which tensor of a network is meant, among the inputs and outputs of its layers.
 
-Floor 2: torch alone. A :class:`Tap` is a description; :mod:`panda_sklearn.utils.hooks`
+Imports torch alone. A :class:`Tap` is a description; :mod:`panda_sklearn.utils.hooks`
 attaches to what it describes.
 """
 

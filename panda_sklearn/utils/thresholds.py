@@ -1,7 +1,4 @@
-"""Thresholds that users give, and masks of where maps reach them.
-
-Floor 2: numpy and torch.
-"""
+"""Thresholds that users give, and masks of where maps reach them."""
 
 from __future__ import annotations
 

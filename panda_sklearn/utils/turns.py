@@ -12,7 +12,7 @@ two networks drew it at the same time, since torch has one stream of random numb
 the CPU. Networks may share submodules. And two threads that each had a network and
 asked for the other's would wait forever. To keep two GPUs busy, use two processes.
 
-Floor 2: nothing but Python.
+Imports nothing but Python.
 """
 
 from __future__ import annotations

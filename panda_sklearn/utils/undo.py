@@ -1,6 +1,6 @@
 """Putting things back, however a block of code ends.
 
-Floor 2: nothing but Python.
+Imports nothing but Python.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Checks of users' input, and the only imports of scikit-learn's helpers.
 
-Floor 2. Everything is checked here, once, before any work; the floors below trust
-their inputs. ``Interval``, ``StrOptions`` and ``_fit_context`` are not part of
-scikit-learn's public interface: only this module knows where they live. Checks of
-single values are in :mod:`panda_sklearn.utils.scalars`, of arrays in
+Everything is checked here, once, before any work; the floors below trust their inputs.
+``Interval``, ``StrOptions`` and ``_fit_context`` are not part of scikit-learn's public
+interface: only this module knows where they live. Checks of single values are in
+:mod:`panda_sklearn.utils.scalars`, of arrays in
 :mod:`panda_sklearn.utils.array_checks`, of the values of arrays in
 :mod:`panda_sklearn.utils.values`; this module re-exports them.
 """

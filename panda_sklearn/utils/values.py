@@ -1,7 +1,7 @@
 """Checks of the values of arrays: finite, and neither too large nor too small.
 
-Floor 2: torch. They check whole arrays or, for data that are read in batches, one batch
-after the other, with the same messages.
+They check whole arrays or, for data that are read in batches, one batch after the
+other, with the same messages.
 """
 
 from __future__ import annotations
