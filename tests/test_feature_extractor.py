@@ -337,6 +337,8 @@ def test_bad_latents(network, z):
     extractor = make_extractor(network)
     with pytest.raises(ValueError, match=r"latents of shape \(2, 5\).*pass forward"):
         extractor.fit(z[:, :5])
+    with pytest.raises(ValueError, match=r"tuple of arrays of shapes \(7, 6\), \(7,\)"):
+        extractor.fit((z, np.arange(7)))
     with pytest.raises(NotFittedError):
         extractor.transform(z)
     conditional = make_extractor(network, forward=lambda g, z, c: g(z))

@@ -213,6 +213,18 @@ class Edit:
         """Set a field of the frozen instance."""
         object.__setattr__(self, name, value)
 
+    def __repr__(self) -> str:
+        """The fields that are not at their defaults; arrays by their shapes."""
+        texts = []
+        for each in fields(self):
+            value = getattr(self, each.name)
+            default = _as_unit(None, self.kind) if each.name == "unit" else each.default
+            if isinstance(value, np.ndarray | Tensor):
+                texts.append(f"{each.name}=<array of shape {tuple(value.shape)}>")
+            elif value != default or each.name == "strength":
+                texts.append(f"{each.name}={value!r}")
+        return f"Edit({', '.join(texts)})"
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Edit):
             return NotImplemented

@@ -67,6 +67,16 @@ def check_array_like(values: Any, name: str, expected: str) -> None:
         )
     if values is None or isinstance(values, NO_ARRAYS) or _has_no_axis(values):
         raise TypeError(f"{wanted} {shown(values)}.")
+    if isinstance(values, list | tuple):
+        arrays = [value for value in values if isinstance(value, ArrayLike)]
+        shapes = dict.fromkeys(tuple(array.shape) for array in arrays)
+        if len(shapes) > 1:
+            raise ValueError(
+                f"{wanted} a {type(values).__name__} of arrays of shapes "
+                f"{', '.join(map(str, shapes))}. Give one array. (Join inputs of a "
+                "network that takes several as columns, and take them apart in the "
+                "function given as forward.)"
+            )
     if n_masked := _n_masked(values):
         raise ValueError(
             f"{wanted} a masked array with {n_masked} masked entries. Fill them with "

@@ -139,6 +139,15 @@ def test_bad_edits(editor, z, arguments, kind, match):
         editor.edit(z, Edit(*arguments))
 
 
+def test_edits_are_shown_by_what_was_chosen():
+    assert repr(Edit(variation=0, part=3)) == "Edit(part=3, strength=1.0, variation=0)"
+    edit = Edit(np.ones(3), [1, 2], -2.0, "alpha", name="smile")
+    assert repr(edit) == (
+        "Edit(appearance=<array of shape (3,)>, part=(1, 2), strength=-2.0, "
+        "unit='alpha', name='smile')"
+    )
+
+
 def test_things_that_are_not_edits(editor, z):
     with pytest.raises(TypeError, match=r"each of edits must be an Edit, got .*tuple"):
         editor.edit(z, [(0, 0, 1.0)])

@@ -155,7 +155,7 @@ def test_streams_and_passes():
     [
         ({"part": 3}, ValueError, "part must be from 0 to 2, got 3"),
         ({"part": None}, TypeError, "part must be an int"),
-        ({"part": np.ones((2, 2))}, ValueError, "part must be of the layer's"),
+        ({"part": np.ones((2, 2))}, ValueError, "layer's spatial shape"),
         ({"part": 0, "n_variations": 5}, ValueError, "exceeds their number, 4"),
         ({"part": 0, "n_variations": 0}, ValueError, "n_variations"),
         ({"part": 0, "given": "all"}, ValueError, "given must be None or 'others'"),
