@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from panda_sklearn._searches import ranks_of, scores_of
 from panda_sklearn.utils.validation import check_kind
 
 __all__ = ["OneStandardError"]
-
-# Parameters that make a decomposition larger.
-RANKS = ("n_parts", "n_appearances")
 
 
 class OneStandardError:
@@ -82,49 +80,17 @@ class OneStandardError:
         """
         check_kind("metric", self.metric, str)
         check_kind("cv_results", cv_results, dict)
-        key = f"mean_test_{self.metric}"
-        if "params" not in cv_results:
-            raise ValueError(
-                "cv_results must be the cv_results_ of a search, with a key 'params'; "
-                f"its keys are {list(cv_results)}."
-            )
-        if key not in cv_results:
-            known = [k[10:] for k in cv_results if k.startswith("mean_test_")]
-            raise ValueError(f"metric must be one of {known}, got {self.metric!r}.")
-        means = np.asarray(cv_results[key], dtype=float)
+        means, errors = scores_of(cv_results, self.metric)
         if not np.isfinite(means).any():
             raise ValueError(f"No candidate has a finite {self.metric}.")
-        scores = np.array(
-            [
-                values
-                for name, values in cv_results.items()
-                if name.startswith("split") and name.endswith(f"_test_{self.metric}")
-            ],
-            dtype=float,
-        )  # (n_folds, n_candidates)
         best = int(np.nanargmax(means))
-        error = 0.0
-        if len(scores) > 1:
-            error = float(np.std(scores[:, best], ddof=1)) / math.sqrt(len(scores))
-        sizes = _sizes(cv_results["params"])
-        good = means >= means[best] - error  # false for NaN
+        sizes = _sizes(cv_results)
+        good = means >= means[best] - np.nan_to_num(errors[best])  # false for NaN
         candidates = np.flatnonzero(good).tolist()
         return min(candidates, key=lambda i: (sizes[i], -means[i]))
 
 
-def _sizes(candidates: list[dict[str, Any]]) -> np.ndarray:
+def _sizes(cv_results: dict[str, Any]) -> list[float]:
     """Numbers of coefficients, up to a factor that all candidates have in common."""
-    names = {
-        frozenset(name for name in params if name.rpartition("__")[2] in RANKS)
-        for params in candidates
-    }
-    if len(names) > 1 or not all(names):
-        raise ValueError(
-            f"All candidates must set the same of {RANKS}, one of them at least; they "
-            f"set {sorted(map(sorted, names))}. Put these into each grid."
-        )
-    (ranks,) = names
-    values = [[params[name] for name in ranks] for params in candidates]
-    return np.array(
-        [math.prod(math.inf if v is None else v for v in row) for row in values]
-    )
+    ranks = zip(*ranks_of(cv_results).values(), strict=True)
+    return [math.prod(math.inf if n is None else n for n in its) for its in ranks]

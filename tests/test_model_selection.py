@@ -71,7 +71,7 @@ def test_in_a_search_that_is_cloned_and_pickled():
     [
         ("other", [{"n_parts": 1}], "'score'"),
         ("score", [{"tol": 1}], "n_parts"),
-        ("score", [{"n_parts": 1}, {"n_appearances": 1}], "the same of"),
+        ("score", [{"n_parts": 1}, {"n_appearances": 1}], "same ranks"),
     ],
 )
 def test_bad_input(metric, params, part):

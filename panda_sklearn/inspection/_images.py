@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.pipeline import Pipeline
 from torch import Tensor
 
 from panda_sklearn.decomposition import PartsAppearanceDecomposition
 from panda_sklearn.utils.arrays import ArrayLike
 from panda_sklearn.utils.resizing import resize
 from panda_sklearn.utils.validation import (
-    check_is_fitted,
     check_items,
     check_number,
     check_value_range,
@@ -168,35 +166,6 @@ def check_labels(values: Any, name: str, n: int, *, fits: str) -> list:
 
 def _to_go_with(name: str) -> str:
     return f", to go with {name}" if name else ""
-
-
-def find_decomposition(
-    estimator: Any,
-) -> tuple[list[Any], PartsAppearanceDecomposition]:
-    """The transformers before the fitted decomposition in a Pipeline, and itself.
-
-    For a decomposition there are none.
-    """
-    steps = [estimator]
-    if isinstance(estimator, Pipeline):
-        steps = [
-            step for _, step in estimator.steps if step not in (None, "passthrough")
-        ]
-    for number, step in enumerate(steps):
-        if isinstance(step, PartsAppearanceDecomposition):
-            check_is_fitted(step)
-            return steps[:number], step
-    raise TypeError(
-        "estimator must be a PartsAppearanceDecomposition or a Pipeline with one as a "
-        f"step, got {shown(estimator)}."
-    )
-
-
-def transformed(X: Any, before: list[Any]) -> Any:
-    """What a decomposition is given of X by the steps before it."""
-    for step in before:
-        X = step.transform(X)
-    return X
 
 
 def check_two_axes(panda: PartsAppearanceDecomposition) -> None:

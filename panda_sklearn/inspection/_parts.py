@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from panda_sklearn._pipelines import find_decomposition, transformed
 from panda_sklearn.inspection._docs import shared_docs
 from panda_sklearn.inspection._images import (
     as_array,
@@ -19,14 +20,12 @@ from panda_sklearn.inspection._images import (
     check_two_axes,
     check_unit,
     enlarge,
-    find_decomposition,
     label_columns,
     label_rows,
     new_axes,
     pictures_for,
     range_of,
     show,
-    transformed,
     unit_scaled,
 )
 from panda_sklearn.inspection._maps import draw_curve, put_positions, sections

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from panda_sklearn.inspection._images import as_array, check_axes, check_cmap
-from panda_sklearn.inspection._searches import (
+from panda_sklearn._searches import (
     in_order,
     metric_by,
     ranks_of,
     scores_of,
 )
+from panda_sklearn.inspection._images import as_array, check_axes, check_cmap
 from panda_sklearn.utils.arrays import ArrayLike
 from panda_sklearn.utils.validation import (
     as_numeric,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from panda_sklearn._pipelines import find_decomposition, transformed
 from panda_sklearn.inspection._docs import shared_docs
 from panda_sklearn.inspection._images import (
     as_array,
@@ -17,12 +18,10 @@ from panda_sklearn.inspection._images import (
     check_labels,
     check_unit,
     enlarge,
-    find_decomposition,
     label_rows,
     new_axes,
     pictures_for,
     show,
-    transformed,
 )
 from panda_sklearn.inspection._maps import (
     draw_curve,

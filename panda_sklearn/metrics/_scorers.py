@@ -7,7 +7,6 @@ its module.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from numbers import Integral
 from typing import Any
 
@@ -16,9 +15,9 @@ import torch
 from sklearn.base import clone
 from torch import Tensor
 
+from panda_sklearn._pipelines import find_decomposition, transformed
 from panda_sklearn.core.objective import cancels
 from panda_sklearn.decomposition import (
-    PartsAppearanceDecomposition,
     factors_of,
     samples_of,
 )
@@ -31,7 +30,6 @@ from panda_sklearn.metrics._factors import (
 from panda_sklearn.utils.arithmetic import own_arithmetic
 from panda_sklearn.utils.validation import (
     check_choice,
-    check_is_fitted,
     check_random_state,
     is_bool,
     shown,
@@ -60,8 +58,8 @@ def reconstruction(estimator: Any, X: Any, y: Any = None) -> float:
     score : float
         ``PartsAppearanceDecomposition.score``; 1 is perfect.
     """
-    panda, X = _find(estimator, X)
-    return panda.score(X)
+    before, panda = find_decomposition(estimator)
+    return panda.score(transformed(X, before))
 
 
 @own_arithmetic
@@ -137,13 +135,12 @@ def heldout_reconstruction(
         raise ValueError(f"n_folds must be an int of 2 or more, got {shown(n_folds)}.")
     n_folds = int(n_folds)
     random = check_random_state(random_state)
-    panda = _steps(estimator)[1]
+    before, panda = find_decomposition(estimator)
     whole_channels = held_out == "positions"
     _check_folds(panda.parts_, n_folds, "parts", "positions")
     if not whole_channels:
         _check_folds(panda.appearances_, n_folds, "appearances", "channels")
-    panda, X = _find(estimator, X)
-    samples, _ = samples_of(panda, X, squared=True)
+    samples, _ = samples_of(panda, transformed(X, before), squared=True)
     factors = factors_of(panda, samples)
     A, P = factors.A.double(), factors.P.double()
     positions = _predictors(P, n_folds, random)
@@ -208,8 +205,8 @@ def stability(estimator: Any, X: Any, y: Any = None, *, of: str = "parts") -> fl
     match_factors : The pairs and their cosines.
     """
     check_choice("of", of, ("parts", "appearances"))
-    panda, X = _find(estimator, X)
-    other = clone(panda).set_params(distributed=False).fit(X)
+    before, panda = find_decomposition(estimator)
+    other = clone(panda).set_params(distributed=False).fit(transformed(X, before))
     one, two = getattr(panda, f"{of}_"), getattr(other, f"{of}_")
     cosines = match_factors(one, two, ignore_sign=of == "appearances")[2]
     return float(np.mean(cosines))
@@ -235,7 +232,7 @@ def neg_parts_overlap(estimator: Any, X: Any, y: Any = None) -> float:
         The negative of ``parts_overlap`` of the fitted parts; 0 if they share no
         position.
     """
-    return 0.0 - parts_overlap(_steps(estimator)[1].parts_)
+    return 0.0 - parts_overlap(find_decomposition(estimator)[1].parts_)
 
 
 def distinct_parts(estimator: Any, X: Any, y: Any = None) -> float:
@@ -262,40 +259,8 @@ def distinct_parts(estimator: Any, X: Any, y: Any = None) -> float:
     dead_parts : Finds parts that are practically zero.
     duplicate_parts : Finds parts that are nearly the same as an earlier one.
     """
-    parts = _steps(estimator)[1].parts_
+    parts = find_decomposition(estimator)[1].parts_
     return float(np.mean(~dead_parts(parts) & ~duplicate_parts(parts)))
-
-
-def _steps(estimator: Any) -> tuple[list, PartsAppearanceDecomposition]:
-    """The steps of a pipeline before the decomposition, and the decomposition."""
-    before: list = []
-    for step in _flattened(estimator):
-        if isinstance(step, PartsAppearanceDecomposition):
-            check_is_fitted(step)
-            return before, step
-        before.append(step)
-    raise TypeError(
-        "estimator must be a PartsAppearanceDecomposition or a Pipeline with one as a "
-        f"step, got {shown(estimator)}."
-    )
-
-
-def _flattened(estimator: Any) -> Iterator[Any]:
-    """The steps of a pipeline, including those of nested pipelines."""
-    if not hasattr(estimator, "steps"):
-        yield estimator
-        return
-    for _, step in estimator.steps:
-        if step is not None and step != "passthrough":
-            yield from _flattened(step)
-
-
-def _find(estimator: Any, X: Any) -> tuple[PartsAppearanceDecomposition, Any]:
-    """The decomposition, and its input for X."""
-    before, panda = _steps(estimator)
-    for step in before:
-        X = step.transform(X)
-    return panda, X
 
 
 def _check_folds(factors: Any, n_folds: int, rank: str, rows: str) -> None:
