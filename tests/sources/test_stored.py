@@ -175,7 +175,7 @@ def test_each_chunk_of_zarr_is_read_once_a_pass(options, tmp_path):
 
     in_zarr(tmp_path, X, chunks=(2, 3, 4, 5), **options)
     store = Counting(LocalStore(tmp_path / "X.zarr"))
-    source = open_source(zarr.open_array(store, mode="r"))
+    source = open_source(zarr.open_array(store, mode="r+"))
     reads.clear()
     batches_of(source)
     chunks = [key for key, _ in reads if key.startswith("c/")]
