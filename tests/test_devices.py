@@ -295,8 +295,6 @@ def test_directions(cuda, monkeypatch, formed):
         torch.testing.assert_close(each, found[0], rtol=0, atol=0.1)
 
 
-# How near 40 steps come differs between versions of what they are computed with.
-@pytest.mark.filterwarnings("ignore:.*matched badly:UserWarning")
 def test_inversion(cuda):
     z = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
     found = []

@@ -103,8 +103,6 @@ def test_transfers(editor, watched, z, mix):
     watched.check(z, donors)
 
 
-# What "badly" is goes by two other images, and by the version of torchmetrics.
-@pytest.mark.filterwarnings("ignore:.*matched badly:UserWarning")
 def test_inversion(editor, watched, z):
     """Each image is sought with the colour of its own number."""
     extractor = editor.extractor
